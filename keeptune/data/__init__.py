@@ -1,0 +1,1 @@
+"""Rows in, splits out; no module here imports torch."""
