@@ -1,0 +1,235 @@
+"""The one door for durable writes: bytes and folders arrive, and are on the disk whole or not at all.
+
+A file is written beside its place, synced, then renamed; a folder likewise, with its manifest (size and SHA-256 of
+each file) written last. Every `OSError` leaves as a `StorageError` that names the path and the remedy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import secrets
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from keeptune.errors import FolderInUseError, StorageError
+
+MANIFEST = "manifest.json"
+_TEMPORARY = ".tmp-"
+_REMEDIES = {
+    errno.ENOSPC: ("no space left", "free space on the disk, then give the same command again"),
+    errno.EDQUOT: ("the disk quota is used up", "free space, then give the same command again"),
+    errno.EFBIG: ("the file is larger than the limit of this process", "raise it (ulimit -f), then go on"),
+    errno.EACCES: ("permission denied", "choose a folder that you may write to with output_dir"),
+    errno.EPERM: ("operation not permitted", "choose a folder that you may write to with output_dir"),
+    errno.EROFS: ("the file system is read-only", "choose another folder with output_dir"),
+    errno.ENOTDIR: ("a file stands where a folder is expected", "move that file, or choose another output_dir"),
+    errno.EISDIR: ("a folder stands where a file is expected", "move that folder, or choose another output_dir"),
+    errno.ENOENT: ("no such file or folder", "check that nothing removed it, then give the same command again"),
+}
+
+
+@contextlib.contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn every `OSError` inside the block into a `StorageError` about `path`."""
+    try:
+        yield
+    except OSError as error:
+        found, remedy = _REMEDIES.get(error.errno or 0, (str(error), "check the disk, then give the same command again"))
+        raise StorageError(f"{path}: {found}; expected a place to read and write. Remedy: {remedy}.") from error
+
+
+def write_atomic(path: Path, content: str | bytes) -> None:
+    """Replace `path` by `content`; readers see the old file or the new one, never a part.
+
+    Raises:
+        StorageError: the disk refuses; the old file stands untouched.
+    """
+    data = content.encode("utf-8") if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}{secrets.token_hex(4)}")
+    with storage_errors(path):
+        try:
+            with temporary.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def write_json(path: Path, value: object) -> None:
+    """Write `value` as indented JSON, atomically; NaN and infinity are refused with `ValueError`."""
+    write_atomic(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_jsonl(path: Path, values: Iterator[Any]) -> None:
+    """Write one JSON object a line, atomically and streaming."""
+    temporary = path.with_name(f".{path.name}{_TEMPORARY}{secrets.token_hex(4)}")
+    with storage_errors(path):
+        try:
+            with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
+                file.writelines(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+            _sync_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> Any:
+    """Return the JSON value in a file that keeptune wrote.
+
+    Raises:
+        StorageError: the file is missing or is not JSON.
+    """
+    with storage_errors(path):
+        text = path.read_text(encoding="utf-8", errors="surrogatepass")
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise StorageError(
+            f"{path}:{error.lineno}: found broken JSON ({error.msg}); expected the file as keeptune wrote it. "
+            "Remove the folder that it stands in and give the same command again."
+        ) from error
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes as 64 hexadecimal digits."""
+    with storage_errors(path), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file: Any) -> str:
+    digest = hashlib.sha256()
+    for block in iter(lambda: file.read(1 << 20), b""):
+        digest.update(block)
+    return digest.hexdigest()
+
+
+@contextlib.contextmanager
+def staged_folder(target: Path, *, facts: Mapping[str, Any]) -> Iterator[Path]:
+    """Yield an empty folder beside `target`; when the block ends well, it becomes `target`, whole and synced.
+
+    `manifest.json` is written last: `facts` plus `files`, {relative path: {"bytes", "sha256"}}. An older `target` is
+    moved aside first and removed after the new one stands. When the block raises, nothing of it remains.
+
+    Raises:
+        StorageError: the disk refuses; an older `target` stands untouched.
+    """
+    staging = target.with_name(f"{target.name}{_TEMPORARY}{secrets.token_hex(4)}")
+    try:
+        with storage_errors(target):
+            staging.mkdir(parents=True)
+        yield staging
+        with storage_errors(target):
+            files = {}
+            for path in sorted(p for p in staging.rglob("*") if p.is_file()):
+                with path.open("rb") as file:
+                    os.fsync(file.fileno())
+                files[path.relative_to(staging).as_posix()] = {
+                    "bytes": path.stat().st_size,
+                    "sha256": file_sha256(path),
+                }
+            write_json(staging / MANIFEST, {**facts, "files": files})
+            for folder in [p for p in staging.rglob("*") if p.is_dir()]:
+                _sync_folder(folder)
+            _swap_in(staging, target)
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _swap_in(staging: Path, target: Path) -> None:
+    old = target.with_name(f"{target.name}{_TEMPORARY}old-{secrets.token_hex(4)}")
+    if target.exists():
+        target.rename(old)
+    staging.rename(target)
+    _sync_folder(target.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def verify_folder(folder: Path) -> dict[str, Any] | None:
+    """Return a staged folder's manifest if every file has its size and SHA-256, else None."""
+    try:
+        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+        for name, facts in manifest["files"].items():
+            path = folder / name
+            if path.stat().st_size != facts["bytes"] or file_sha256(path) != facts["sha256"]:
+                return None
+    except (OSError, StorageError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+    return manifest
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what a killed process left half-written directly in `folder`.
+
+    A `.tmp-old-` folder whose successor never took its place is put back first, so that nothing finished is lost.
+    """
+    if not folder.is_dir():
+        return
+    with storage_errors(folder):
+        for path in sorted(folder.iterdir()):
+            if _TEMPORARY not in path.name or path.is_symlink():
+                continue
+            target = path.with_name(path.name.split(_TEMPORARY)[0])
+            if f"{_TEMPORARY}old-" in path.name and not target.exists():
+                path.rename(target)
+            elif path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+@contextlib.contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Hold `folder` (created when missing) for this process; the lock dies with its holder.
+
+    Raises:
+        FolderInUseError: another process holds it.
+        StorageError: the folder cannot be created or written to.
+    """
+    import fcntl
+
+    with storage_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        file = (folder / ".lock").open("a+")
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise FolderInUseError(
+                f"{folder}: found in use by another keeptune process; expected it free. "
+                "Wait for that process, or choose another output_dir."
+            ) from error
+        yield
+
+
+def require_space(folder: Path, *, needed_bytes: int) -> None:
+    """Refuse to begin what the disk cannot hold.
+
+    Raises:
+        StorageError: fewer than `needed_bytes` are free below `folder`.
+    """
+    with storage_errors(folder):
+        free_bytes = shutil.disk_usage(folder).free
+    if free_bytes < needed_bytes:
+        raise StorageError(
+            f"{folder}: found {free_bytes / 1e9:.2f} GB free; expected at least {needed_bytes / 1e9:.2f} GB for the "
+            "checkpoints of this run. Free space, or choose another output_dir."
+        )
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
