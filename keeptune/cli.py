@@ -1,0 +1,226 @@
+"""Arguments arrive, one stage is called, and its outcome leaves as lines and an exit code."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from keeptune import __version__
+from keeptune.errors import KeeptuneError
+
+if TYPE_CHECKING:
+    from keeptune.config import Recipe
+    from keeptune.stages import Context, Run
+
+app = typer.Typer(
+    name="keeptune",
+    help="Fine-tune, and keep what you had: from instruction data to an instruct model with its evidence.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+RecipePath = Annotated[Path, typer.Argument(metavar="RECIPE.yaml", help="The recipe: what to train, on what, how.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a field of the recipe, e.g. training.num_train_epochs=1."
+    ),
+]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print outcomes only.")]
+
+
+class _Signals:
+    """The first Ctrl-C or SIGTERM asks the work to save and stop; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: Any) -> None:
+        self.received += 1
+        if self.received > 1:
+            os._exit(128 + number)
+        sys.stderr.write("\nkeeptune: stopping after this piece of work; once more ends at once, without saving.\n")
+
+    def stop_requested(self) -> bool:
+        return self.received > 0
+
+
+@app.callback(invoke_without_command=True)
+def _version(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        print(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def check(
+    recipe: RecipePath,
+    *,
+    set_: Overrides = None,
+    records: Annotated[int, typer.Option(min=1, help="Records to show.")] = 3,
+    quiet: Quiet = False,
+) -> None:
+    """Read, audit and render the data without training; show what would be trained on."""
+    from keeptune import stages, terminal
+
+    context = _context(quiet=quiet)
+    outcome = stages.check(_load(recipe, set_), context=context, num_shown=records)
+    terminal.show_check(_console(), outcome)
+
+
+@app.command()
+def prepare(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
+    """Read, audit, split and tokenise the data."""
+    from keeptune import stages, terminal
+
+    with _run(recipe, set_, quiet=quiet) as run:
+        terminal.show_audit(_console(), stages.prepare(run).audit)
+        print(f"Data: {run.folder / 'data'}")
+
+
+@app.command()
+def train(
+    recipe: RecipePath,
+    *,
+    set_: Overrides = None,
+    method: Annotated[list[str] | None, typer.Option(help="Train these methods only.")] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train every method of the recipe, choosing on validation."""
+    from keeptune import stages
+
+    with _run(recipe, set_, quiet=quiet) as run:
+        for folder in stages.train(run, methods=method):
+            print(f"Trained: {folder}")
+
+
+@app.command()
+def evaluate(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
+    """Score the base model and every trained method on the locked test split; deliver the selected one."""
+    from keeptune import stages
+
+    with _run(recipe, set_, quiet=quiet) as run:
+        print(f"Instruct model: {stages.evaluate(run)}")
+
+
+@app.command()
+def report(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
+    """Write report.html and report.json from what the run folder holds."""
+    from keeptune import stages
+
+    with _run(recipe, set_, quiet=quiet) as run:
+        print(f"Report: {stages.report(run)}")
+
+
+@app.command()
+def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
+    """Prepare, train, evaluate and report; finished stages are not run again."""
+    from keeptune import stages, terminal
+
+    with _run(recipe, set_, quiet=quiet) as opened:
+        prepared = stages.prepare(opened)
+        if not quiet:
+            terminal.show_audit(_console(), prepared.audit)
+        stages.train(opened)
+        delivered = stages.evaluate(opened)
+        page = stages.report(opened)
+        terminal.show_scores(_console(), page.with_name("report.json"))
+        print(f"Instruct model: {delivered}")
+        print(f"Report: {page}")
+
+
+@app.command()
+def export(
+    adapter: Annotated[Path, typer.Argument(help="A method's folder (runs/x/lora) or an adapter folder.")],
+    merged: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the merged model goes; must not exist.")],
+    base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None,
+) -> None:
+    """Fold an adapter into its base model and write a model folder that transformers loads alone."""
+    from keeptune import stages
+
+    print(f"Merged model: {stages.export(adapter, merged=merged, base=base)}")
+
+
+def _load(path: Path, overrides: list[str] | None) -> Recipe:
+    from keeptune.config import load_recipe
+
+    return load_recipe(path, overrides=overrides or [])
+
+
+@contextmanager
+def _run(path: Path, overrides: list[str] | None, *, quiet: bool) -> Iterator[Run]:
+    from keeptune import stages
+
+    recipe = _load(path, overrides)
+    with stages.open_run(recipe, context=_context(quiet=quiet)) as opened:
+        yield opened
+
+
+def _context(*, quiet: bool) -> Context:
+    from keeptune import stages, terminal
+
+    signals = _Signals()
+    signals.install()
+    console = _console(stderr=True)
+    live = console.is_terminal and not quiet
+    return stages.Context(
+        progress=terminal.LiveProgress(console) if live else terminal.PlainProgress(console, quiet=quiet),
+        stop_requested=signals.stop_requested,
+        command=shlex.join(["keeptune", *sys.argv[1:]]),
+        now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def _console(*, stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def main() -> None:
+    """Run one command; a fault of the user's is one message and its exit code, a fault of ours a traceback."""
+    # A forked or threaded tokenizer must not warn or deadlock, and nothing may look for a hub behind the user's back.
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    try:
+        app(standalone_mode=False)
+    except KeeptuneError as error:
+        sys.stderr.write(f"keeptune: {error}\n")
+        code = error.exit_code
+    except typer.Exit as stop:
+        code = stop.exit_code
+    except typer.Abort:
+        code = 1
+    except Exception as error:
+        show = getattr(error, "show", None)
+        if show is None:
+            traceback.print_exc()
+            sys.stderr.write("keeptune: this is a fault of keeptune's own; please report it with the lines above.\n")
+            code = 1
+        else:
+            show()
+            code = 2
+    else:
+        code = 0
+    sys.stdout.flush()
+    sys.stderr.flush()
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,161 @@
+"""What a person reads while keeptune works: progress, tables and previews arrive, lines on a terminal leave.
+
+On a terminal, long work shows one live line with rate and time left; elsewhere, and with `--quiet`, plain lines.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+_PLAIN_SECONDS = 15.0
+
+
+class ShownToken(Protocol):
+    """A token of a preview."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def id(self) -> int: ...
+    @property
+    def trained(self) -> bool: ...
+
+
+class LiveProgress:
+    """A `keeptune.progress.Progress` for a terminal: one live line for the work that is open."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._bar: Progress | None = None
+        self._task: TaskID | None = None
+
+    def start(self, title: str, *, total: int, unit: str) -> None:
+        self.finish()
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+            TextColumn("{task.fields[rate]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._bar.add_task(title, total=total, note="", rate="")
+        self._bar.start()
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        if self._bar is None or self._task is None:
+            return
+        self._bar.advance(self._task, count)
+        task = self._bar.tasks[0]
+        rate = f"{task.speed:,.1f}/s" if task.speed else ""
+        self._bar.update(self._task, rate=rate, note=note or task.fields["note"])
+
+    def finish(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+    def say(self, text: str) -> None:
+        self._console.print(visible(text), highlight=False, soft_wrap=True)
+
+
+class PlainProgress:
+    """A `keeptune.progress.Progress` for files and pipes: a line at the start, at the end and now and then between."""
+
+    def __init__(self, console: Console, *, quiet: bool) -> None:
+        self._console = console
+        self._quiet = quiet
+        self._title = ""
+
+    def start(self, title: str, *, total: int, unit: str) -> None:
+        self.finish()
+        self._title, self._unit, self._total = title, unit, total
+        self._done, self._note = 0, ""
+        self._begun = self._shown = time.monotonic()
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        self._done += count
+        self._note = note or self._note
+        now = time.monotonic()
+        if now - self._shown >= _PLAIN_SECONDS and not self._quiet:
+            self._shown = now
+            rate = self._done / (now - self._begun)
+            left = (self._total - self._done) / rate if rate else 0.0
+            self._print(
+                f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s, {left:,.0f} s left"
+            )
+
+    def finish(self) -> None:
+        if self._title and not self._quiet:
+            self._print(f"{self._title}: {self._done:,} {self._unit} in {time.monotonic() - self._begun:,.1f} s")
+        self._title = ""
+
+    def say(self, text: str) -> None:
+        if not self._quiet:
+            self._console.print(visible(text), highlight=False, soft_wrap=True)
+
+    def _print(self, line: str) -> None:
+        note = f", {self._note}" if self._note else ""
+        self._console.print(visible(line + note), highlight=False, soft_wrap=True)
+
+
+def visible(text: str) -> Text:
+    """Return text in which control characters cannot steer the terminal."""
+    return Text("".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text))
+
+
+def show_table(console: Console, title: str, header: Sequence[str], *, rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; every column but the first is right-aligned."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for i, name in enumerate(header):
+        table.add_column(name, justify="left" if i == 0 else "right")
+    for row in rows:
+        table.add_row(*(visible(cell) for cell in row))
+    console.print(table)
+
+
+def show_counts(console: Console, title: str, *, counts: Mapping[str, Any]) -> None:
+    """Print names and values as a two-column table."""
+    rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in counts.items()]
+    show_table(console, title, ("", ""), rows=rows)
+
+
+def show_tokens(console: Console, title: str, *, tokens: Sequence[ShownToken]) -> None:
+    """Print a rendered record; what carries loss is green (and between markers where there is no colour)."""
+    line = Text()
+    colour = console.is_terminal and not console.no_color
+    previous = False
+    for token in tokens:
+        if token.trained != previous and not colour:
+            line.append("⟦" if token.trained else "⟧")
+        line.append_text(visible(token.text))
+        if token.trained:
+            line.stylize("bold green", len(line) - len(visible(token.text)))
+        previous = token.trained
+    if previous and not colour:
+        line.append("⟧")
+    console.print(Text(title, style="bold"))
+    console.print(line, soft_wrap=True)
+
+
+def show_token_table(console: Console, *, tokens: Sequence[ShownToken], at_most: int) -> None:
+    """Print position, id, text and whether it is trained on, for the ends of a record."""
+    half = at_most // 2
+    shown = list(enumerate(tokens))
+    if len(shown) > at_most:
+        shown = shown[:half] + shown[-half:]
+    rows = [(str(i), str(t.id), repr(t.text), "trained" if t.trained else "") for i, t in shown]
+    left_out = len(tokens) - len(shown)
+    title = "Tokens of the first record" + (f" ({left_out} in the middle left out)" if left_out else "")
+    show_table(console, title, ("position", "id", "text", "loss"), rows=rows)
