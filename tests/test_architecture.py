@@ -137,7 +137,8 @@ def test_nothing_swallows_every_error(path: Path) -> None:
 
 
 def test_the_command_line_starts_without_torch() -> None:
-    code = "import sys, keeptune.cli; print([m for m in ('torch', 'transformers', 'peft', 'matplotlib', 'pyarrow') if m in sys.modules])"
+    unwanted = ("torch", "transformers", "peft", "matplotlib", "pyarrow")
+    code = f"import sys, keeptune.cli; print([m for m in {unwanted} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
 
@@ -164,4 +165,6 @@ def test_every_recipe_field_is_read_and_explained() -> None:
     for field in recipe_fields():
         name = field.split(".")[1]
         assert re.search(rf"\.{name}\b", readers), f"{field} is read by nothing"
-        assert re.search(rf'^    {name}: .*(\n    .*)*?\n    """', explained, re.MULTILINE), f"{field} has no line of its own"
+        assert re.search(rf'^    {name}: .*(\n    .*)*?\n    """', explained, re.MULTILINE), (
+            f"{field} has no line of its own"
+        )

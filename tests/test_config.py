@@ -1,0 +1,143 @@
+"""A recipe is read whole or refused with every problem at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from keeptune.config import load_recipe
+from keeptune.errors import RecipeError
+
+MINIMAL = "model: base\noutput_dir: runs/x\ndata: {tasks: [{path: a.jsonl}]}\n"
+
+
+def write(folder: Path, text: str) -> Path:
+    path = folder / "recipe.yaml"
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+def test_a_minimal_recipe_gets_every_default(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL))
+    assert recipe.data.tasks[0].name == "a"
+    assert list(recipe.methods) == ["full", "lora"]
+    assert (recipe.data.validation_fraction, recipe.data.test_fraction) == (0.1, 0.1)
+
+
+def test_the_written_recipe_reads_back_as_itself(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL))
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
+
+
+def test_set_overrides_a_field_and_a_list_element(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    recipe = load_recipe(path, overrides=["training.num_train_epochs=1", "data.tasks.0.max_records=7", "seed=3"])
+    assert (recipe.training.num_train_epochs, recipe.data.tasks[0].max_records, recipe.seed) == (1, 7, 3)
+
+
+def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL + "methods: {lora: {peft_type: lora, lora_dropout: 1e-1}}\n"))
+    assert recipe.methods["lora"].model_extra == {"lora_dropout": 0.1}
+    assert recipe.methods["lora"].peft_type == "LORA"
+
+
+def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
+    text = (
+        "output_dir: x\n"
+        "data: {tasks: [{path: a.jsonl}], validation_fracton: 0.1, max_length: many}\n"
+        "training: {num_train_epochs: 0, lr_scheduler_type: linar}\n"
+    )
+    path = write(tmp_path, text)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 5
+    assert f"{path}: model: found nothing; expected a value. Add this key." in lines
+    assert any("Did you mean 'validation_fraction'?" in line for line in lines)
+    assert any("data.max_length: found 'many'; expected a valid integer" in line for line in lines)
+    assert any("found 'linar'; expected 'linear', 'cosine' or 'constant_with_cooldown'" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (
+            "evaluation: {metrics: [rougeL], select_by: bleu}\n",
+            "found select_by: bleu; expected loss or one of metrics",
+        ),
+        ("methods: {full: {r: 8}}\n", "found r without peft_type; expected only learning_rate"),
+        ("methods: {base: {}}\n", "found the method name 'base'"),
+        ("methods: {'../x': {}}\n", "found the method name '../x'"),
+        ("training: {eval_steps: 5, evals_per_epoch: 3}\n", "found eval_steps and evals_per_epoch; expected one"),
+        ("training: {cooldown_fraction: 0.5}\n", "found cooldown_fraction without effect"),
+        ("seed: .nan\n", "seed"),
+        ("methods: {lora: {peft_type: LORA, learning_rate: .inf}}\n", "learning_rate"),
+    ],
+)
+def test_settings_without_effect_or_sense_are_refused(tmp_path: Path, more: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, MINIMAL + more))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("tasks", "message"),
+    [
+        ("[{path: a.jsonl}, {path: b/a.csv}]", "found the task name 'a' twice; expected each once"),
+        ("[{path: a.jsonl, name: all}]", "found the task name 'all'"),
+        ("[{path: a.jsonl, columns: {prompt: q}}]", "found columns with one key; expected both prompt and completion"),
+        ("[{path: a.jsonl, instruction: Do.}]", "found instruction without columns"),
+        ("[{path: a.jsonl, columns: {promt: q, completion: a}}]", "'prompt' or 'completion'"),
+        ("[]", "data.tasks: found []; expected"),
+    ],
+)
+def test_bad_tasks_are_refused(tmp_path: Path, tasks: str, message: str) -> None:
+    text = f"model: base\noutput_dir: x\ndata: {{tasks: {tasks}}}\n"
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("model: [", "found no valid YAML"),
+        ("- a\n", "found list; expected `key: value` lines"),
+        ("a: &x 1\nb: *x\n", "aliases (*name) are not accepted"),
+        ("model: a\nmodel: b\n", "the key 'model' stands twice"),
+        ("model: !!python/object/apply:os.system [ls]\n", "found no valid YAML"),
+        ("[" * 20000, "found no valid YAML"),
+    ],
+)
+def test_yaml_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    assert message in str(caught.value)
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="found no readable recipe"):
+        load_recipe(tmp_path / "none.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("seed", "found no `key=value`"),
+        ("data.tasks.5.path=x", "found '5'; expected a number from 0 to 0"),
+        ("model.x=1", "found a plain value at 'model'; expected a section"),
+        ("seed=[", "found no valid YAML after `=`"),
+        ("training.num_epochs=1", "Did you mean 'num_train_epochs'?"),
+    ],
+)
+def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, MINIMAL), overrides=[override])
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "keeptune" / "recipes").glob("*.yaml")), ids=str)
+def test_the_recipes_that_ship_are_valid(path: Path) -> None:
+    assert yaml.safe_load(load_recipe(path).to_yaml())["model"]
