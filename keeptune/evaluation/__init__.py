@@ -1,0 +1,1 @@
+"""A model and a split arrive; its answers, their scores and paired differences leave."""

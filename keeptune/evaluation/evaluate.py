@@ -1,0 +1,285 @@
+"""A model and a split's records arrive; `samples.jsonl` and `scores.json` leave, or one value for the training loop."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from keeptune.data.clean import prompt_key
+from keeptune.data.record import Record, SplitName
+from keeptune.errors import Interrupted, NonFiniteError, OutOfMemoryError
+from keeptune.evaluation.generate import Decoding, Generated, generate, lacks_memory
+from keeptune.evaluation.metrics import (
+    LOSS_METRICS,
+    METRICS,
+    Answer,
+    answer_from_json,
+    answer_to_json,
+    measure,
+    with_loss,
+)
+from keeptune.evaluation.scores import ALL_TASKS, Score, score_answers
+from keeptune.model.loss import target_losses
+from keeptune.progress import Progress
+from keeptune.storage import staged_folder, storage_errors, write_json, write_jsonl
+from keeptune.text.batches import NOT_TRAINED, Batch
+from keeptune.text.tokenizer import Tokenizer
+from keeptune.text.tokens import Example
+from keeptune.training.modes import evaluating
+from keeptune.training.plan import Examples
+
+SAMPLES = "samples.jsonl"
+SCORES = "scores.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The records of a split and their tokens; a record without tokens was dropped by the length policy."""
+
+    name: SplitName
+    records: Sequence[Record]
+    examples: Examples
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What all evaluations of a run share. `collate` makes the batches that the loss is computed over."""
+
+    tokenizer: Tokenizer
+    decoding: Decoding
+    collate: Callable[[Sequence[Example]], Batch]
+    autocast: torch.dtype | None
+    progress: Progress
+    stop_requested: Callable[[], bool]
+
+
+def evaluate_model(
+    model: nn.Module,
+    *,
+    split: Split,
+    bench: Bench,
+    metrics: Sequence[str],
+    name: str,
+    shots: int,
+    folder: Path,
+    facts: Mapping[str, Any],
+) -> list[Score]:
+    """Let `model` answer every prompt of the split and write answers and scores to `folder`, whole or not at all.
+
+    `name` and `shots` say in the scores which model under which prompts this is; `facts` go into the manifest. Loss
+    and perplexity of the reference completions are always among the metrics.
+
+    Raises:
+        NonFiniteError: a record's loss is NaN or infinite.
+        OutOfMemoryError: half a batch does not fit either.
+        Interrupted: a stop was asked for.
+        StorageError: the disk refuses.
+    """
+    names = with_loss(metrics)
+    positions = list(range(len(split.examples)))
+    answers = _answers(model, split, positions, bench=bench, metrics=names)
+    scores = score_answers(answers, metrics=names)
+    with staged_folder(folder, facts=facts) as staging:
+        write_jsonl(staging / SAMPLES, (answer_to_json(answer) for answer in answers))
+        header = {
+            "model": name,
+            "shots": shots,
+            "split": split.name,
+            "prompt_sha256": _prompts_sha256(split.examples),
+            "decoding": {"strategy": "greedy", **asdict(bench.decoding)},
+            "num_records": len(answers),
+            "num_left_out": len(split.records) - len(answers),
+            "cut_fraction": sum(not answer.ended for answer in answers) / max(1, len(answers)),
+            "metrics": _described(names, answers),
+        }
+        rows = [{"model": name, "shots": shots, **asdict(score)} for score in scores]
+        write_json(staging / SCORES, {**header, "scores": rows})
+    return scores
+
+
+def validation_value(model: nn.Module, *, split: Split, bench: Bench, metric: str, num_records: int) -> float:
+    """Return one metric over at most `num_records` records of the split, chosen by their ids' hashes.
+
+    Raises:
+        NonFiniteError: a record's loss is NaN or infinite.
+        OutOfMemoryError: half a batch does not fit either.
+        Interrupted: a stop was asked for.
+    """
+    ids = split.examples.record_ids
+    # An id is a hash of its record's content: its order is as good as a random one, and needs no seed.
+    positions = sorted(range(len(ids)), key=lambda i: (ids[i], i))[:num_records]
+    names = LOSS_METRICS if metric in LOSS_METRICS else (metric,)
+    answers = _answers(model, split, positions, bench=bench, metrics=names)
+    return next(score.mean for score in score_answers(answers, metrics=(metric,)) if score.task == ALL_TASKS)
+
+
+def read_answers(folder: Path) -> list[Answer]:
+    """Return the answers that `evaluate_model` wrote to `folder`.
+
+    Raises:
+        StorageError: there are none.
+        DataError: a line was edited.
+    """
+    path = folder / SAMPLES
+    with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
+        return [answer_from_json(json.loads(line), where=f"{path}:{i}") for i, line in enumerate(file, 1)]
+
+
+def _answers(
+    model: nn.Module, split: Split, positions: Sequence[int], *, bench: Bench, metrics: Sequence[str]
+) -> list[Answer]:
+    """Return the answers to the examples at `positions`, decoded and scored only as far as `metrics` need it."""
+    examples = [_last_completion(split.examples[i]) for i in positions]
+    ids = [split.examples.record_ids[i] for i in positions]
+    by_id = {record.id: record for record in split.records}
+    losses = [_Loss(0.0, 0)] * len(ids)
+    generated = [Generated([], ended=True)] * len(ids)
+    with _computing(model, bench):
+        if set(metrics) & set(LOSS_METRICS):
+            losses = _losses(model, examples, ids=ids, bench=bench)
+        if set(metrics) - set(LOSS_METRICS):
+            generated = generate(
+                model,
+                [example.prompt_ids.tolist() for example in examples],
+                decoding=bench.decoding,
+                progress=bench.progress,
+                stop_requested=bench.stop_requested,
+            )
+    predictions = bench.tokenizer.decode_batch([answer.ids for answer in generated])
+    return [
+        _answer(by_id[id_], prediction, ended=answer.ended, loss=loss, metrics=metrics)
+        for id_, prediction, answer, loss in zip(ids, predictions, generated, losses, strict=True)
+    ]
+
+
+def _answer(record: Record, prediction: str, *, ended: bool, loss: _Loss, metrics: Sequence[str]) -> Answer:
+    references = (record.completion,)
+    mean_loss = loss.nats / max(1, loss.num_targets)
+    return Answer(
+        id=record.id,
+        task=record.task,
+        cluster=hashlib.sha256(prompt_key(record).encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        prompt=record.prompt,
+        prediction=prediction,
+        references=references,
+        ended=ended,
+        metrics=measure(prediction, references, loss=mean_loss, names=metrics),
+        num_target_tokens=loss.num_targets,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Loss:
+    """The summed cross-entropy of one reference completion over its target tokens."""
+
+    nats: float
+    num_targets: int
+
+
+def _losses(model: nn.Module, examples: Sequence[Example], *, ids: Sequence[str], bench: Bench) -> list[_Loss]:
+    """Return each example's loss; batches hold examples of like length."""
+    losses: dict[int, _Loss] = {}
+    bench.progress.start("Losses", total=len(examples), unit="records")
+    try:
+        for positions in _by_length([len(example.input_ids) for example in examples], bench.decoding.tokens_per_batch):
+            if bench.stop_requested():
+                raise Interrupted(
+                    "evaluation: found a request to stop; expected to finish the losses. Nothing of this evaluation "
+                    "was written; the same command makes it again."
+                )
+            batch = bench.collate([examples[i] for i in positions])
+            with evaluating(model), _memory_errors(bench):
+                nats = target_losses(model, batch).double().cpu().numpy()
+            losses.update(zip(positions, _split_by_example(nats, batch), strict=True))
+            bench.progress.advance(len(positions))
+    finally:
+        bench.progress.finish()
+    broken = [i for i, loss in losses.items() if not math.isfinite(loss.nats)]
+    if broken:
+        first = min(broken)
+        raise NonFiniteError(
+            f"record {ids[first]}: found a loss of {losses[first].nats} on its completion, and so on {len(broken)} of "
+            f"{len(ids)} records; expected finite ones. The weights are broken: train with a lower learning_rate."
+        )
+    return [losses[i] for i in range(len(examples))]
+
+
+def _split_by_example(nats_N: np.ndarray, batch: Batch) -> list[_Loss]:
+    """Return the sums over each example's targets; targets come in the order of the batch, row by row."""
+    trained = batch.labels != NOT_TRAINED
+    rows = np.split(trained, np.cumsum(batch.lengths)[:-1]) if batch.packed else list(trained)
+    num_targets = [int(np.count_nonzero(row)) for row in rows]
+    assert sum(num_targets) == len(nats_N), "the loss has other targets than the batch"
+    parts = np.split(nats_N, np.cumsum(num_targets)[:-1])
+    return [_Loss(float(part.sum()), count) for part, count in zip(parts, num_targets, strict=True)]
+
+
+def _by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
+    """Return positions in batches, longest first; a batch fits the budget even where it is padded."""
+    batches: list[list[int]] = []
+    for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens_per_batch:
+            batches[-1].append(position)
+        else:
+            batches.append([position])
+    return batches
+
+
+def _last_completion(example: Example) -> Example:
+    """Return the example with its last completion alone trained on: that is what an answer is compared with."""
+    loss_mask = np.arange(len(example.input_ids)) >= len(example.prompt_ids)
+    return Example(example.input_ids, loss_mask)
+
+
+@contextlib.contextmanager
+def _computing(model: nn.Module, bench: Bench) -> Iterator[None]:
+    if bench.autocast is None:
+        yield
+        return
+    device = next(model.parameters()).device
+    with torch.autocast(device.type, dtype=bench.autocast):
+        yield
+
+
+@contextlib.contextmanager
+def _memory_errors(bench: Bench) -> Iterator[None]:
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not lacks_memory(error):
+            raise
+        raise OutOfMemoryError(
+            "evaluation.tokens_per_batch: found no memory for the loss of "
+            f"{bench.decoding.tokens_per_batch} tokens; expected them to fit. Lower evaluation.tokens_per_batch."
+        ) from error
+
+
+def _described(names: Sequence[str], answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:
+    counts = {len(answer.references) for answer in answers}
+    num_references = counts.pop() if len(counts) == 1 else -1
+    return {
+        name: {
+            "signature": METRICS[name].signature(num_references),
+            "higher_is_better": METRICS[name].higher_is_better,
+        }
+        for name in names
+    }
+
+
+def _prompts_sha256(examples: Examples) -> str:
+    """Return the hash of every prompt's ids, in order: equal hashes mean that two models read the same prompts."""
+    digest = hashlib.sha256()
+    for i in range(len(examples)):
+        prompt = examples[i].prompt_ids
+        digest.update(len(prompt).to_bytes(8, "little") + prompt.astype("<i4").tobytes())
+    return digest.hexdigest()

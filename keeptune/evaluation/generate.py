@@ -1,0 +1,221 @@
+"""Prompts as token ids arrive; greedy answers as token ids leave, decoded side by side in batches of like length.
+
+Shape key: B prompts of a batch, T tokens of the longest of them, U tokens of an answer.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from keeptune.errors import DataError, Interrupted, OutOfMemoryError
+from keeptune.progress import Progress
+from keeptune.training.modes import evaluating
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How answers are made: greedily, until a stop id or `max_new_tokens`.
+
+    `tokens_per_batch` bounds prompts, padding and answers together. `max_positions` is the longest sequence that the
+    model takes (with an encoder: on each side); None: any length.
+    """
+
+    max_new_tokens: int
+    stop_ids: tuple[int, ...]
+    pad_id: int
+    tokens_per_batch: int
+    encoder_decoder: bool
+    max_positions: int | None = None
+
+    def new_tokens(self, num_prompt_tokens: int) -> int:
+        """Return how many tokens an answer to such a prompt may have; 0 or less: the prompt itself is too long."""
+        if self.max_positions is None:
+            return self.max_new_tokens
+        room = self.max_positions - num_prompt_tokens
+        if self.encoder_decoder:
+            room = self.max_positions if room >= 0 else room
+        return min(self.max_new_tokens, room)
+
+
+@dataclass(frozen=True, slots=True)
+class Generated:
+    """The ids of one answer, without its stop id; `ended` is False where the limit cut it."""
+
+    ids: list[int]
+    ended: bool
+
+
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether torch or Python raised `error` for want of memory, on a GPU or on the host."""
+    # torch has no exception of its own for host memory.
+    host = any(message in str(error) for message in ("can't allocate memory", "not enough memory"))
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or host
+
+
+def auto_max_new_tokens(completion_lengths: NDArray[np.int64]) -> int:
+    """Return a limit that all but the longest hundredth of the train completions stay clearly under.
+
+    It is the 99th percentile of their tokens, end token included, and a tenth more, and at least 8.
+    """
+    assert len(completion_lengths), "no completion to take the limit from"
+    return max(8, math.ceil(1.1 * float(np.quantile(completion_lengths, 0.99))))
+
+
+def generate(
+    model: nn.Module,
+    prompts: Sequence[Sequence[int]],
+    *,
+    decoding: Decoding,
+    progress: Progress,
+    stop_requested: Callable[[], bool],
+) -> list[Generated]:
+    """Return the greedy answer to each prompt, in the order of the prompts.
+
+    Neither the other prompts nor the batch size change an answer, up to rounding. The longest prompts come first, so
+    that a lack of memory shows at once. What `generation_config.json` says about sampling or penalties has no effect.
+
+    Raises:
+        DataError: a prompt leaves no room for an answer.
+        OutOfMemoryError: half a batch does not fit either.
+        Interrupted: a stop was asked for.
+    """
+    decoder = _Decoder(model, decoding, stop_requested)
+    answers: dict[int, Generated] = {}
+    progress.start("Answers", total=len(prompts), unit="records")
+    try:
+        with evaluating(model), _greedy(model, decoding):
+            for indices, num_new_tokens in _batches([len(prompt) for prompt in prompts], decoding=decoding):
+                rows = decoder.rows([list(prompts[i]) for i in indices], limit=num_new_tokens)
+                answers.update(zip(indices, (_until_stop(row, decoding.stop_ids) for row in rows), strict=True))
+                progress.advance(len(indices))
+    finally:
+        progress.finish()
+    return [answers[i] for i in range(len(prompts))]
+
+
+def _batches(lengths: Sequence[int], *, decoding: Decoding) -> Iterator[tuple[list[int], int]]:
+    """Yield indices, longest prompt first, with the limit of their answers.
+
+    A batch has one limit. Prompts so long that the model's positions shorten the limit stand with those of their own
+    length, so that no answer depends on its neighbours.
+    """
+    batch: list[int] = []
+    longest = limit = 0
+    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        own_limit = decoding.new_tokens(lengths[index])
+        if own_limit < 1:
+            raise DataError(
+                f"prompt {index}: found {lengths[index]} tokens; expected fewer than the model's "
+                f"{decoding.max_positions} positions. Lower data.max_length."
+            )
+        full = (len(batch) + 1) * (longest + limit) > decoding.tokens_per_batch
+        if batch and (full or own_limit != limit):
+            yield batch, limit
+            batch = []
+        if not batch:
+            longest, limit = lengths[index], own_limit
+        batch.append(index)
+    if batch:
+        yield batch, limit
+
+
+@contextlib.contextmanager
+def _greedy(model: Any, decoding: Decoding) -> Iterator[None]:
+    """Replace the model's generation settings by plain greedy ones inside the block."""
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    saved = inner.generation_config
+    start_id = getattr(inner.config, "decoder_start_token_id", None)
+    inner.generation_config = type(saved)(
+        do_sample=False,
+        num_beams=1,
+        use_cache=True,
+        eos_token_id=list(decoding.stop_ids),
+        pad_token_id=decoding.pad_id,
+        bos_token_id=saved.bos_token_id,
+        decoder_start_token_id=saved.decoder_start_token_id if start_id is None else start_id,
+    )
+    try:
+        yield
+    finally:
+        inner.generation_config = saved
+
+
+@dataclass(frozen=True, slots=True)
+class _Decoder:
+    """A model set to decode greedily; its methods return each prompt's new ids, stop and padding ids included."""
+
+    model: Any
+    decoding: Decoding
+    stop_requested: Callable[[], bool]
+
+    def rows(self, prompts: Sequence[list[int]], *, limit: int) -> list[list[int]]:
+        """Decode the prompts side by side; a batch that does not fit into memory is halved, once."""
+        try:
+            return self._rows(prompts, limit=limit)
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
+            if len(prompts) == 1:
+                raise self._too_large(1, limit) from error
+        # Outside of the handler: while it runs, the exception keeps the tensors of the failed batch alive.
+        half = (len(prompts) + 1) // 2
+        try:
+            return self._rows(prompts[:half], limit=limit) + self._rows(prompts[half:], limit=limit)
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
+            raise self._too_large(half, limit) from error
+
+    def _rows(self, prompts: Sequence[list[int]], *, limit: int) -> list[list[int]]:
+        input_ids_BT, attention_mask_BT = _padded(prompts, decoding=self.decoding)
+        sequences = self.model.generate(
+            input_ids=input_ids_BT.to(self.model.device),
+            attention_mask=attention_mask_BT.to(self.model.device),
+            max_new_tokens=limit,
+            stopping_criteria=[self._stop],
+        )
+        if self.stop_requested():
+            raise Interrupted(
+                "evaluation: found a request to stop; expected to finish the answers. Nothing of this evaluation was "
+                "written; the same command makes it again."
+            )
+        # Decoder-only: the prompt comes back in front; with an encoder: its one start id does.
+        first = 1 if self.decoding.encoder_decoder else input_ids_BT.shape[1]
+        return sequences[:, first:].tolist()
+
+    def _stop(self, sequences_BT: Tensor, _scores: Any, **_: Any) -> Tensor:
+        """Tell `generate` after each token whether to end every row."""
+        return torch.full((len(sequences_BT),), self.stop_requested(), dtype=torch.bool, device=sequences_BT.device)
+
+    def _too_large(self, num_prompts: int, limit: int) -> OutOfMemoryError:
+        return OutOfMemoryError(
+            f"evaluation.tokens_per_batch: found no memory for {num_prompts} answers of up to {limit} tokens side by "
+            f"side; expected {self.decoding.tokens_per_batch} tokens, or one answer, to fit. "
+            "Lower evaluation.tokens_per_batch or evaluation.max_new_tokens."
+        )
+
+
+def _padded(prompts: Sequence[list[int]], *, decoding: Decoding) -> tuple[Tensor, Tensor]:
+    """Return ids and attention mask (B, T); decoder-only rows are padded on the left, encoder rows on the right."""
+    longest = max(map(len, prompts))
+    input_ids_BT = torch.full((len(prompts), longest), decoding.pad_id, dtype=torch.long)
+    attention_mask_BT = torch.zeros_like(input_ids_BT)
+    for row, prompt in enumerate(prompts):
+        place = slice(0, len(prompt)) if decoding.encoder_decoder else slice(longest - len(prompt), longest)
+        input_ids_BT[row, place] = torch.tensor(prompt, dtype=torch.long)
+        attention_mask_BT[row, place] = 1
+    return input_ids_BT, attention_mask_BT
+
+
+def _until_stop(ids: list[int], stop_ids: Sequence[int]) -> Generated:
+    end = next((i for i, token in enumerate(ids) if token in stop_ids), None)
+    return Generated(ids[:end], ended=end is not None)

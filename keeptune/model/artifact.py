@@ -1,0 +1,326 @@
+"""What is saved: a trained model arrives, a folder in Hugging Face layout leaves, and is proved to give the same logits.
+
+Full fine-tuning leaves a whole model, PEFT an adapter; beside either stand the tokenizer, the chat template that was
+trained with, and a greedy generation config with every stop id. All weights are safetensors.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model_state_dict
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers import GenerationConfig, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from keeptune.errors import RecipeError, StorageError
+from keeptune.model.folder import resolve_model
+from keeptune.model.load import load_model
+from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
+from keeptune.storage import read_json, staged_folder, storage_errors, write_atomic, write_json
+from keeptune.text.template import Template
+from keeptune.text.tokenizer import Tokenizer
+
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+TEXT_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "spiece.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "generation_config.json",
+)
+_PROBE_TOKENS = 8
+_TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
+_HALF_TOLERANCE = 5e-2
+
+
+def stop_token_ids(model: nn.Module, *, tokenizer: Tokenizer, template: Template) -> tuple[int, ...]:
+    """Return, sorted, every id that ends an answer: the template's, the tokenizer's and the base model's own."""
+    own = base_of(model).generation_config
+    found = own.eos_token_id if own is not None else None
+    ids = {tokenizer.eos_id, tokenizer.special_tokens[template.end_token]}
+    return tuple(sorted(ids | set(found if isinstance(found, list) else [] if found is None else [found])))
+
+
+def base_of(model: nn.Module) -> PreTrainedModel:
+    """Return the transformers model inside an adapted one, or the model itself."""
+    inner = model.get_base_model() if isinstance(model, PeftModel) else model
+    assert isinstance(inner, PreTrainedModel)
+    return inner
+
+
+def save_artifact(
+    model: nn.Module,
+    folder: Path,
+    *,
+    base_name: str,
+    tokenizer_folder: Path,
+    tokenizer: Tokenizer,
+    template: Template,
+    max_new_tokens: int,
+    facts: Mapping[str, Any],
+) -> None:
+    """Write the trained model to `folder`, whole or not at all; an older `folder` is replaced.
+
+    `base_name` is the recipe's `model`; an adapter names it, with its revision, as its base model. `manifest.json`
+    holds `facts`, the names and hashes of template and tokenizer, and the hash of each file.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    stop_ids = stop_token_ids(model, tokenizer=tokenizer, template=template)
+    own_facts = {
+        "base_model": base_name,
+        "template": template.name,
+        "template_sha256": template.fingerprint,
+        "tokenizer_sha256": tokenizer.fingerprint,
+        "stop_ids": list(stop_ids),
+    }
+    generation = _generation_config(
+        base_of(model), tokenizer=tokenizer, stop_ids=stop_ids, max_new_tokens=max_new_tokens
+    )
+    with staged_folder(folder, facts={**facts, **own_facts}) as staging, writing(folder):
+        if isinstance(model, PeftModel):
+            _save_adapter(model, staging, base_name=base_name)
+        else:
+            save_whole_model(base_of(model), staging, generation=generation)
+        generation.save_pretrained(staging)
+        _save_tokenizer(tokenizer_folder, staging, chat_template=template.chat_template)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Turn what the disk refuses inside the block into a `StorageError`, and keep transformers from drawing bars."""
+    shown = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        with storage_errors(folder):
+            yield
+    except SafetensorError as error:
+        raise StorageError(
+            f"{folder}: found that weights cannot be written or read ({error}); expected a place to read and write. "
+            "Free space, or choose another output_dir."
+        ) from error
+    finally:
+        if shown:
+            transformers_logging.enable_progress_bar()
+
+
+def _generation_config(
+    base: PreTrainedModel, *, tokenizer: Tokenizer, stop_ids: tuple[int, ...], max_new_tokens: int
+) -> GenerationConfig:
+    """Return greedy decoding with every stop id; sampling that the base model suggests is left out."""
+    own = base.generation_config
+    start = getattr(own, "decoder_start_token_id", None) or getattr(base.config, "decoder_start_token_id", None)
+    if start is None and base.config.is_encoder_decoder:
+        start = getattr(own, "decoder_start_token_id", tokenizer.pad_id)
+    return GenerationConfig(
+        do_sample=False,
+        max_new_tokens=max_new_tokens,
+        bos_token_id=tokenizer.bos_id,
+        eos_token_id=list(stop_ids),
+        pad_token_id=tokenizer.pad_id,
+        decoder_start_token_id=start,
+    )
+
+
+def save_whole_model(model: PreTrainedModel, folder: Path, *, generation: GenerationConfig) -> None:
+    """Write config and weights; the model's own generation config stands aside, as it may be one that none can save."""
+    own = model.generation_config
+    model.generation_config = generation
+    try:
+        model.save_pretrained(folder)
+    finally:
+        model.generation_config = own
+
+
+def _save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
+    """Write PEFT's two files as PEFT would, but with lists in a fixed order and the base model's public name."""
+    # The base embeddings never change size here, so they need not be saved, nor the hub be asked about them.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    config = copy.deepcopy(model.peft_config["default"])
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, set):
+            setattr(config, field.name, sorted(value))
+    config.base_model_name_or_path, config.revision = _public_name(base_name)
+    config.inference_mode = True
+    config.save_pretrained(str(folder))
+
+
+def _public_name(base_name: str) -> tuple[str, str | None]:
+    """Return a hub id and its pinned revision, or the whole path of a local folder."""
+    if Path(base_name).expanduser().exists():
+        return str(Path(base_name).expanduser().resolve()), None
+    name, _, revision = base_name.partition("@")
+    return name, revision or None
+
+
+def _save_tokenizer(source: Path, folder: Path, *, chat_template: str) -> None:
+    """Copy the tokenizer's files; the one chat template is that of training."""
+    for name in TEXT_FILES:
+        if name in {"chat_template.jinja", "generation_config.json"} or not (source / name).exists():
+            continue
+        if name == "tokenizer_config.json":
+            config = read_json(source / name)
+            write_json(folder / name, {key: value for key, value in config.items() if key != "chat_template"})
+        else:
+            write_atomic(folder / name, (source / name).read_bytes())
+    write_atomic(folder / "chat_template.jinja", chat_template)
+
+
+def load_artifact(folder: Path, *, base: Path | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
+    """Return the model that `save_artifact` left, in evaluation mode; `base` defaults to the one an adapter names.
+
+    Raises:
+        StorageError: weights are missing, or are not those that the adapter's config asks for.
+        RecipeError: the adapter's base model is not to be found.
+    """
+    if not (folder / ADAPTER_CONFIG).exists():
+        return load_model(folder, device=device, dtype=dtype)
+    if base is None:
+        config = read_json(folder / ADAPTER_CONFIG)
+        revision = config.get("revision")
+        base = resolve_model(f"{config['base_model_name_or_path']}{f'@{revision}' if revision else ''}")
+    return attach_adapter(load_model(base, device=device, dtype=dtype), folder)
+
+
+def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
+    """Wrap `model` with the adapter in `folder`, frozen and in evaluation mode, its weights in fp32 as in training.
+
+    Raises:
+        StorageError: weights are missing, or are not those that the adapter's config asks for.
+    """
+    config = read_json(folder / ADAPTER_CONFIG)
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.exists():
+        raise StorageError(
+            f"{folder}: found no {ADAPTER_WEIGHTS}; expected an adapter's weights as safetensors. "
+            "Name the folder that holds them."
+        )
+    refuse_unserved_adapter(config, where=str(folder / ADAPTER_CONFIG))
+    own = {id(parameter) for parameter in model.parameters()}
+    with writing(folder), quiet_peft(), _complete_adapter(folder):
+        adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
+        with safe_open(weights, framework="pt") as file:
+            saved = set(file.keys())
+        unexpected = saved - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+    if unexpected:
+        raise _incomplete(folder, f"unexpected {sorted(unexpected)[0]}")
+    for parameter in adapted.parameters():
+        if id(parameter) not in own and parameter.is_floating_point():
+            parameter.data = parameter.data.float()
+    return adapted.eval()
+
+
+@contextlib.contextmanager
+def _complete_adapter(folder: Path) -> Iterator[None]:
+    """Turn PEFT's warning about missing weights, and torch's error about their shapes, into a `StorageError`."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        try:
+            yield
+        except torch.OutOfMemoryError:
+            raise
+        except (UserWarning, RuntimeError, KeyError) as error:
+            raise _incomplete(folder, " ".join(str(error).split())[:300]) from error
+
+
+def _incomplete(folder: Path, found: str) -> StorageError:
+    return StorageError(
+        f"{folder / ADAPTER_WEIGHTS}: found {found}; expected exactly the weights that {ADAPTER_CONFIG} describes for "
+        "this base model. Name the base model that the adapter was trained on, or train it again."
+    )
+
+
+def verify_artifact(model: nn.Module, folder: Path, *, base: Path) -> None:
+    """Load the saved model anew and compare its logits with those of the trained one; costs a second model in memory.
+
+    Raises:
+        StorageError: the logits differ.
+        RecipeError: an adapter gives the base model's logits: it has learned nothing.
+    """
+    expected = probe_logits(model)
+    device, dtype = base_of(model).device, weight_dtype(model)
+    if isinstance(model, PeftModel):
+        fresh: nn.Module = load_model(base, device=device, dtype=dtype)
+        plain = probe_logits(fresh)
+        fresh = attach_adapter(base_of(fresh), folder)
+        if torch.equal(expected, plain):
+            raise RecipeError(
+                f"{folder}: found an adapter that gives the base model's logits; expected it to have learned. "
+                "Raise the method's learning_rate or training.num_train_epochs."
+            )
+    else:
+        fresh = load_model(folder, device=device, dtype=dtype)
+    require_same_logits(probe_logits(fresh), expected, dtype=dtype, where=folder)
+
+
+def weight_dtype(model: nn.Module) -> torch.dtype:
+    """Return the type of most of the base model's weights."""
+    counts: dict[torch.dtype, int] = {}
+    for parameter in base_of(model).parameters():
+        if parameter.is_floating_point():
+            counts[parameter.dtype] = counts.get(parameter.dtype, 0) + parameter.numel()
+    return max(counts, key=lambda dtype: counts[dtype])
+
+
+def require_same_logits(found: Tensor, expected: Tensor, *, dtype: torch.dtype, where: Path) -> None:
+    """Accept logits that differ by at most 1e-4 (half precision: 5 %) of the largest one.
+
+    Raises:
+        StorageError: they differ by more.
+    """
+    tolerance = _TOLERANCES.get(dtype, _HALF_TOLERANCE) * max(1.0, expected.abs().max().item())
+    difference = (found - expected).abs().max().item()
+    if not difference <= tolerance:
+        raise StorageError(
+            f"{where}: found logits that differ by {difference:.2g} from those of the model that was saved; expected "
+            f"at most {tolerance:.2g}. Check the disk and give the same command again; if it stays so, choose another "
+            "method or other arguments."
+        )
+
+
+@torch.no_grad()
+def probe_logits(model: nn.Module) -> Tensor:
+    """Return fp32 logits of two fixed inputs on the CPU; the model keeps its mode."""
+    base = base_of(model)
+    vocab_size = base.config.get_text_config().vocab_size
+    ids = (torch.arange(2 * _PROBE_TOKENS, device=base.device).reshape(2, -1) * 7919 + 3) % vocab_size
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if base.config.is_encoder_decoder:
+        inputs["decoder_input_ids"] = ids.flip(0)
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    half = next((dtype for dtype in dtypes if dtype.itemsize == 2), torch.bfloat16)
+    with _evaluating(model), torch.autocast(base.device.type, dtype=half, enabled=len(dtypes) > 1):
+        logits = model(**inputs).logits
+    return logits[:, -_PROBE_TOKENS:].float().cpu()
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes:
+            module.training = training

@@ -1,0 +1,124 @@
+"""An adapter folder and its base model arrive; one plain model folder with the adapter folded in leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel
+from peft.tuners.tuners_utils import BaseTunerLayer
+from peft.utils.other import AuxiliaryTrainingWrapper
+from torch import nn
+from transformers import GenerationConfig, PreTrainedModel
+
+from keeptune.errors import RecipeError, StorageError
+from keeptune.model.artifact import (
+    ADAPTER_CONFIG,
+    TEXT_FILES,
+    attach_adapter,
+    base_of,
+    probe_logits,
+    require_same_logits,
+    save_whole_model,
+    writing,
+)
+from keeptune.model.folder import check_model_folder
+from keeptune.model.load import load_model
+from keeptune.storage import MANIFEST, read_json, staged_folder, write_atomic
+
+
+def merge_adapter(adapter_folder: Path, *, base: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write to `out` a model that transformers alone loads and that gives the adapted model's logits.
+
+    Folding is done in fp32 on the CPU, then rounded to `dtype`; the result is loaded again and compared before `out`
+    appears. Where an adapter touches only one of two tied matrices, they are written apart.
+
+    Raises:
+        RecipeError: the base model is quantised, or the method cannot be folded into weights.
+        StorageError: `out` holds files, the disk refuses, or the merged model's logits differ.
+    """
+    _check_place(adapter_folder, base=base, out=out)
+    adapted = attach_adapter(load_model(base, device=torch.device("cpu"), dtype=torch.float32), adapter_folder)
+    expected = probe_logits(adapted)
+    merged = _fold(adapted, where=adapter_folder).to(dtype)  # pyright: ignore[reportArgumentType]
+    with staged_folder(out, facts=_facts(adapter_folder)) as staging, writing(out):
+        save_whole_model(merged, staging, generation=GenerationConfig.from_pretrained(adapter_folder))
+        del merged, adapted
+        for name in TEXT_FILES:
+            if (adapter_folder / name).exists():
+                write_atomic(staging / name, (adapter_folder / name).read_bytes())
+        fresh = load_model(staging, device=torch.device("cpu"), dtype=dtype)
+        require_same_logits(probe_logits(fresh), expected, dtype=dtype, where=out)
+
+
+def _check_place(adapter_folder: Path, *, base: Path, out: Path) -> None:
+    if not (adapter_folder / ADAPTER_CONFIG).exists():
+        raise RecipeError(
+            f"{adapter_folder}: found no {ADAPTER_CONFIG}; expected an adapter folder. "
+            "Name the adapter/ folder of a PEFT method; a fully fine-tuned model needs no merging."
+        )
+    if check_model_folder(base).quantised:
+        raise RecipeError(
+            f"{base}: found quantised weights; expected a base model in fp32 or bf16, as folding an adapter into "
+            "quantised weights rounds it away. Name the unquantised base model, or use the adapter as it is."
+        )
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise StorageError(f"{out}: found a file or a folder that is not empty; expected a new folder. Name another.")
+
+
+def _facts(adapter_folder: Path) -> dict[str, Any]:
+    path = adapter_folder / MANIFEST
+    facts = read_json(path) if path.exists() else {}
+    return {**{key: value for key, value in facts.items() if key != "files"}, "merged": True}
+
+
+def _fold(adapted: PeftModel, *, where: Path) -> PreTrainedModel:
+    """Return the base model with the adapter in its weights; `adapted` is used up."""
+    peft_type = adapted.peft_config["default"].peft_type
+    _untie(base_of(adapted))
+    try:
+        tuner: Any = adapted
+        merged = tuner.merge_and_unload(safe_merge=True)
+    except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
+        raise RecipeError(
+            f"{where}: found an adapter of {getattr(peft_type, 'value', peft_type)}, which PEFT cannot fold into this "
+            f"model's weights ({error}); expected one such as LORA. Use the adapter folder as it is."
+        ) from error
+    _tie_again(merged)
+    return merged
+
+
+def _untie(model: PreTrainedModel) -> None:
+    """Give the output head weights of its own where an adapter sits on one side of a tied pair.
+
+    Folding adds to a weight in place: into a shared one it would add to both sides.
+    """
+    head = model.get_output_embeddings()
+    sides = (model.get_input_embeddings(), head)
+    touched = any(isinstance(side, BaseTunerLayer | AuxiliaryTrainingWrapper) for side in sides)
+    if head is not None and touched and model.config.get_text_config().tie_word_embeddings:
+        core = _unwrapped(head)
+        core.weight = nn.Parameter(core.weight.detach().clone())
+
+
+def _unwrapped(module: nn.Module) -> Any:
+    while isinstance(module, BaseTunerLayer | AuxiliaryTrainingWrapper):
+        inner = module.original_module if isinstance(module, AuxiliaryTrainingWrapper) else module.get_base_layer()
+        assert isinstance(inner, nn.Module)
+        module = inner
+    return module
+
+
+def _tie_again(model: PreTrainedModel) -> None:
+    """Tie equal embeddings again, or have the config say that they differ now."""
+    head: Any = model.get_output_embeddings()
+    embeddings: Any = model.get_input_embeddings()
+    config = model.config.get_text_config()
+    if head is None or not config.tie_word_embeddings or head.weight is embeddings.weight:
+        return
+    if torch.equal(head.weight, embeddings.weight):
+        head.weight = embeddings.weight
+    else:
+        config.tie_word_embeddings = False
+        model.config.tie_word_embeddings = False

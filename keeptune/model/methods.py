@@ -1,0 +1,307 @@
+"""Which parameters train: a base model and a `Method` arrive, a model with trained weights marked leaves.
+
+A method is full fine-tuning or any PEFT method under PEFT's own argument names. What needs more of the training loop
+than one loss and one update a step (ranks that change while training, losses of their own) is refused by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from peft import PeftConfig, PeftModel, get_peft_model
+from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from keeptune.errors import CheckpointError, RecipeError, raise_collected
+
+_OWN_ARGUMENTS = frozenset(field.name for field in dataclasses.fields(PeftConfig))
+_PER_TASK = "it needs the number of a task beside each batch, which keeptune does not pass"
+_OWN_LOSS = "it adds a loss of its own, and keeptune has one loss"
+_DATA_INIT = "it starts from statistics of the data, which would have to be collected before training"
+_UNSERVED_TYPES = {
+    "ADALORA": "it moves rank between layers after each update and adds a loss of its own, so that a step is no longer "
+    "one loss and one update",
+    "CPT": _OWN_LOSS,
+    "MULTITASK_PROMPT_TUNING": _PER_TASK,
+    "POLY": _PER_TASK,
+    "SHADOW": "it trains a second model beside the first by a loss of its own",
+    "XLORA": "it mixes adapters that were trained before",
+}
+_UNSERVED_ARGUMENTS = {
+    "alora_invocation_tokens": "it looks for these tokens in each prompt, which a packed batch does not keep apart",
+    "arrow_config": "it routes between adapters that were trained before",
+    "corda_config": _DATA_INIT,
+    "eva_config": _DATA_INIT,
+    "kasa_config": _OWN_LOSS,
+    "loftq_config": "it needs a base model that is quantised while it is adapted",
+    "lora_ga_config": _DATA_INIT,
+    "megatron_config": "it needs Megatron",
+    "megatron_core": "it needs Megatron",
+    "monteclora_config": _OWN_LOSS,
+    "runtime_config": "it is about serving, not training",
+    "use_asa": "it moves rank between layers after each update",
+    "use_qalora": "it needs a base model quantised by GPTQ",
+    "velora_config": "its backward pass keeps state that no checkpoint holds",
+}
+_UNSERVED_INIT = re.compile(r"eva|corda|lora_ga|loftq|pissa_niter_.*")
+_MODULE_LISTS = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save")
+_PEFT_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ImportError, AssertionError)
+
+
+@dataclass(frozen=True, slots=True)
+class Method:
+    """How the parameters train; `arguments` go to the config class of `peft_type`; no `peft_type`: all train."""
+
+    name: str
+    peft_type: str | None
+    learning_rate: float
+    arguments: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class ParameterCounts:
+    """Numbers of weights; tied weights count once."""
+
+    trained: int
+    total: int
+
+
+def check_method(method: Method, *, encoder_decoder: bool, quantised: bool = False) -> None:
+    """Accept a method that keeptune can train, before any weight is read.
+
+    Raises:
+        RecipeError: unknown or unserved `peft_type` or arguments, values that PEFT refuses, or full fine-tuning of a
+            quantised base model.
+    """
+    if method.peft_type is None:
+        _check_full(method, quantised=quantised)
+        return
+    problems = _type_problems(method) or _argument_problems(method)
+    if problems:
+        raise_collected(RecipeError, problems)
+    with _peft_errors(method):
+        _make_config(method, encoder_decoder=encoder_decoder, defaults={})
+
+
+def _check_full(method: Method, *, quantised: bool) -> None:
+    if method.arguments:
+        raise RecipeError(
+            f"methods.{method.name}: found {', '.join(sorted(method.arguments))} without peft_type; expected no PEFT "
+            f"argument for full fine-tuning. Add methods.{method.name}.peft_type, or remove these keys."
+        )
+    if quantised:
+        raise RecipeError(
+            f"methods.{method.name}: found full fine-tuning of a quantised base model; expected weights that can "
+            f"change. Set methods.{method.name}.peft_type=LORA, or name an unquantised model."
+        )
+
+
+def _type_problems(method: Method) -> list[str]:
+    known = [peft_type.value for peft_type in PEFT_TYPE_TO_CONFIG_MAPPING]
+    where = f"methods.{method.name}.peft_type"
+    if method.peft_type not in known:
+        remedy = _nearest(method.peft_type or "", [name for name in known if name not in _UNSERVED_TYPES])
+        return [f"{where}: found {method.peft_type!r}; expected one of PEFT's methods. {remedy}"]
+    if method.peft_type in _UNSERVED_TYPES:
+        return [
+            f"{where}: found {method.peft_type!r}, which keeptune cannot train: {_UNSERVED_TYPES[method.peft_type]}; "
+            f"expected a method that trains by the one loss. Set {where}=LORA."
+        ]
+    return []
+
+
+def _argument_problems(method: Method) -> list[str]:
+    known = [field.name for field in dataclasses.fields(_config_class(method)) if field.name not in _OWN_ARGUMENTS]
+    problems = []
+    for key, value in method.arguments.items():
+        where = f"methods.{method.name}.{key}"
+        if key in _OWN_ARGUMENTS:
+            problems.append(f"{where}: found {value!r}; expected nothing, as keeptune sets it. Remove this key.")
+        elif key not in known:
+            expected = f"an argument of PEFT's {_config_class(method).__name__}"
+            problems.append(f"{where}: found an unknown key; expected {expected}. {_nearest(key, known)}")
+        elif value and (reason := _unserved(key, value)):
+            problems.append(f"{where}: found {value!r}; expected it unset, as {reason}. Remove this key.")
+    return problems
+
+
+def _unserved(key: str, value: object) -> str | None:
+    if key == "init_lora_weights" and isinstance(value, str) and _UNSERVED_INIT.fullmatch(value):
+        return "this start needs data or chance, so that the saved adapter alone would not give the trained answers"
+    return _UNSERVED_ARGUMENTS.get(key)
+
+
+def refuse_unserved_adapter(config: Mapping[str, Any], *, where: str) -> None:
+    """Refuse the `adapter_config.json` of a foreign adapter that would make PEFT load more than weights.
+
+    Raises:
+        RecipeError: its method or an argument is one that keeptune cannot train.
+    """
+    defaults = {field.name: field.default for field in dataclasses.fields(PEFT_TYPE_TO_CONFIG_MAPPING["LORA"])}  # pyright: ignore[reportArgumentType]
+    for key, value in config.items():
+        if value and value != defaults.get(key) and (reason := _unserved(key, value)):
+            raise RecipeError(
+                f"{where}: found {key}: {value!r}; expected it unset, as {reason}. Use an adapter that keeptune trained."
+            )
+    peft_type = str(config.get("peft_type"))
+    if peft_type in _UNSERVED_TYPES or peft_type not in [known.value for known in PEFT_TYPE_TO_CONFIG_MAPPING]:
+        raise RecipeError(
+            f"{where}: found peft_type {peft_type!r}; expected a method that keeptune trains. "
+            "Use an adapter that keeptune trained."
+        )
+
+
+def _nearest(found: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
+    return f"Did you mean {near[0]!r}?" if near else f"Choose from: {', '.join(sorted(known))}."
+
+
+def _config_class(method: Method) -> type[PeftConfig]:
+    assert method.peft_type is not None
+    return PEFT_TYPE_TO_CONFIG_MAPPING[method.peft_type]  # pyright: ignore[reportArgumentType]
+
+
+def _make_config(method: Method, *, encoder_decoder: bool, defaults: Mapping[str, Any]) -> PeftConfig:
+    """Return the PEFT config; LoRA without targets takes every linear layer but the output head."""
+    arguments = {**defaults, **method.arguments}
+    if method.peft_type == "LORA" and not arguments.keys() & {"target_modules", "target_parameters"}:
+        arguments["target_modules"] = "all-linear"
+    return _config_class(method)(task_type="SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM", **arguments)  # pyright: ignore[reportArgumentType]
+
+
+@contextlib.contextmanager
+def _peft_errors(method: Method) -> Iterator[None]:
+    """Turn what PEFT raises about its arguments into a `RecipeError` about the method."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except _PEFT_ERRORS as error:
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise RecipeError(
+            f"methods.{method.name}: PEFT refuses this {method.peft_type} for this model: {detail[:500].rstrip('.')}; "
+            f"expected arguments that fit. Change the keys of methods.{method.name}."
+        ) from error
+
+
+@contextlib.contextmanager
+def quiet_peft() -> Iterator[None]:
+    """Silence the one warning that PEFT causes in transformers whatever a user does."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing` is deprecated")
+        yield
+
+
+def apply_method(model: PreTrainedModel, method: Method, *, seed: int) -> nn.Module:
+    """Mark what trains in `model` and return it, wrapped by PEFT where the method is one of PEFT's.
+
+    Trained weights become fp32, whatever the base model's type. `seed` alone decides new weights; the global random
+    state stays as it was.
+
+    Raises:
+        RecipeError: a named module does not exist, or PEFT refuses the arguments for this model.
+    """
+    adapted = model if method.peft_type is None else _wrap(model, method, seed=seed)
+    trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
+    if not trained:
+        raise RecipeError(
+            f"methods.{method.name}: found no weight that would train; expected at least one. "
+            f"Set methods.{method.name}.target_modules=all-linear."
+        )
+    for parameter in trained:
+        parameter.data = parameter.data.float()
+    return adapted
+
+
+def _wrap(model: PreTrainedModel, method: Method, *, seed: int) -> PeftModel:
+    _check_modules(model, method)
+    devices = [model.device] if model.device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices), quiet_peft(), _peft_errors(method):
+        torch.manual_seed(seed)
+        encoder_decoder = bool(model.config.is_encoder_decoder)
+        config = _make_config(method, encoder_decoder=encoder_decoder, defaults=_model_defaults(model, method))
+        adapted = get_peft_model(model, config)
+    if method.peft_type == "IA3":
+        _name_feedforward_modules(adapted)
+    return adapted
+
+
+def _model_defaults(model: PreTrainedModel, method: Method) -> dict[str, Any]:
+    """Return what PEFT would find out by itself with a warning, or show as a progress bar."""
+    known = {field.name for field in dataclasses.fields(_config_class(method))}
+    defaults: dict[str, Any] = {}
+    if "fan_in_fan_out" in known and any(isinstance(module, Conv1D) for module in model.modules()):
+        defaults["fan_in_fan_out"] = True
+    if "progressbar" in known:
+        defaults["progressbar"] = False
+    return defaults
+
+
+def _check_modules(model: PreTrainedModel, method: Method) -> None:
+    """Refuse a list that names a module which does not exist; PEFT would train without it and say nothing."""
+    modules = [name for name, _ in model.named_modules() if name]
+    leaves = sorted({name.rpartition(".")[2] for name in modules if not name.rpartition(".")[2].isdecimal()})
+    problems = []
+    for key in _MODULE_LISTS:
+        value = method.arguments.get(key)
+        for wanted in value if isinstance(value, list | tuple | set) else ():
+            if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
+                found = f"methods.{method.name}.{key}: found {wanted!r}; expected a module of the model"
+                problems.append(f"{found}. {_nearest(str(wanted), leaves)}")
+    if problems:
+        raise_collected(RecipeError, problems)
+
+
+def _name_feedforward_modules(model: PeftModel) -> None:
+    """Write full module names into an IA3 config, whose own short names PEFT may refuse when it reads them again."""
+    config: Any = model.peft_config["default"]
+    tuner: Any = model.base_model
+    layers = {name: tuner.model.get_submodule(name) for name in tuner.targeted_module_names}
+    config.target_modules = set(layers)
+    config.feedforward_modules = {name for name, layer in layers.items() if layer.is_feedforward}
+
+
+def count_parameters(model: nn.Module) -> ParameterCounts:
+    """Return how many weights train and how many there are, the method's own included."""
+    parameters = list(model.parameters())
+    return ParameterCounts(
+        trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
+        total=sum(parameter.numel() for parameter in parameters),
+    )
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trained weights by name, detached and sharing memory with the model; tied weights appear once."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def load_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy `state` into the trained weights of `model`, in place.
+
+    Raises:
+        CheckpointError: a trained weight is missing, one is unexpected, or a shape differs; the model is unchanged.
+    """
+    own = trained_state(model)
+    problems = [f"{name}: missing" for name in sorted(own.keys() - state.keys())]
+    problems += [f"{name}: unexpected" for name in sorted(state.keys() - own.keys())]
+    for name in sorted(own.keys() & state.keys()):
+        if own[name].shape != state[name].shape:
+            problems.append(f"{name}: shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}")
+    if problems:
+        listed = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
+        raise CheckpointError(
+            f"trained weights: found {listed}; expected exactly those of this method and model. "
+            "Give the recipe that wrote them, or choose another output_dir."
+        )
+    for name, tensor in own.items():
+        tensor.copy_(state[name])

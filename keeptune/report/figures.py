@@ -1,0 +1,211 @@
+"""Curves and intervals arrive; SVG to stand inside the page leaves. The only importer of matplotlib.
+
+The SVG carries no style attribute, no style element and no outside reference, so that the page's content security
+policy can forbid all three; colours come from the page's classes, which know a light, a dark and a printed scheme.
+Text from a run never enters a figure: names and legends stand in the page around it.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from xml.etree import ElementTree
+
+from keeptune.report.curves import Curve, Point
+
+_WIDTH_PX, _HEIGHT_PX = 440, 250
+_POINTS_PER_INCH = 72
+_FONT_PX = 12
+# Colours that only mark what is drawn; each becomes a class of the page.
+_INK, _GRID, _TRAIN, _VALIDATION = "#010101", "#020202", "#030303", "#040404"
+_CLASSES = {_INK: "ink", _GRID: "grid", _TRAIN: "train", _VALIDATION: "valid"}
+_ATTRIBUTES = frozenset(
+    "stroke-width stroke-dasharray stroke-dashoffset stroke-linejoin stroke-linecap fill-rule text-anchor".split()
+)
+_NAMESPACE = re.compile(r"^\{[^}]*\}")
+_SMOOTH_FROM = 40
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A horizontal axis from `low` to `high` with its ticks."""
+
+    low: float
+    high: float
+    ticks: tuple[float, ...]
+
+    def place(self, value: float) -> float:
+        """Return where a value stands, in percent of the width, never outside."""
+        share = (value - self.low) / (self.high - self.low)
+        return round(100 * min(1.0, max(0.0, share)), 2)
+
+
+def axis_for(values: Sequence[float], *, with_zero: bool = False, num_ticks: int = 4) -> Axis:
+    """Return an axis that holds every finite value with some room, its ticks at 1, 2 or 5 times a power of ten."""
+    shown = [v for v in values if math.isfinite(v) and abs(v) < 1e12] or [0.0]
+    low, high = min(shown), max(shown)
+    if with_zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
+    low, high = low - room, high + room
+    rough = (high - low) / num_ticks
+    power = 10.0 ** math.floor(math.log10(rough))
+    tick = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
+    first, last = math.ceil(low / tick), math.floor(high / tick)
+    return Axis(low, high, tuple(round(i * tick, 12) for i in range(first, last + 1)))
+
+
+def interval_svg(axis: Axis, *, low: float | None, middle: float | None, high: float | None, mark_zero: bool) -> str:
+    """Return a row of an interval figure: a dot at `middle` and a line over [low, high], as wide as its cell."""
+    parts = [_line(axis.place(t), axis.place(t), "grid") for t in axis.ticks]
+    if mark_zero:
+        parts.append(_line(axis.place(0.0), axis.place(0.0), "zero"))
+    if low is not None and high is not None and math.isfinite(low) and math.isfinite(high):
+        parts.append(_line(axis.place(low), axis.place(high), "span", top="50%", bottom="50%"))
+    if middle is not None and math.isfinite(middle):
+        parts.append(f'<circle class="dot" cx="{axis.place(middle)}%" cy="50%" r="5"/>')
+    return f'<svg class="interval" height="26" aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
+
+
+def axis_svg(axis: Axis, *, places: int) -> str:
+    """Return the tick labels below an interval figure."""
+    parts = []
+    for tick in axis.ticks:
+        text = f"{tick:.{places}f}" if places else f"{tick:,.0f}"
+        text = re.sub(r"(\.\d*?)0+$", r"\1", text).rstrip(".").replace("-", "−")
+        parts.append(f'<text x="{axis.place(tick)}%" y="13" text-anchor="middle">{text}</text>')
+    return f'<svg class="axis" height="18" aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
+
+
+def _line(x1: float, x2: float, class_: str, *, top: str = "0", bottom: str = "100%") -> str:
+    return f'<line class="{class_}" x1="{x1}%" x2="{x2}%" y1="{top}" y2="{bottom}"/>'
+
+
+def loss_limits(curves: Sequence[Curve]) -> tuple[float, float]:
+    """Return the least and the greatest loss that every curve's axis shows, so that the figures compare.
+
+    A train loss far above all others, as at the start of a training, is not given room at the others' cost.
+    """
+    train = sorted(y for curve in curves for _, y in curve.train)
+    seen = [y for curve in curves for _, y in curve.validation]
+    if train:
+        seen += [train[0], train[math.ceil(0.98 * (len(train) - 1))]]
+    low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
+    room = (high - low) * 0.06 or max(abs(high) * 0.1, 0.1)
+    return low - room, high + room
+
+
+def loss_svg(curve: Curve, *, limits: tuple[float, float], name: str) -> str:
+    """Return a method's loss over steps; `name` keeps the ids of several figures on a page apart.
+
+    The same curve gives the same bytes.
+    """
+    from matplotlib import rc_context
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "path.simplify": False}
+    with rc_context(settings):
+        size = (_WIDTH_PX / _POINTS_PER_INCH, _HEIGHT_PX / _POINTS_PER_INCH)
+        figure = Figure(figsize=size, dpi=_POINTS_PER_INCH)
+        FigureCanvasSVG(figure)
+        _draw(figure.add_axes((0.105, 0.165, 0.875, 0.805)), curve, limits=limits)
+        buffer = io.StringIO()
+        metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
+        figure.savefig(buffer, format="svg", metadata=metadata)
+    return _inline(buffer.getvalue(), name=name)
+
+
+def _draw(axes, curve: Curve, *, limits: tuple[float, float]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    smooth = _running_mean(curve.train) if len(curve.train) >= _SMOOTH_FROM else curve.train
+    if smooth is not curve.train:
+        axes.plot(*zip(*curve.train, strict=True), color=_TRAIN, linewidth=1.0, alpha=0.3)
+    if smooth:
+        marker = "o" if len(smooth) == 1 else None
+        axes.plot(*zip(*smooth, strict=True), color=_TRAIN, linewidth=1.8, marker=marker, markersize=5)
+    if curve.validation:
+        marker = "D" if len(curve.validation) <= 40 else None
+        line = {"linewidth": 1.8, "linestyle": (0, (5, 2))}
+        axes.plot(*zip(*curve.validation, strict=True), color=_VALIDATION, marker=marker, markersize=5, **line)
+    if curve.best_step is not None:
+        axes.axvline(curve.best_step, color=_INK, linewidth=1.0, linestyle=(0, (1, 2)))
+    axes.set_ylim(*limits)
+    axes.set_xlim(0, max(curve.num_steps, *(x for x, _ in curve.validation), curve.best_step or 0, 1) * 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
+    axes.set_xlabel("step", color=_INK, fontsize=_FONT_PX, labelpad=3)
+    axes.tick_params(length=0, labelsize=_FONT_PX, labelcolor=_INK, pad=5)
+    axes.grid(True, axis="y", color=_GRID, linewidth=1.0)
+    axes.set_facecolor("none")
+    axes.figure.set_facecolor("none")
+    for side in ("top", "right", "left"):
+        axes.spines[side].set_visible(False)
+    axes.spines["bottom"].set_color(_INK)
+    axes.spines["bottom"].set_linewidth(1.0)
+
+
+def _running_mean(points: Sequence[Point]) -> list[Point]:
+    """Return the mean of each point's neighbours, a twentieth of the curve wide; the ends use what there is."""
+    half = max(1, len(points) // 40)
+    found = []
+    for i, (x, _) in enumerate(points):
+        near = [y for _, y in points[max(0, i - half) : i + half + 1]]
+        found.append((x, math.fsum(near) / len(near)))
+    return found
+
+
+def _inline(svg: str, *, name: str) -> str:
+    """Return matplotlib's SVG as an HTML fragment whose looks are attributes and classes, not styles."""
+    root = ElementTree.fromstring(svg)
+    for parent in list(root.iter()):
+        parent.tag = _NAMESPACE.sub("", parent.tag)
+        for child in list(parent):
+            if _NAMESPACE.sub("", child.tag) in {"metadata", "style"}:
+                parent.remove(child)
+    referenced = {i for e in root.iter() for v in e.attrib.values() for i in re.findall(r"#([\w.-]+)", v)}
+    for element in root.iter():
+        element.attrib = _plain_attributes(element.attrib, referenced=referenced, name=name)
+        element.text = element.text.strip() if element.text else None
+        element.tail = None
+        if element.tag == "path":
+            element.set("d", " ".join(element.get("d", "").split()))
+    for key in ("width", "height", "version"):
+        root.attrib.pop(key, None)
+    root.attrib.update({"class": "curve", "role": "img", "aria-label": "Loss by step", "focusable": "false"})
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+
+
+def _plain_attributes(attributes: dict[str, str], *, referenced: set[str], name: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    classes: list[str] = []
+    for key, value in attributes.items():
+        key = _NAMESPACE.sub("", key)
+        if key == "style":
+            for declaration in filter(None, (d.strip() for d in value.split(";"))):
+                prop, _, setting = (part.strip() for part in declaration.partition(":"))
+                classes += _paint(prop, setting, found)
+        elif key != "id":
+            found[key] = re.sub(r"#([\w.-]+)", rf"#{name}-\1", value)
+        elif value in referenced:
+            found["id"] = f"{name}-{value}"
+    if classes:
+        found["class"] = " ".join(classes)
+    return found
+
+
+def _paint(prop: str, setting: str, attributes: dict[str, str]) -> list[str]:
+    """Turn one style declaration into an attribute, or return the class that stands for its colour."""
+    if prop in {"fill", "stroke"} and setting in _CLASSES:
+        return [f"{prop}-{_CLASSES[setting]}"]
+    if prop in {"stroke-opacity", "fill-opacity", "opacity"}:
+        return ["pale"]
+    if prop in _ATTRIBUTES or (prop in {"fill", "stroke"} and setting == "none"):
+        attributes[prop] = setting
+    if prop == "font-size":
+        attributes[prop] = setting.removesuffix("px")
+    return []

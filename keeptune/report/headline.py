@@ -1,0 +1,154 @@
+"""A report's tables arrive; the one sentence that says what came of the run leaves, with its key numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from keeptune.report.tables import Cost, Paired, Report, Score
+from keeptune.report.wording import (
+    count,
+    decimal,
+    decimals_for,
+    interval,
+    metric_label,
+    num_bytes,
+    parameters,
+    percent,
+    seconds,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """A piece of a sentence; `strong` pieces carry the finding."""
+
+    text: str
+    strong: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class KeyNumber:
+    """A number that a reader takes away, with what it is and what qualifies it."""
+
+    label: str
+    value: str
+    note: str
+
+
+def base_label(report: Report) -> str:
+    """Return the base model's name without its folder, owner and revision."""
+    name = (report.base_name or "").split("@")[0].rstrip("/")
+    return name.split("/")[-1] or "the base model"
+
+
+def series(names: Sequence[str]) -> str:
+    """Return names as prose: "a", "a and b", "a, b and c"; more than three are counted."""
+    if len(names) > 3:
+        return f"{len(names)} tasks"
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def headline(report: Report) -> tuple[Phrase, ...]:
+    """Return what was trained, on what, what it gained and at what cost, as far as the run folder tells."""
+    method = report.selection.selected
+    if method is None:
+        return (Phrase(_unfinished(report)),)
+    phrases = [Phrase(f"{_trained(report, method)} ")]
+    score = report.score(method, report.main_metric) if report.main_metric else None
+    if report.main_metric is None or score is None:
+        return (*phrases, Phrase("is chosen; it has not been scored on the test split."))
+    phrases += _gain(report, score, metric=report.main_metric)
+    return (*phrases, Phrase(_cost(report.cost(method))))
+
+
+def _unfinished(report: Report) -> str:
+    if not report.methods:
+        return "No method has been trained in this run yet."
+    done = [cost.model for cost in report.costs]
+    begun = [name for name in report.methods if name not in done]
+    parts = [f"{series(done)} trained to the end" if done else "", f"{series(begun)} unfinished" if begun else ""]
+    return f"This run has chosen no method yet: {'; '.join(filter(None, parts))}."
+
+
+def _trained(report: Report, method: str) -> str:
+    num_train = report.audit.num_train
+    tasks = report.tasks or tuple(split.task for split in report.audit.splits)
+    records = f"{count(num_train)} records" if num_train is not None else "records"
+    data = f" on {records}{f' of {series(tasks)}' if tasks else ''}" if num_train is not None or tasks else ""
+    cost = report.cost(method)
+    kind = f" ({cost.peft_type})" if cost and cost.peft_type and cost.peft_type.lower() != method.lower() else ""
+    return f"{base_label(report)}, tuned with {method}{kind}{data},"
+
+
+def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:
+    label, records = metric_label(metric), f"{count(score.num_records)} test records"
+    paired = report.difference(score.model, metric)
+    base = report.score(paired.against, metric) if paired else None
+    if paired is None or base is None or paired.difference is None:
+        places = decimals_for(score.mean)
+        return [
+            Phrase(f"reaches {label} "),
+            Phrase(decimal(score.mean, places), strong=True),
+            Phrase(f" on {records}; the base was not scored on them"),
+        ]
+    places = decimals_for(score.mean, base.mean)
+    span = f"{decimal(base.mean, places)} to {decimal(score.mean, places)}"
+    doubt = f" (95 % interval {interval(paired.low, paired.high, places, signed=True)})"
+    change = decimal(paired.difference, places, signed=True)
+    if paired.verdict(higher_is_better=report.higher_is_better(metric)) == "unclear":
+        found = [Phrase("shows no clear change", strong=True), Phrase(f" in {label} on {records}: {span}, ")]
+    else:
+        verb = "raises" if paired.difference > 0 else "lowers"
+        found = [Phrase(f"{verb} {label} on {records} from "), Phrase(span, strong=True), Phrase(", a difference of ")]
+    return [*found, Phrase(change, strong=True), Phrase(doubt)]
+
+
+def _cost(cost: Cost | None) -> str:
+    if cost is None:
+        return "."
+    parts = []
+    if cost.trained_parameters is not None:
+        share = percent(cost.trained_parameters, cost.total_parameters)
+        parts.append(f"{parameters(cost.trained_parameters)} trained parameters ({share} of all)")
+    if cost.train_seconds is not None:
+        parts.append(f"{seconds(cost.train_seconds)} of training")
+    return f", at the cost of {' and '.join(parts)}." if parts else "."
+
+
+def key_numbers(report: Report) -> list[KeyNumber]:
+    """Return up to four numbers below the headline; none of them where nothing was chosen."""
+    method, metric = report.selection.selected, report.main_metric
+    if method is None:
+        return []
+    found = _score_numbers(report, method, metric) if metric else []
+    cost = report.cost(method)
+    if cost is not None and cost.train_seconds is not None:
+        rate = f"{count(cost.tokens_per_second)} tokens/s, peak {num_bytes(cost.peak_memory_bytes)}"
+        found.append(KeyNumber("Time of training", seconds(cost.train_seconds), rate))
+    if cost is not None and cost.trained_parameters is not None:
+        share = f"{percent(cost.trained_parameters, cost.total_parameters)} of {parameters(cost.total_parameters)}"
+        found.append(KeyNumber("Trained parameters", parameters(cost.trained_parameters), share))
+    return found
+
+
+def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
+    score, paired = report.score(method, metric), report.difference(method, metric)
+    if score is None:
+        return []
+    base = report.score(paired.against, metric) if paired else None
+    places = decimals_for(score.mean, base.mean if base else None)
+    before = f"base {decimal(base.mean, places)}" if base else "base not scored"
+    note = f"{before}, {count(score.num_records)} test records"
+    found = [KeyNumber(metric_label(metric), decimal(score.mean, places), note)]
+    if paired is not None:
+        found.append(_difference_number(paired, places=places))
+    return found
+
+
+def _difference_number(paired: Paired, *, places: int) -> KeyNumber:
+    return KeyNumber(
+        "Difference from the base",
+        decimal(paired.difference, places, signed=True),
+        f"95 %: {interval(paired.low, paired.high, places, signed=True)}",
+    )

@@ -1,0 +1,249 @@
+"""A report's tables arrive; the page's rows leave: worded cells beside the figures that belong to them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
+from keeptune.report.tables import ALL_TASKS, Metric, Paired, Report, Score
+from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
+
+_NUM_COLOURS = 6
+_VERDICTS = {"better": "▲ better", "worse": "▼ worse", "unclear": "≈ unclear"}
+_MARKS = {"better": "▲", "worse": "▼", "unclear": "≈"}
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreRow:
+    """A model's mean with its interval."""
+
+    model: str
+    colour: str
+    selected: bool
+    figure: Markup
+    mean: str
+    interval: str
+    num_records: str
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreGroup:
+    """One metric, every model."""
+
+    label: str
+    better: str
+    rows: tuple[ScoreRow, ...]
+    axis: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class PairedRow:
+    """A model's paired difference from another."""
+
+    model: str
+    against: str
+    colour: str
+    figure: Markup
+    difference: str
+    interval: str
+    verdict: str
+    verdict_text: str
+    better: str
+    worse: str
+
+
+@dataclass(frozen=True, slots=True)
+class PairedGroup:
+    """One metric, every paired difference."""
+
+    label: str
+    better: str
+    rows: tuple[PairedRow, ...]
+    axis: Markup
+
+
+@dataclass(frozen=True, slots=True)
+class TaskCell:
+    """A model's score on a task; `mark` says how it stands to the base, paired by record."""
+
+    mean: str
+    half_width: str
+    mark: str
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRow:
+    """One task, every model."""
+
+    task: str
+    num_records: str
+    cells: tuple[TaskCell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskTable:
+    """One metric, every task."""
+
+    label: str
+    better: str
+    rows: tuple[TaskRow, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class CurvePanel:
+    """A method's loss curve with the sentence that goes with it."""
+
+    model: str
+    colour: str
+    figure: Markup
+    caption: str
+
+
+def colours(report: Report) -> dict[str, str]:
+    """Return each model's colour class: grey for what was not tuned, then one after the other."""
+    found = dict.fromkeys(report.models, "c0")
+    return found | {name: f"c{1 + i % _NUM_COLOURS}" for i, name in enumerate(report.methods)}
+
+
+def _better(metric: Metric) -> str:
+    unit = ", nats per token" if metric.name == "loss" else ""
+    return f"{'higher' if metric.higher_is_better else 'lower'} is better{unit}"
+
+
+def _places(axis: Axis) -> int:
+    return 3 if axis.high - axis.low < 0.1 else 2 if axis.high - axis.low < 10 else 0
+
+
+def score_groups(report: Report) -> list[ScoreGroup]:
+    """Return the score table over all tasks; metrics that no model was scored by are absent."""
+    found = []
+    for metric in report.metrics:
+        scores = [s for name in report.models if (s := report.score(name, metric.name)) is not None]
+        if not scores:
+            continue
+        axis = axis_for([v for s in scores for v in (s.low, s.mean, s.high) if v is not None])
+        places = decimals_for(*(s.mean for s in scores))
+        rows = tuple(_score_row(report, s, axis=axis, places=places) for s in scores)
+        figure = Markup(axis_svg(axis, places=_places(axis)))
+        found.append(ScoreGroup(metric_label(metric.name), _better(metric), rows, figure))
+    return found
+
+
+def _score_row(report: Report, score: Score, *, axis: Axis, places: int) -> ScoreRow:
+    clusters = score.num_clusters
+    shared = f" in {count(clusters)} clusters" if clusters is not None and clusters != score.num_records else ""
+    return ScoreRow(
+        model=score.name,
+        colour=colours(report).get(score.name, "c0"),
+        selected=score.name == report.selection.selected,
+        figure=Markup(interval_svg(axis, low=score.low, middle=score.mean, high=score.high, mark_zero=False)),
+        mean=decimal(score.mean, places),
+        interval=interval(score.low, score.high, places),
+        num_records=f"{count(score.num_records)}{shared}",
+    )
+
+
+def paired_groups(report: Report) -> list[PairedGroup]:
+    """Return every paired difference over all tasks, by metric."""
+    found = []
+    for metric in report.metrics:
+        pairs = [p for p in report.paired if p.metric == metric.name and p.task == ALL_TASKS]
+        if not pairs:
+            continue
+        values = [v for p in pairs for v in (p.low, p.difference, p.high) if v is not None]
+        axis = axis_for(values, with_zero=True)
+        places = decimals_for(*values)
+        rows = tuple(_paired_row(report, p, metric=metric, axis=axis, places=places) for p in pairs)
+        figure = Markup(axis_svg(axis, places=_places(axis)))
+        found.append(PairedGroup(metric_label(metric.name), _better(metric), rows, figure))
+    return found
+
+
+def _paired_row(report: Report, pair: Paired, *, metric: Metric, axis: Axis, places: int) -> PairedRow:
+    verdict = pair.verdict(higher_is_better=metric.higher_is_better)
+    return PairedRow(
+        model=pair.model,
+        against=pair.against,
+        colour=colours(report).get(pair.model, "c0"),
+        figure=Markup(interval_svg(axis, low=pair.low, middle=pair.difference, high=pair.high, mark_zero=True)),
+        difference=decimal(pair.difference, places, signed=True),
+        interval=interval(pair.low, pair.high, places, signed=True),
+        verdict=verdict,
+        verdict_text=_VERDICTS[verdict],
+        better=count(pair.better),
+        worse=count(pair.worse),
+    )
+
+
+def task_tables(report: Report) -> list[TaskTable]:
+    """Return one table a metric with every task's scores; none where the run has a single task."""
+    if len(report.tasks) < 2:
+        return []
+    found = []
+    for metric in report.metrics:
+        scores = [s for s in report.scores if s.metric == metric.name and s.task != ALL_TASKS]
+        places = decimals_for(*(s.mean for s in scores))
+        rows = tuple(_task_row(report, task, metric=metric, places=places) for task in report.tasks)
+        if scores:
+            found.append(TaskTable(metric_label(metric.name), _better(metric), rows))
+    return found
+
+
+def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> TaskRow:
+    scores = [report.score(name, metric.name, task=task) for name in report.models]
+    counts = dict.fromkeys(count(s.num_records) for s in scores if s is not None)
+    cells = tuple(
+        _task_cell(score, report.difference(name, metric.name, task=task), metric=metric, places=places)
+        for name, score in zip(report.models, scores, strict=True)
+    )
+    return TaskRow(task, " / ".join(counts), cells)
+
+
+def _task_cell(score: Score | None, pair: Paired | None, *, metric: Metric, places: int) -> TaskCell:
+    if score is None:
+        return TaskCell(decimal(None), "", "", "")
+    verdict = pair.verdict(higher_is_better=metric.higher_is_better) if pair else ""
+    half = f"± {decimal(score.half_width, places)}" if score.half_width is not None else ""
+    return TaskCell(decimal(score.mean, places), half, _MARKS.get(verdict, ""), verdict)
+
+
+def curve_panels(report: Report) -> list[CurvePanel]:
+    """Return a loss figure for every method that logged a loss, all with the same vertical axis."""
+    drawn = [curve for curve in report.curves if not curve.is_empty]
+    limits = loss_limits(drawn)
+    return [
+        CurvePanel(
+            model=curve.model,
+            colour=colours(report)[curve.model],
+            figure=Markup(loss_svg(curve, limits=limits, name=f"curve-{i}")),
+            caption=" ".join(_curve_sentences(report, i)),
+        )
+        for i, curve in enumerate(report.curves)
+        if not curve.is_empty
+    ]
+
+
+def _curve_sentences(report: Report, index: int) -> Sequence[str]:
+    curve = report.curves[index]
+    found = [f"{count(curve.num_steps)} steps."]
+    if curve.best_step is not None:
+        found.append(f"The weights of step {count(curve.best_step)} (dotted) are kept.")
+    if curve.values and curve.value_metric:
+        places = decimals_for(curve.values[-1][1])
+        first, last = (decimal(curve.values[i][1], places) for i in (0, -1))
+        found.append(f"{metric_label(curve.value_metric)} on validation: {first} at first, {last} at last.")
+    if curve.steps_per_point > 1:
+        found.append(f"Each point is the mean of {count(curve.steps_per_point)} steps.")
+    if curve.num_left_out:
+        found.append(f"{count(curve.num_left_out)} values that are not finite or beyond the axis are left out.")
+    if curve.num_resumed:
+        found.append(f"Resumed {count(curve.num_resumed)} times.")
+    if curve.stopped_at is not None:
+        found.append(f"Stopped before step {count(curve.stopped_at)}: loss or gradient not finite.")
+    if report.cost(curve.model) is None:
+        found.append("This training has not finished.")
+    return found

@@ -1,0 +1,146 @@
+"""A run folder arrives; `report.html`, one page that asks nothing of the outside, and `report.json` leave."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from keeptune import __version__
+from keeptune.report import wording
+from keeptune.report.headline import base_label, headline, key_numbers
+from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
+from keeptune.report.tables import Report, read_report
+from keeptune.storage import write_atomic
+
+VERSION = 1
+_HERE = Path(__file__).parent
+_FILTERS = (
+    wording.clipped,
+    wording.count,
+    wording.decimal,
+    wording.metric_label,
+    wording.num_bytes,
+    wording.parameters,
+    wording.percent,
+    wording.seconds,
+)
+
+
+def write_report(run: Path) -> Path:
+    """Write `report.json` and `report.html` into the run folder, each whole or not at all; return the page's path.
+
+    Whatever part of the run exists is shown, and what is missing is said. The same folder gives the same bytes.
+
+    Raises:
+        StorageError: the folder cannot be read or written to.
+    """
+    report = read_report(run)
+    write_atomic(run / "report.json", report_json(report))
+    page = run / "report.html"
+    write_atomic(page, render_page(report))
+    return page
+
+
+def render_page(report: Report) -> str:
+    """Return the page. Every text from the run is escaped, its control and direction marks made visible."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_foreign,
+    )
+    environment.filters |= {function.__name__: function for function in _FILTERS}
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    return environment.get_template("page.html.j2").render(
+        report=report,
+        style=Markup(style),
+        style_sha256=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        version=__version__,
+        headline=headline(report),
+        key_numbers=key_numbers(report),
+        base_label=base_label(report),
+        colours=colours(report),
+        score_groups=score_groups(report),
+        paired_groups=paired_groups(report),
+        task_tables=task_tables(report),
+        curve_panels=curve_panels(report),
+    )
+
+
+def _foreign(value: Any) -> Any:
+    return wording.visible(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+
+def report_json(report: Report) -> str:
+    """Return the numbers of the page as JSON, field by field as `docs/report.md` describes them."""
+    value = {
+        "version": VERSION,
+        "keeptune": __version__,
+        "headline": "".join(phrase.text for phrase in headline(report)),
+        "selected": report.selection.selected,
+        "selection": {
+            "metric": report.selection.metric,
+            "split": report.selection.split,
+            "values": dict(report.selection.values),
+        },
+        "main_metric": report.main_metric,
+        "metrics": [dataclasses.asdict(metric) for metric in report.metrics],
+        "scores": [dataclasses.asdict(score) for score in report.scores],
+        "paired": [dataclasses.asdict(paired) for paired in report.paired],
+        "cost": [dataclasses.asdict(cost) for cost in report.costs],
+        "decoding": [{**dataclasses.asdict(d), "settings": dict(d.settings)} for d in report.decodings],
+        "answers": _answers(report),
+        "audit": _audit(report),
+        "test_openings": [dict(opening) for opening in report.openings],
+        "run": dict(report.facts),
+        "missing": list(report.missing),
+    }
+    # ASCII escapes keep a lone surrogate from a broken answer exact, where UTF-8 could not hold it.
+    return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _answers(report: Report) -> dict[str, Any] | None:
+    answers = report.answers
+    if answers is None:
+        return None
+    return {
+        "model": answers.model,
+        "metric": answers.metric,
+        "num_records": answers.num_records,
+        "best": [answer.id for answer in answers.best],
+        "worst": [answer.id for answer in answers.worst],
+    }
+
+
+def _audit(report: Report) -> dict[str, Any] | None:
+    audit = report.audit
+    if audit.is_empty:
+        return None
+    return {
+        "rows_in": audit.rows_in,
+        "kept": audit.kept,
+        "truncated": audit.truncated,
+        "dropped": dict(audit.dropped),
+        "leaks": dict(audit.leaks),
+        "splits": [dataclasses.asdict(split) for split in audit.splits],
+        "lengths": [dataclasses.asdict(lengths) for lengths in audit.lengths],
+    }
+
+
+def _finite(value: Any) -> Any:
+    """Return a JSON value with null in place of what JSON cannot say: NaN and infinities."""
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

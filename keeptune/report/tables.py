@@ -1,0 +1,360 @@
+"""A run folder arrives; frozen tables leave: scores, paired differences, costs, curves, choice and facts of the run.
+
+Whatever is absent or broken stays None or empty, and is noted in `Report.missing`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keeptune.report.answers import Answers, read_answers
+from keeptune.report.audit import Audit, read_audit
+from keeptune.report.curves import Curve, read_curve
+from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, whole
+
+ALL_TASKS = "all"
+BASE = "base"
+_LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
+_NO_METHOD = frozenset({BASE, "data", "instruct-model"})
+# 97.5 % point of the normal distribution: mean ± 1.96 standard errors covers 95 %.
+_NORMAL_975 = 1.959964
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """A mean of `metric` over `num_records` records; `standard_error` is that of the mean, clustered by input."""
+
+    model: str
+    shots: int
+    task: str
+    metric: str
+    mean: float | None
+    standard_error: float | None
+    num_records: int | None
+    num_clusters: int | None
+
+    @property
+    def name(self) -> str:
+        """The model as the page names it: examples in the prompt make a model of its own."""
+        return f"{self.model}, {self.shots} shots" if self.shots else self.model
+
+    @property
+    def half_width(self) -> float | None:
+        """Half the width of the 95 % interval, None without a standard error."""
+        return None if self.standard_error is None else _NORMAL_975 * self.standard_error
+
+    @property
+    def low(self) -> float | None:
+        """The lower end of the 95 % interval."""
+        return None if self.mean is None or self.half_width is None else self.mean - self.half_width
+
+    @property
+    def high(self) -> float | None:
+        """The upper end of the 95 % interval."""
+        return None if self.mean is None or self.half_width is None else self.mean + self.half_width
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """`model` − `against`, paired by record, with its 95 % bootstrap interval [low, high]."""
+
+    model: str
+    against: str
+    task: str
+    metric: str
+    difference: float | None
+    low: float | None
+    high: float | None
+    better: int | None
+    worse: int | None
+
+    def verdict(self, *, higher_is_better: bool) -> str:
+        """Return "better" or "worse" where the interval excludes 0, else "unclear"."""
+        if self.low is None or self.high is None or not (self.low > 0 or self.high < 0):
+            return "unclear"
+        return "better" if (self.low > 0) == higher_is_better else "worse"
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What a method cost; bytes, seconds and counts as measured by the run."""
+
+    model: str
+    peft_type: str | None
+    trained_parameters: int | None
+    total_parameters: int | None
+    peak_memory_bytes: int | None
+    train_seconds: float | None
+    tokens_per_second: float | None
+    artifact_bytes: int | None
+    num_steps: int | None
+    best_step: int | None
+    num_train_tokens: int | None
+    num_target_tokens: int | None
+    device: str | None
+    dtype: str | None
+    stopped_early: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """A metric as it was computed; `signature` names the implementation, its version and its options."""
+
+    name: str
+    higher_is_better: bool
+    signature: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """How a model's test answers were made; `cut_fraction` of them met the limit of new tokens."""
+
+    model: str
+    split: str | None
+    num_left_out: int | None
+    cut_fraction: float | None
+    prompt_sha256: str | None
+    settings: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which method was chosen, by which metric on which split; `values` holds (method, value)."""
+
+    selected: str | None
+    metric: str | None
+    split: str | None
+    values: tuple[tuple[str, float | None], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """All that the page shows; `models` are the base's names, then the methods', in the order of the recipe."""
+
+    name: str
+    models: tuple[str, ...]
+    methods: tuple[str, ...]
+    metrics: tuple[Metric, ...]
+    main_metric: str | None
+    scores: tuple[Score, ...]
+    paired: tuple[Paired, ...]
+    costs: tuple[Cost, ...]
+    curves: tuple[Curve, ...]
+    decodings: tuple[Decoding, ...]
+    selection: Selection
+    answers: Answers | None
+    audit: Audit
+    openings: tuple[tuple[tuple[str, str], ...], ...]
+    facts: tuple[tuple[str, str], ...]
+    base_name: str | None
+    recipe: str
+    missing: tuple[str, ...]
+
+    @property
+    def tasks(self) -> tuple[str, ...]:
+        """The single tasks that scores exist for, in their order; "all" is not one."""
+        return tuple(dict.fromkeys(s.task for s in self.scores if s.task != ALL_TASKS))
+
+    def score(self, model: str, metric: str, *, task: str = ALL_TASKS) -> Score | None:
+        """Return one score, None where it was not measured."""
+        found = (s for s in self.scores if (s.name, s.metric, s.task) == (model, metric, task))
+        return next(found, None)
+
+    def difference(self, model: str, metric: str, *, task: str = ALL_TASKS) -> Paired | None:
+        """Return a model's paired difference from the base, None where it was not measured."""
+        found = (p for p in self.paired if (p.model, p.metric, p.task) == (model, metric, task))
+        return next(found, None)
+
+    def cost(self, model: str | None) -> Cost | None:
+        """Return a method's cost, None where it was not trained to the end."""
+        return next((c for c in self.costs if c.model == model), None)
+
+    def higher_is_better(self, metric: str) -> bool:
+        """Tell in which direction a metric is good."""
+        return next((m.higher_is_better for m in self.metrics if m.name == metric), metric not in _LOWER_IS_BETTER)
+
+
+def read_report(run: Path) -> Report:
+    """Return the tables of a run folder, whatever part of it exists.
+
+    Raises:
+        StorageError: the disk refuses to read a file that exists.
+    """
+    folder = RunFolder(run)
+    manifest = folder.object("manifest.json")
+    selection = _selection(folder.object("selection.json"))
+    methods = _methods(run, selection)
+    baselines = tuple(f"base/{path.name}" for path in _folders(run / BASE))
+    evaluated = [(place, folder.object(f"{place}/scores.json")) for place in baselines]
+    evaluated += [(f"{name}/test", folder.object(f"{name}/test/scores.json")) for name in methods]
+    if not baselines:
+        folder.notes.append("base/: not there")
+    values = [value for _, value in evaluated]
+    scores = tuple(score for value in values for score in _scores(value))
+    metrics = _metrics(values, scores)
+    main_metric = _main_metric(metrics, selection)
+    shown = selection.selected or next((n for n in methods if (run / n / "test/samples.jsonl").is_file()), None)
+    base_answers = f"{baselines[0]}/samples.jsonl" if baselines else None
+    answers = None
+    if shown is not None and main_metric is not None:
+        answers = read_answers(
+            folder,
+            model=shown,
+            base=base_answers,
+            metric=main_metric,
+            higher_is_better=next(m.higher_is_better for m in metrics if m.name == main_metric),
+        )
+    base_names = dict.fromkeys(s.name for s in scores if s.model not in methods)
+    return Report(
+        name=run.resolve().name,
+        models=(*base_names, *methods),
+        methods=methods,
+        metrics=metrics,
+        main_metric=main_metric,
+        scores=scores,
+        paired=tuple(_paired(folder.object("paired.json"))),
+        costs=tuple(_costs(folder, methods)),
+        curves=tuple(curve for name in methods if (curve := read_curve(folder, name)) is not None),
+        decodings=tuple(_decodings(values)),
+        selection=selection,
+        answers=answers,
+        audit=read_audit(folder),
+        openings=tuple(tuple(flat(line)) for line in folder.lines("test_openings.jsonl", expected=False)),
+        facts=_facts(folder, manifest, methods),
+        base_name=string(manifest.get("model")) or string(mapping(manifest.get("base")).get("name")),
+        recipe=folder.text("recipe.yaml"),
+        missing=tuple(dict.fromkeys(folder.notes)),
+    )
+
+
+def _folders(path: Path) -> list[Path]:
+    """Return the finished folders in `path`, by name; hidden and half-written ones are none."""
+    if not path.is_dir():
+        return []
+    return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and ".tmp-" not in p.name)
+
+
+def _methods(run: Path, selection: Selection) -> tuple[str, ...]:
+    """Return the names of the folders that hold a method: those of the selection in its order, then the others'."""
+    signs = ("training.json", "events.jsonl", "test", "checkpoints")
+    found = [p.name for p in _folders(run) if p.name not in _NO_METHOD and any((p / s).exists() for s in signs)]
+    ordered = [name for name, _ in selection.values if name in found]
+    return tuple(dict.fromkeys([*ordered, *found]))
+
+
+def _selection(value: Mapping[str, Any]) -> Selection:
+    return Selection(
+        selected=string(value.get("selected")),
+        metric=string(value.get("metric")),
+        split=string(value.get("split")),
+        values=tuple((name, number(v)) for name, v in mapping(value.get("values")).items()),
+    )
+
+
+def _scores(value: Mapping[str, Any]) -> Iterator[Score]:
+    for row in rows(value.get("scores")):
+        yield Score(
+            model=string(row.get("model")) or string(value.get("model")) or "?",
+            shots=whole(row.get("shots")) or 0,
+            task=string(row.get("task")) or ALL_TASKS,
+            metric=string(row.get("metric")) or "?",
+            mean=number(row.get("mean")),
+            standard_error=number(row.get("standard_error")),
+            num_records=whole(row.get("num_records")),
+            num_clusters=whole(row.get("num_clusters")),
+        )
+
+
+def _metrics(values: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> tuple[Metric, ...]:
+    """Return every metric that was declared or scored; answer metrics first, loss and perplexity last."""
+    found: dict[str, Metric] = {}
+    for value in values:
+        for name, facts in mapping(value.get("metrics")).items():
+            declared = mapping(facts).get("higher_is_better")
+            higher = declared if isinstance(declared, bool) else name not in _LOWER_IS_BETTER
+            found.setdefault(name, Metric(name, higher, string(mapping(facts).get("signature"))))
+    for score in scores:
+        found.setdefault(score.metric, Metric(score.metric, score.metric not in _LOWER_IS_BETTER, None))
+    return tuple(sorted(found.values(), key=lambda metric: metric.name in _LOWER_IS_BETTER))
+
+
+def _main_metric(metrics: Sequence[Metric], selection: Selection) -> str | None:
+    """Return the metric of the headline: the one that selected if it judges answers, else the recipe's first."""
+    names = [metric.name for metric in metrics]
+    if selection.metric in names and selection.metric not in _LOWER_IS_BETTER:
+        return selection.metric
+    return names[0] if names else None
+
+
+def _paired(value: Mapping[str, Any]) -> Iterator[Paired]:
+    for row in rows(value.get("paired")):
+        yield Paired(
+            model=string(row.get("model")) or "?",
+            against=string(row.get("against")) or BASE,
+            task=string(row.get("task")) or ALL_TASKS,
+            metric=string(row.get("metric")) or "?",
+            difference=number(row.get("difference")),
+            low=_finite(row.get("low")),
+            high=_finite(row.get("high")),
+            better=whole(row.get("better")),
+            worse=whole(row.get("worse")),
+        )
+
+
+def _finite(value: Any) -> float | None:
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None
+
+
+def _costs(folder: RunFolder, methods: Sequence[str]) -> Iterator[Cost]:
+    for name in methods:
+        value = folder.object(f"{name}/training.json")
+        if not value:
+            continue
+        yield Cost(
+            model=name,
+            peft_type=string(value.get("peft_type")),
+            trained_parameters=whole(value.get("trained_parameters")),
+            total_parameters=whole(value.get("total_parameters")),
+            peak_memory_bytes=whole(value.get("peak_memory_bytes")),
+            train_seconds=_finite(value.get("train_seconds")),
+            tokens_per_second=_finite(value.get("tokens_per_second")),
+            artifact_bytes=whole(value.get("artifact_bytes")),
+            num_steps=whole(value.get("num_steps")),
+            best_step=whole(value.get("best_step")),
+            num_train_tokens=whole(value.get("num_train_tokens")),
+            num_target_tokens=whole(value.get("num_target_tokens")),
+            device=string(value.get("device")),
+            dtype=string(value.get("dtype")),
+            stopped_early=value.get("stopped_early") is True,
+        )
+
+
+def _decodings(values: Sequence[Mapping[str, Any]]) -> Iterator[Decoding]:
+    for value in values:
+        if value:
+            yield Decoding(
+                model=string(value.get("model")) or "?",
+                split=string(value.get("split")),
+                num_left_out=whole(value.get("num_left_out")),
+                cut_fraction=_finite(value.get("cut_fraction")),
+                prompt_sha256=string(value.get("prompt_sha256")),
+                settings=tuple(flat(mapping(value.get("decoding")))),
+            )
+
+
+def _facts(folder: RunFolder, manifest: Mapping[str, Any], methods: Sequence[str]) -> tuple[tuple[str, str], ...]:
+    """Return what the run's manifests state, and the SHA-256 of the weights that each method left."""
+    facts = list(flat({key: value for key, value in manifest.items() if key != "files"}))
+    data = folder.object("data/manifest.json", expected=False)
+    facts += flat({key: value for key, value in data.items() if key != "files"}, prefix="data.")
+    for name in (*methods, "instruct-model"):
+        for place in (f"{name}/adapter", f"{name}/model", name):
+            files = mapping(folder.object(f"{place}/manifest.json", expected=False).get("files"))
+            weights = {k: mapping(v).get("sha256") for k, v in files.items() if k.endswith(".safetensors")}
+            facts += [(f"{place}/{file} SHA-256", v) for file, v in weights.items() if isinstance(v, str)]
+    return tuple(facts)

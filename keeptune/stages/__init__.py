@@ -1,0 +1,26 @@
+"""The stages of a run: a recipe arrives, a run folder leaves; the only room that opens a recipe.
+
+prepare → data/ · train → METHOD/ · evaluate → base/, METHOD/test/, instruct-model/ · report → report.html.
+Stages meet on disk. Each writes a key of all that it depends on; a stage whose key stands there is not run again.
+Whatever needs torch is imported inside the function that needs it, so that data work starts at once.
+"""
+
+from keeptune.stages.data import CheckOutcome, Data, check, prepare
+from keeptune.stages.delivery import export, report
+from keeptune.stages.evaluation import evaluate
+from keeptune.stages.run import Context, Run, open_run
+from keeptune.stages.training import train
+
+__all__ = [
+    "CheckOutcome",
+    "Context",
+    "Data",
+    "Run",
+    "check",
+    "evaluate",
+    "export",
+    "open_run",
+    "prepare",
+    "report",
+    "train",
+]

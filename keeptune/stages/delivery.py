@@ -1,0 +1,42 @@
+"""The end of a run: what the run folder holds arrives, the report or a merged model folder leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from keeptune.errors import RecipeError
+from keeptune.stages.run import Run
+from keeptune.storage import read_json, staged_folder
+
+
+def report(run: Run) -> Path:
+    """Write `report.html` and `report.json` from what the run folder holds; return the page's path."""
+    from keeptune.report.page import write_report
+
+    return write_report(run.folder)
+
+
+def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
+    """Fold an adapter into its base model, in a new folder that transformers loads alone.
+
+    Raises:
+        RecipeError: there is no adapter, the output folder exists, or the base model is quantised.
+    """
+    folder = next((p for p in (adapter, adapter / "adapter") if (p / "adapter_config.json").is_file()), None)
+    if folder is None:
+        raise RecipeError(
+            f"{adapter}: found no adapter_config.json; expected an adapter folder or a method's folder that holds one. "
+            "A fully fine-tuned model needs no merging: its model/ folder is whole."
+        )
+    if merged.exists():
+        raise RecipeError(f"--merged {merged}: found something there; expected a new folder. Choose another name.")
+    from keeptune.model.folder import resolve_model
+
+    named = base or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    if not named:
+        raise RecipeError(f"{folder}: found no name of the base model; expected one. Give it with --base.")
+    from keeptune.model.artifact import merge_adapter
+
+    with staged_folder(merged, facts={"adapter": str(folder), "base": named}) as staging:
+        merge_adapter(folder, base=resolve_model(named), out=staging)
+    return merged

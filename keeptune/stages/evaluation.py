@@ -1,0 +1,193 @@
+"""The test: trained methods arrive; scores, paired differences and the selected instruct model leave.
+
+This is the only module that opens the test split, and each opening is written down.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune.errors import DataError
+from keeptune.stages.data import Data, bench_for, evaluation_split, max_new_tokens, prepare
+from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.training import artifact_folder, fit_model, method_of
+from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, storage_errors, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from keeptune.evaluation.evaluate import Split
+    from keeptune.evaluation.metrics import Answer
+    from keeptune.model.methods import Method
+
+BASE = "base"
+
+
+@dataclass(frozen=True, slots=True)
+class _Entrant:
+    """A model that is tested: the base model where `method` is None."""
+
+    name: str
+    method: Method | None
+    folder: Path
+    key: str
+
+
+def evaluate(run: Run) -> Path:
+    """Score base and methods on test, deliver the method that validation selected; return the instruct model's folder.
+
+    Raises:
+        DataError: a method is not trained yet.
+    """
+    data = prepare(run)
+    methods = [method_of(run.recipe, name) for name in run.recipe.methods]
+    entrants = [_entrant(run, data, method) for method in (None, *methods)]
+    waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
+    if waiting:
+        _record_opening(run, data, entrants=waiting)
+        split = evaluation_split(data, "test")
+        for entrant in waiting:
+            run.poll()
+            _evaluate_one(run, data, entrant, split=split)
+    else:
+        run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
+    _write_paired(run, entrants)
+    selected = _select(run, methods)
+    return _deliver(run, data, selected)
+
+
+def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
+    evaluation = run.recipe.evaluation
+    trained = None
+    if method is not None:
+        trained = _trained_facts(run, method)["key"]
+    key = stage_key(
+        data=data.key,
+        weights=data.base.facts.sha256,
+        trained=trained,
+        metrics=list(evaluation.metrics),
+        max_new_tokens=max_new_tokens(run.recipe, data),
+    )
+    if method is None:
+        return _Entrant(BASE, None, run.folder / BASE / "zero-shot", key)
+    return _Entrant(method.name, method, run.folder / method.name / "test", key)
+
+
+def _trained_facts(run: Run, method: Method) -> Mapping[str, Any]:
+    path = run.folder / method.name / "training.json"
+    if not path.exists() or not artifact_folder(path.parent, method).is_dir():
+        raise DataError(
+            f"{path.parent}: found no trained model; expected `keeptune train` to have finished. "
+            "Run `keeptune train` with this recipe first, or `keeptune run`."
+        )
+    return read_json(path)
+
+
+def _record_opening(run: Run, data: Data, *, entrants: list[_Entrant]) -> None:
+    """Add a line to `test_openings.jsonl`, on the disk before the split is read."""
+    line = {
+        "opened": run.context.now(),
+        "command": run.context.command,
+        "models": [entrant.name for entrant in entrants],
+        "test_sha256": file_sha256(data.folder / "test.jsonl"),
+    }
+    path = run.folder / "test_openings.jsonl"
+    with storage_errors(path), path.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line, ensure_ascii=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _evaluate_one(run: Run, data: Data, entrant: _Entrant, *, split: Split) -> None:
+    from keeptune.evaluation.evaluate import evaluate_model
+    from keeptune.model.load import pick_device
+
+    device = pick_device(run.recipe.device)
+    model = _load(run, data, entrant)
+    fit = fit_model(model, data=data, device=device)
+    with fit.attention():
+        evaluate_model(
+            model,
+            split=split,
+            bench=bench_for(run, data, collate=fit.collate, autocast=fit.autocast),
+            metrics=run.recipe.evaluation.metrics,
+            name=entrant.name,
+            shots=0,
+            folder=entrant.folder,
+            facts={"key": entrant.key, "created": run.context.now()},
+        )
+    del model
+    gc.collect()
+
+
+def _load(run: Run, data: Data, entrant: _Entrant) -> nn.Module:
+    """Load what a user would load: the base model, or the artifact as it lies on the disk."""
+    import torch
+
+    from keeptune.model.artifact import load_artifact
+    from keeptune.model.load import load_model, pick_device
+
+    device = pick_device(run.recipe.device)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    if entrant.method is None:
+        return load_model(data.base.folder, device=device, dtype=dtype)
+    folder = artifact_folder(run.folder / entrant.method.name, entrant.method)
+    return load_artifact(folder, base=data.base.folder, device=device, dtype=dtype)
+
+
+def _write_paired(run: Run, entrants: list[_Entrant]) -> None:
+    """Write every method against the base model, and the methods against each other, in every metric."""
+    from keeptune.evaluation.evaluate import read_answers
+    from keeptune.evaluation.metrics import with_loss
+    from keeptune.evaluation.scores import paired_differences
+
+    metrics = with_loss(run.recipe.evaluation.metrics)
+    answers: dict[str, list[Answer]] = {entrant.name: read_answers(entrant.folder) for entrant in entrants}
+    names = list(answers)
+    paired = [
+        asdict(difference)
+        for i, model in enumerate(names)
+        for against in names[:i]
+        for difference in paired_differences(
+            answers[model], answers[against], metrics=metrics, model=model, against=against
+        )
+    ]
+    write_json(run.folder / "paired.json", {"paired": paired})
+
+
+def _select(run: Run, methods: list[Method]) -> Method:
+    """Choose the method with the best value on validation, the first of equals, and write down why."""
+    from keeptune.evaluation.metrics import METRICS
+
+    metric = run.recipe.evaluation.select_by
+    values = {method.name: _trained_facts(run, method)["best_value"] for method in methods}
+    sign = 1.0 if metric != "loss" and METRICS[metric].higher_is_better else -1.0
+    known = [method for method in methods if values[method.name] is not None]
+    selected = max(known, key=lambda method: sign * values[method.name], default=methods[0])
+    facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values}
+    write_json(run.folder / "selection.json", facts)
+    return selected
+
+
+def _deliver(run: Run, data: Data, selected: Method) -> Path:
+    """Copy the selected artifact to `instruct-model/` and write its card."""
+    from keeptune.model.card import ModelCard, write_model_card
+
+    source = artifact_folder(run.folder / selected.name, selected)
+    target = run.folder / "instruct-model"
+    scores = read_json(run.folder / selected.name / "test" / "scores.json")["scores"]
+    key = stage_key(artifact=read_json(source / MANIFEST), scores=scores)
+    if is_done(target, key):
+        return target
+    with staged_folder(target, facts={"key": key}) as staging:
+        with storage_errors(target):
+            shutil.copytree(source, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
+        write_model_card(staging, card=_card(run, data, selected, scores=scores))
+    return target

@@ -1,0 +1,151 @@
+"""The run folder: a recipe arrives, a folder that is held, cleared and known to belong to that recipe leaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from keeptune import __version__
+from keeptune.config import Recipe
+from keeptune.errors import FolderInUseError, Interrupted
+from keeptune.progress import Progress
+from keeptune.storage import (
+    MANIFEST,
+    locked_folder,
+    read_json,
+    remove_leftovers,
+    storage_errors,
+    verify_folder,
+    write_atomic,
+    write_json,
+)
+
+_LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "pyarrow", "rouge-score", "sacrebleu")
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """What the command line lends to the stages; `now` gives the time as ISO 8601 text."""
+
+    progress: Progress
+    stop_requested: Callable[[], bool]
+    command: str
+    now: Callable[[], str]
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """An open run folder; `recipe` has every default filled in."""
+
+    recipe: Recipe
+    folder: Path
+    context: Context
+
+    def poll(self) -> None:
+        """Stop between two pieces of work where that was asked for.
+
+        Raises:
+            Interrupted: a signal came; what is finished stands.
+        """
+        if self.context.stop_requested():
+            raise Interrupted(
+                f"{self.folder}: found a request to stop; everything that is finished stands. "
+                "Give the same command again to go on."
+            )
+
+
+@contextmanager
+def open_run(recipe: Recipe, *, context: Context) -> Iterator[Run]:
+    """Hold the recipe's run folder, clear what a killed process left half-written, and write the recipe into it.
+
+    Raises:
+        RecipeError: a metric does not exist.
+        FolderInUseError: another process holds the folder, or it holds results of another recipe.
+        StorageError: the folder cannot be written to.
+    """
+    from keeptune.evaluation.metrics import check_metrics
+
+    check_metrics(recipe.evaluation.metrics)
+    folder = Path(recipe.output_dir)
+    with locked_folder(folder):
+        for place in [folder, *(folder / name for name in ("base", *recipe.methods))]:
+            remove_leftovers(place)
+        _refuse_another_recipe(folder, recipe)
+        write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+        _write_run_manifest(folder, recipe, context=context)
+        yield Run(recipe, folder, context)
+
+
+def stage_key(**parts: Any) -> str:
+    """Return the SHA-256 of a stage's inputs; a stage whose key is unchanged need not run again."""
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
+
+
+def is_done(folder: Path, key: str) -> bool:
+    """Tell whether a stage's folder stands whole, every byte of it, and came from the inputs of `key`."""
+    path = folder / MANIFEST
+    return path.exists() and read_json(path).get("key") == key and verify_folder(folder) is not None
+
+
+def _refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
+    """Let a run folder go on only with the recipe that its training came from.
+
+    Metrics, further methods and the speed of decoding may change; what decides weights may not.
+    """
+    path = folder / "recipe.yaml"
+    trained = [name for name in recipe.methods if (folder / name / "events.jsonl").exists()]
+    if not path.exists() or not trained:
+        return
+    with storage_errors(path):
+        before = _weight_deciding(yaml.safe_load(path.read_text(encoding="utf-8")), methods=trained)
+    after = _weight_deciding(recipe.model_dump(mode="json"), methods=trained)
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    if changed:
+        key = changed[0]
+        raise FolderInUseError(
+            f"{folder}: found results of another recipe ({key} was {before.get(key)!r}, now {after.get(key)!r}"
+            f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); expected the same settings to go on. "
+            "Choose another output_dir, or remove this folder."
+        )
+
+
+def _weight_deciding(recipe: Mapping[str, Any], *, methods: Sequence[str]) -> dict[str, Any]:
+    """Return the settings, by dotted key, that a trained method's weights depend on."""
+    flat: dict[str, Any] = {"model": recipe.get("model"), "seed": recipe.get("seed")}
+    for section in ("data", "training"):
+        flat |= {f"{section}.{key}": value for key, value in recipe.get(section, {}).items()}
+    flat |= {f"methods.{name}": recipe.get("methods", {}).get(name) for name in methods}
+    evaluation = recipe.get("evaluation", {})
+    flat["evaluation.select_by"] = evaluation.get("select_by")
+    if evaluation.get("select_by") != "loss":
+        flat |= {f"evaluation.{key}": evaluation.get(key) for key in ("max_new_tokens", "num_validation_records")}
+    # How often a run is saved changes no weight (the law "Resume").
+    flat.pop("training.save_steps", None)
+    return flat
+
+
+def _write_run_manifest(folder: Path, recipe: Recipe, *, context: Context) -> None:
+    versions = {"keeptune": __version__, "python": platform.python_version()}
+    for library in _LIBRARIES:
+        try:
+            versions[library] = metadata.version(library)
+        except metadata.PackageNotFoundError:
+            continue
+    facts = {
+        "created": context.now(),
+        "command": context.command,
+        "model": recipe.model,
+        "seed": recipe.seed,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "versions": versions,
+    }
+    write_json(folder / MANIFEST, facts)

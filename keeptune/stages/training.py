@@ -1,0 +1,234 @@
+"""Training: a prepared run arrives; each method's folder with its log, checkpoints and artifact leaves."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune.config import Recipe
+from keeptune.errors import RecipeError
+from keeptune.stages.data import Data, bench_for, evaluation_split, max_new_tokens, prepare
+from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.storage import MANIFEST, read_json, staged_folder, write_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from keeptune.model.methods import Method
+    from keeptune.text.batches import Batch, Layout
+    from keeptune.text.example import Example
+    from keeptune.training.settings import TrainingResult, TrainingSettings
+
+_DEFAULT_RATES = {False: 2e-5, True: 2e-4}
+
+
+@dataclass(frozen=True, slots=True)
+class Fit:
+    """How a model's batches are laid out and computed on its device; `attention` is held open while training."""
+
+    layout: Layout
+    collate: Callable[[Sequence[Example]], Batch]
+    attention: Callable[[], AbstractContextManager[Any]]
+    device: torch.device
+    autocast: torch.dtype | None
+
+
+def train(run: Run, *, methods: Sequence[str] | None = None) -> list[Path]:
+    """Train the methods (default: all) of the recipe, each from the base model; return their folders.
+
+    Raises:
+        RecipeError: a method is not in the recipe, or PEFT does not know one of its arguments.
+    """
+    from keeptune.model.methods import check_method
+
+    chosen = list(methods or run.recipe.methods)
+    for name in chosen:
+        if name not in run.recipe.methods:
+            raise RecipeError(
+                f"--method {name}: found no such method in the recipe; expected one of "
+                f"{', '.join(run.recipe.methods)}. Add it under methods."
+            )
+    data = prepare(run)
+    facts = data.base.facts
+    for name in chosen:
+        check_method(method_of(run.recipe, name), encoder_decoder=facts.encoder_decoder, quantised=facts.quantised)
+    return [_train_method(run, data, method_of(run.recipe, name)) for name in chosen]
+
+
+def method_of(recipe: Recipe, name: str) -> Method:
+    """Return a method of the recipe with its default learning rate filled in."""
+    from keeptune.model.methods import Method
+
+    fields = recipe.methods[name]
+    rate = fields.learning_rate or _DEFAULT_RATES[fields.peft_type is not None]
+    return Method(name, fields.peft_type, rate, dict(fields.model_extra or {}))
+
+
+def artifact_folder(folder: Path, method: Method) -> Path:
+    """Return where a method's artifact stands: `model/` for full fine-tuning, else `adapter/`."""
+    return folder / ("model" if method.peft_type is None else "adapter")
+
+
+def fit_model(model: nn.Module, *, data: Data, device: torch.device) -> Fit:
+    """Choose packed batches where the model's attention is exact on them, else padded ones."""
+    from functools import partial
+
+    import torch
+
+    from keeptune.model.attention import can_pack, packed_attention
+    from keeptune.text.batches import pack, pad, pad_pairs
+
+    autocast = torch.bfloat16 if device.type == "cuda" else None
+    pad_id = data.base.tokenizer.pad_id
+    if data.base.facts.encoder_decoder:
+        return Fit("pairs", partial(pad_pairs, pad_id=pad_id), nullcontext, device, autocast)
+    if can_pack(model):
+        return Fit("packed", pack, partial(packed_attention, model), device, autocast)
+    return Fit("padded", partial(pad, pad_id=pad_id), nullcontext, device, autocast)
+
+
+def _train_method(run: Run, data: Data, method: Method) -> Path:
+    """Train one method into its folder, unless the same training is finished there."""
+    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.methods import apply_method, count_parameters
+
+    run.poll()
+    folder, progress = run.folder / method.name, run.context.progress
+    key = training_key(run.recipe, data, method)
+    done = folder / "training.json"
+    if done.exists() and read_json(done).get("key") == key and is_done(artifact_folder(folder, method), key):
+        progress.say(f"{folder}: trained before and unchanged")
+        return folder
+    device = pick_device(run.recipe.device)
+    model = load_model(data.base.folder, device=device, dtype=_weight_type(device, method))
+    fit = fit_model(model, data=data, device=device)
+    model = apply_method(model, method, seed=run.recipe.seed)
+    counts = count_parameters(model)
+    progress.say(
+        f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
+        f"({100 * counts.trained / counts.total:.2f} %), {fit.layout} batches on {device.type}"
+    )
+    result = _run_loop(run, data, method, model=model, fit=fit, key=key)
+    artifact_bytes = _save(data, method, model=model, folder=folder, key=key, run=run)
+    facts = {name: value for name, value in asdict(result).items() if name != "validation"}
+    write_json(
+        done,
+        {
+            "key": key,
+            "method": method.name,
+            "peft_type": method.peft_type,
+            "learning_rate": method.learning_rate,
+            "trained_parameters": counts.trained,
+            "total_parameters": counts.total,
+            **facts,
+            "artifact_bytes": artifact_bytes,
+            "layout": fit.layout,
+            "device": device.type,
+            "dtype": "bfloat16" if fit.autocast is not None else "float32",
+        },
+    )
+    del model
+    gc.collect()
+    return folder
+
+
+def training_key(recipe: Recipe, data: Data, method: Method) -> str:
+    """Return the key of everything that decides a method's weights."""
+    evaluation = recipe.evaluation
+    chooses = {"select_by": evaluation.select_by}
+    if evaluation.select_by != "loss":
+        chooses |= {"records": evaluation.num_validation_records, "max_new_tokens": evaluation.max_new_tokens}
+    training = recipe.training.model_dump(mode="json", exclude={"save_steps"})
+    return stage_key(
+        data=data.key,
+        weights=data.base.facts.sha256,
+        method=asdict(method),
+        training=training,
+        chooses=chooses,
+        seed=recipe.seed,
+        device=recipe.device,
+    )
+
+
+def _weight_type(device: torch.device, method: Method) -> torch.dtype:
+    """Return fp32 for weights that train or live on a CPU, bf16 for frozen weights on a GPU."""
+    import torch
+
+    return torch.bfloat16 if device.type == "cuda" and method.peft_type is not None else torch.float32
+
+
+def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fit, key: str) -> TrainingResult:
+    from keeptune.evaluation.evaluate import validation_value
+    from keeptune.evaluation.metrics import METRICS
+    from keeptune.model.loss import batch_loss
+    from keeptune.training.loop import train as run_loop
+    from keeptune.training.world import SINGLE
+
+    select_by = run.recipe.evaluation.select_by
+    bench = bench_for(run, data, collate=fit.collate, autocast=fit.autocast)
+    split = evaluation_split(data, "validation")
+
+    def validate(adapted: nn.Module) -> float:
+        number = run.recipe.evaluation.num_validation_records
+        return validation_value(adapted, split=split, bench=bench, metric=select_by, num_records=number)
+
+    with fit.attention():
+        return run_loop(
+            model=model,
+            train_table=data.table("train"),
+            validation_table=split.examples,
+            loss=batch_loss,
+            collate=fit.collate,
+            settings=_settings(run.recipe, data, method, layout=fit.layout),
+            folder=run.folder / method.name,
+            validate=None if select_by == "loss" else validate,
+            higher_is_better=select_by != "loss" and METRICS[select_by].higher_is_better,
+            world=SINGLE,
+            device=fit.device,
+            autocast=fit.autocast,
+            progress=run.context.progress,
+            stop_requested=run.context.stop_requested,
+            run_key=key,
+        )
+
+
+def _settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> TrainingSettings:
+    from keeptune.text.batches import auto_tokens_per_step
+    from keeptune.training.settings import TrainingSettings
+
+    fields = recipe.training.model_dump()
+    if fields["tokens_per_step"] == "auto":
+        lengths = data.table("train").lengths
+        fields["tokens_per_step"] = auto_tokens_per_step(lengths, num_epochs=recipe.training.num_train_epochs)
+    return TrainingSettings(
+        **fields,
+        learning_rate=method.learning_rate,
+        seed=recipe.seed,
+        layout=layout,
+        select_by=recipe.evaluation.select_by,
+    )
+
+
+def _save(data: Data, method: Method, *, model: nn.Module, folder: Path, key: str, run: Run) -> int:
+    """Write the artifact, prove that it gives the trained answers when loaded alone, and return its bytes."""
+    from keeptune.model.artifact import save_artifact, verify_artifact
+
+    target = artifact_folder(folder, method)
+    with staged_folder(target, facts={"key": key}) as staging:
+        save_artifact(
+            model,
+            staging,
+            base=data.base.folder,
+            base_name=data.base.name,
+            tokenizer_folder=data.base.tokenizer_folder,
+            template=data.base.template,
+            tokenizer=data.base.tokenizer,
+            max_new_tokens=max_new_tokens(run.recipe, data),
+        )
+        verify_artifact(model, staging, base=data.base.folder)
+    return sum(facts["bytes"] for facts in read_json(target / MANIFEST)["files"].values())

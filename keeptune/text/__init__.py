@@ -1,0 +1,1 @@
+"""Records arrive, batches of token ids leave."""

@@ -1,0 +1,160 @@
+"""Examples arrive, batches leave: their members, order and number are a pure function of the plan's arguments.
+
+Shape key: B examples of the micro-batch, T tokens (of the flat pack, or padded), S encoder tokens, U decoder tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keeptune.text.tokens import Example
+
+Layout = Literal["packed", "padded", "pairs"]
+NOT_TRAINED = -100
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """One micro-batch. `labels` are unshifted and `NOT_TRAINED` where no loss counts.
+
+    Packed: `input_ids` and `labels` are (T,), the examples lie end to end, `lengths` (B,) are the segments.
+    Padded on the right: (B, T), `lengths` are the real tokens of each row.
+    Pairs: `input_ids` (B, S) feed the encoder, `labels` (B, U) the decoder, whose real tokens are `label_lengths` (B,).
+    """
+
+    input_ids: NDArray[np.int64]
+    labels: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    packed: bool
+    label_lengths: NDArray[np.int64] | None = None
+
+    @property
+    def num_targets(self) -> int:
+        """The number of labels that carry loss; without an encoder the first token of an example never does."""
+        return int(np.count_nonzero(self.labels != NOT_TRAINED))
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """The examples of one optimizer update, as indices, in their micro-batches."""
+
+    micro_batches: tuple[tuple[int, ...], ...]
+    num_tokens: int
+    num_targets: int
+
+
+def epoch_order(num_examples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
+    """Return the permutation of `num_examples` indices for one epoch; it depends on nothing but the arguments."""
+    generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch))))
+    return generator.permutation(num_examples).astype(np.int64)
+
+
+def plan_epoch(
+    lengths: NDArray[np.int64],
+    num_targets: NDArray[np.int64],
+    *,
+    seed: int,
+    epoch: int,
+    tokens_per_step: int,
+    tokens_per_micro_batch: int,
+    layout: Layout,
+) -> list[Step]:
+    """Return the steps of one epoch; each example stands in exactly one of them.
+
+    A step takes consecutive examples of `epoch_order` while their tokens fit `tokens_per_step`; one that is longer
+    stands alone. A last step under half the budget joins the one before it, which may then hold up to one and a half
+    budgets. Micro-batches hold at most `tokens_per_micro_batch` tokens, padding counted, or a single example.
+    """
+    order = epoch_order(len(lengths), seed=seed, epoch=epoch).tolist()
+    sizes, targets = lengths.tolist(), num_targets.tolist()
+    steps = list(_groups(order, sides=[(size, 0) for size in sizes], padded=False, budget=tokens_per_step))
+    if len(steps) > 1 and 2 * sum(sizes[i] for i in steps[-1]) < tokens_per_step:
+        steps[-2:] = [steps[-2] + steps[-1]]
+    decoder = targets if layout == "pairs" else [0] * len(sizes)
+    sides = [(size - part, part) for size, part in zip(sizes, decoder, strict=True)]
+    plan = []
+    for step in steps:
+        inner = step if layout == "packed" else sorted(step, key=lambda i: (*sides[i], i), reverse=True)
+        groups = _groups(inner, sides=sides, padded=layout != "packed", budget=tokens_per_micro_batch)
+        plan.append(
+            Step(
+                micro_batches=tuple(tuple(group) for group in groups),
+                num_tokens=sum(sizes[i] for i in step),
+                num_targets=sum(targets[i] for i in step),
+            )
+        )
+    return plan
+
+
+def _groups(
+    order: Sequence[int], *, sides: Sequence[tuple[int, int]], padded: bool, budget: int
+) -> Iterator[list[int]]:
+    """Yield consecutive runs of `order` whose tokens (of both sides, padding counted on request) fit the budget."""
+    group: list[int] = []
+    total = longest = longest_second = 0
+    for index in order:
+        first, second = sides[index]
+        wider = (max(longest, first), max(longest_second, second))
+        cost = (len(group) + 1) * sum(wider) if padded else total + first + second
+        if group and cost > budget:
+            yield group
+            group, total, wider = [], 0, (first, second)
+        group.append(index)
+        total += first + second
+        longest, longest_second = wider
+    if group:
+        yield group
+
+
+def pack(examples: Sequence[Example]) -> Batch:
+    """Return the examples end to end, without padding."""
+    lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
+    input_ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
+    loss_mask = np.concatenate([example.loss_mask for example in examples])
+    loss_mask[np.cumsum(lengths) - lengths] = False
+    return Batch(input_ids, labels=np.where(loss_mask, input_ids, NOT_TRAINED), lengths=lengths, packed=True)
+
+
+def pad(examples: Sequence[Example], *, pad_id: int) -> Batch:
+    """Return the examples as rows, padded on the right."""
+    input_ids, lengths = _rows([example.input_ids for example in examples], filler=pad_id)
+    loss_mask, _ = _rows([example.loss_mask for example in examples], filler=0)
+    loss_mask[:, 0] = 0
+    return Batch(input_ids, labels=np.where(loss_mask > 0, input_ids, NOT_TRAINED), lengths=lengths, packed=False)
+
+
+def pad_pairs(examples: Sequence[Example], *, pad_id: int) -> Batch:
+    """Return prompts as encoder rows and completions as label rows, both padded on the right."""
+    input_ids, lengths = _rows([example.prompt_ids for example in examples], filler=pad_id)
+    labels, label_lengths = _rows([example.completion_ids for example in examples], filler=NOT_TRAINED)
+    return Batch(input_ids, labels=labels, lengths=lengths, packed=False, label_lengths=label_lengths)
+
+
+def _rows(
+    rows: Sequence[NDArray[np.int32] | NDArray[np.bool_]], *, filler: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    padded = np.full((len(rows), int(lengths.max())), filler, dtype=np.int64)
+    for index, row in enumerate(rows):
+        padded[index, : len(row)] = row
+    return padded, lengths
+
+
+def auto_tokens_per_step(
+    lengths: NDArray[np.int64], *, num_epochs: float, target_steps: int = 100, at_most: int = 8192
+) -> int:
+    """Return the tokens of a step: as many as leave `target_steps` steps in the run, up to `at_most`.
+
+    Data that fill `target_steps` steps of `at_most` tokens get `at_most`; smaller data get smaller steps, down to
+    twice the mean length, because a thousand short examples in a dozen large steps teach almost nothing.
+    """
+    if len(lengths) == 0:
+        return at_most
+    run_tokens = float(lengths.sum()) * num_epochs
+    return min(at_most, max(math.ceil(2 * float(lengths.mean())), int(run_tokens / target_steps)))

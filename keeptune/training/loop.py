@@ -1,0 +1,391 @@
+"""The one training loop: a model and token tables arrive, the model leaves with the best weights of its run.
+
+What it writes: `events.jsonl` and `checkpoints/` in the folder handed to it. The same call again goes on from there.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NoReturn
+
+import torch
+from torch import nn
+
+from keeptune.errors import Interrupted, NonFiniteError
+from keeptune.progress import Progress
+from keeptune.storage import require_space, storage_errors
+from keeptune.text.batches import Batch, Step
+from keeptune.text.tokens import Example
+from keeptune.training.checkpoint import (
+    OPTIMIZER,
+    WEIGHTS,
+    TrainingState,
+    load_latest,
+    restore_weights,
+    save_checkpoint,
+)
+from keeptune.training.cost import memory_errors, peak_memory_bytes, reset_peak_memory
+from keeptune.training.events import EventLog, NonFiniteEvent, ResumedEvent, RunEvent, StepEvent, ValidationEvent
+from keeptune.training.modes import evaluating, gradient_checkpointing, training
+from keeptune.training.plan import Examples, RunPlan, describe_run, plan_run, plan_steps, plan_validation
+from keeptune.training.schedule import learning_rate_factor
+from keeptune.training.selection import Selection
+from keeptune.training.settings import TrainingResult, TrainingSettings, Validation
+from keeptune.training.step import (
+    Accumulated,
+    LossFunction,
+    Stopped,
+    Work,
+    accumulate,
+    clear_gradients,
+    ids_sha256,
+    make_optimizer,
+    record_ids,
+    step_seed,
+    validation_loss,
+)
+from keeptune.training.tensors import optimizer_tensors, restore_optimizer, restore_parameters, trained_parameters
+from keeptune.training.world import World
+
+__all__ = ["Examples", "TrainingResult", "TrainingSettings", "Validation", "train"]
+
+# Weights and AdamW's two moments of each, in as many checkpoints as rotation and the next save can hold at once.
+_TENSORS_PER_PARAMETER = 3
+_MOST_CHECKPOINTS = 4
+_SPACE_MARGIN = 1.1
+_MAX_LISTED = 10
+
+
+@dataclass(frozen=True, slots=True)
+class _Run:
+    """One training: where it lies, what it works with, and what decides which step is best."""
+
+    folder: Path
+    key: str
+    settings: TrainingSettings
+    plan: RunPlan
+    work: Work
+    optimizer: torch.optim.Optimizer
+    train_table: Examples
+    validation_table: Examples
+    validate: Callable[[nn.Module], float] | None
+    selection: Selection
+    log: EventLog
+    progress: Progress
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.folder / "checkpoints"
+
+
+def train(
+    *,
+    model: nn.Module,
+    train_table: Examples,
+    validation_table: Examples,
+    loss: LossFunction,
+    collate: Callable[[Sequence[Example]], Batch],
+    settings: TrainingSettings,
+    folder: Path,
+    validate: Callable[[nn.Module], float] | None,
+    higher_is_better: bool,
+    world: World,
+    device: torch.device,
+    autocast: torch.dtype | None,
+    progress: Progress,
+    stop_requested: Callable[[], bool],
+    run_key: str,
+) -> TrainingResult:
+    """Train the parameters of `model` that require gradients, and leave those of the best step in it.
+
+    `loss` returns the summed cross-entropy in nats over a batch's target tokens; a step's gradient is that of the sum
+    over all its micro-batches and ranks ÷ their target tokens. `validate` returns the metric that selects, and is
+    given if and only if `settings.select_by` is not "loss"; it may raise `Interrupted`. The same arguments and
+    `run_key` mean the same run: on CPU, stopping anywhere and calling again changes no bit of weights, optimizer and
+    log (durations, memory and the log's `resumed` lines apart). Seeds torch's global generators at each step.
+
+    Raises:
+        CheckpointError: checkpoints exist and none is whole.
+        DataError: an example has no target token.
+        FolderInUseError: the checkpoints are those of another `run_key`.
+        Interrupted: `stop_requested` said so; everything up to the last whole step is saved.
+        NonFiniteError: a loss or a gradient is; the weights are those before the step.
+        OutOfMemoryError: a micro-batch does not fit.
+        StorageError: the disk refuses; what was saved before stands untouched.
+    """
+    assert (validate is None) == (settings.select_by == "loss")
+    parameters = trained_parameters(model)
+    run = _Run(
+        folder=folder,
+        key=run_key,
+        settings=settings,
+        plan=plan_run(
+            train_table,
+            settings=settings,
+            has_validation=len(validation_table) > 0,
+            has_metric=validate is not None,
+        ),
+        work=Work(model, parameters, loss, collate, world, device, autocast, stop_requested),
+        optimizer=make_optimizer(parameters, settings=settings),
+        train_table=train_table,
+        validation_table=validation_table,
+        validate=validate,
+        selection=Selection(settings.select_by, validate is not None and higher_is_better, settings.patience),
+        log=EventLog(folder / "events.jsonl"),
+        progress=progress,
+    )
+    progress.say(describe_run(train_table, settings=settings, plan=run.plan))
+    reset_peak_memory(device)
+    with gradient_checkpointing(model, enabled=settings.gradient_checkpointing):
+        state = _steps_taken(run, _started(run))
+    return _finished(run, state)
+
+
+def _steps_taken(run: _Run, state: TrainingState) -> TrainingState:
+    """Take the steps that are left; the loop itself.
+
+    Raises:
+        Interrupted: a stop was asked for; the state after the last whole step is saved.
+    """
+    saved = state
+    try:
+        # A stop amid the validation after a step left that validation to this start.
+        state, saved = _settled(run, state, saved=saved)
+        for step in _steps_after(run, state.step):
+            if run.selection.out_of_patience(state.validations):
+                break
+            state = _taken(run, state, step=step)
+            state, saved = _settled(run, state, saved=saved)
+    except (Stopped, Interrupted) as error:
+        if state != saved:
+            _save(run, state)
+        raise Interrupted(
+            f"{run.folder}: found a request to stop at step {state.step} of {run.plan.num_steps}; everything up to "
+            "this step is saved. Give the same command again to go on."
+        ) from error
+    finally:
+        run.progress.finish()
+    return state
+
+
+def _started(run: _Run) -> TrainingState:
+    """Return the state to go on from; weights, optimizer and log are set to it."""
+    world, device, parameters = run.work.world, run.work.device, run.work.parameters
+    with storage_errors(run.checkpoints):
+        run.checkpoints.mkdir(parents=True, exist_ok=True)
+    checkpoint = None
+    for rank in range(world.size):
+        # One rank after the other: the first sets bad checkpoints aside, the others find only good ones.
+        if rank == world.rank:
+            checkpoint = load_latest(run.checkpoints, run_key=run.key)
+        world.wait(device=device)
+    _require_space(run)
+    if checkpoint is None:
+        if world.rank == 0:
+            run.log.clear()
+        _log(run, "run", record=_run_event(run))
+        return TrainingState()
+    step = checkpoint.state.step
+    restore_parameters(checkpoint.folder / WEIGHTS, parameters=parameters)
+    restore_optimizer(checkpoint.folder / OPTIMIZER, optimizer=run.optimizer, parameters=parameters)
+    if world.rank == 0:
+        run.log.truncate_after(step)
+    _log(run, "resumed", record=ResumedEvent(step, checkpoint.quarantined))
+    for name in checkpoint.quarantined:
+        run.progress.say(f"{run.checkpoints / name}: set aside, because it or its best step is damaged.")
+    run.progress.say(f"Going on after step {step} of {run.plan.num_steps}.")
+    return checkpoint.state
+
+
+def _steps_after(run: _Run, step: int) -> Iterator[Step]:
+    """Yield what is left to do after `step`, one progress line an epoch."""
+    for epoch, end in enumerate(run.plan.epoch_ends):
+        if end <= step:
+            continue
+        num_done = max(0, step - run.plan.epoch_start(epoch))
+        steps = plan_steps(run.train_table, settings=run.settings, epoch=epoch)[num_done:]
+        num_tokens = sum(step.num_tokens for step in steps)
+        title = f"Epoch {epoch + 1} of {run.settings.num_train_epochs}"
+        run.progress.start(title, total=num_tokens, unit="tokens")
+        yield from steps
+
+
+def _taken(run: _Run, state: TrainingState, *, step: Step) -> TrainingState:
+    """Return the state after one update of the trained parameters."""
+    started = time.perf_counter()
+    work, settings, number = run.work, run.settings, state.step + 1
+    torch.manual_seed(step_seed(settings.seed, step=number, rank=work.world.rank))
+    learning_rate = _set_learning_rate(run, number)
+    with _memory_errors(run, number), training(work.model):
+        accumulated = accumulate(work, step, table=run.train_table)
+        grad_norm = nn.utils.clip_grad_norm_(work.parameters.values(), settings.max_grad_norm).item()
+        if not math.isfinite(accumulated.loss) or not math.isfinite(grad_norm):
+            clear_gradients(work)
+            _raise_non_finite(run, number, accumulated=accumulated, grad_norm=grad_norm)
+        run.optimizer.step()
+        clear_gradients(work)
+    state = replace(
+        state,
+        step=number,
+        train_seconds=state.train_seconds + time.perf_counter() - started,
+        num_train_tokens=state.num_train_tokens + step.num_tokens,
+        num_target_tokens=state.num_target_tokens + step.num_targets,
+    )
+    event = StepEvent(
+        step=number,
+        epoch=run.plan.epochs_done(number),
+        loss=accumulated.loss,
+        learning_rate=learning_rate,
+        grad_norm=grad_norm,
+        num_tokens=step.num_tokens,
+        num_targets=step.num_targets,
+        record_ids_sha256=ids_sha256(record_ids(run.train_table, step)),
+        elapsed_seconds=state.train_seconds,
+    )
+    _log(run, "step", record=event)
+    run.progress.advance(step.num_tokens, note=f"step {number}, loss {accumulated.loss:.3f}")
+    return state
+
+
+def _settled(run: _Run, state: TrainingState, *, saved: TrainingState) -> tuple[TrainingState, TrainingState]:
+    """Validate and save where that is due after a step; return the state, and the state that is on the disk."""
+    validated = any(validation.step == state.step for validation in state.validations)
+    if state.step in run.plan.evaluation_steps and not validated:
+        state = replace(state, validations=(*state.validations, _validated(run, state.step)))
+    best = run.selection.best(state.validations)
+    due = (
+        state.step in run.plan.save_steps
+        or (best is not None and best.step == state.step)
+        or run.selection.out_of_patience(state.validations)
+    )
+    if not due or state == saved:
+        return state, saved
+    _save(run, state)
+    return state, state
+
+
+def _validated(run: _Run, step: int) -> Validation:
+    epoch_ends = step in run.plan.epoch_ends
+    if epoch_ends:
+        # `validate` may open a piece of progress of its own.
+        run.progress.finish()
+    metric = None
+    with _memory_errors(run, step):
+        micro_batches = plan_validation(run.validation_table, settings=run.settings)
+        loss = validation_loss(run.work, run.validation_table, micro_batches=micro_batches)
+        if run.validate is not None and epoch_ends:
+            with evaluating(run.work.model):
+                metric = run.validate(run.work.model)
+    validation = Validation(step=step, epoch=run.plan.epochs_done(step), loss=loss, metric=metric)
+    name = None if metric is None else run.settings.select_by
+    _log(run, "validation", record=ValidationEvent(step, validation.epoch, loss, name, metric))
+    return validation
+
+
+def _save(run: _Run, state: TrainingState) -> None:
+    best = run.selection.best(state.validations)
+    if run.work.world.rank == 0:
+        # The log first: a checkpoint must never stand without the lines that lead to it.
+        run.log.sync()
+        save_checkpoint(
+            run.checkpoints,
+            weights=run.work.parameters,
+            optimizer=optimizer_tensors(run.optimizer, parameters=run.work.parameters),
+            state=replace(state, peak_memory_bytes=_peak_memory_bytes(run, state)),
+            best_step=None if best is None else best.step,
+            run_key=run.key,
+        )
+    run.work.world.wait(device=run.work.device)
+
+
+def _finished(run: _Run, state: TrainingState) -> TrainingResult:
+    """Load the best weights and return what the run did."""
+    best = run.selection.best(state.validations)
+    if best is None:
+        run.progress.say("No validation gave a finite value: the weights of the last step are kept as the best.")
+    elif best.step != state.step:
+        restore_weights(run.checkpoints, step=best.step, parameters=run.work.parameters)
+    result = TrainingResult(
+        num_steps=state.step,
+        best_step=state.step if best is None else best.step,
+        best_value=None if best is None else run.selection.value(best),
+        select_by=run.settings.select_by,
+        num_epochs_done=run.plan.epochs_done(state.step),
+        stopped_early=state.step < run.plan.num_steps,
+        train_seconds=state.train_seconds,
+        num_train_tokens=state.num_train_tokens,
+        num_target_tokens=state.num_target_tokens,
+        tokens_per_second=state.num_train_tokens / state.train_seconds,
+        peak_memory_bytes=_peak_memory_bytes(run, state),
+        validation=state.validations,
+    )
+    _log(run, "finished", record=result)
+    return result
+
+
+def _set_learning_rate(run: _Run, number: int) -> float:
+    settings = run.settings
+    learning_rate = settings.learning_rate * learning_rate_factor(
+        number,
+        num_steps=run.plan.num_steps,
+        num_warmup_steps=run.plan.num_warmup_steps,
+        kind=settings.lr_scheduler_type,
+        cooldown_fraction=settings.cooldown_fraction,
+    )
+    for group in run.optimizer.param_groups:
+        group["lr"] = learning_rate
+    return learning_rate
+
+
+def _raise_non_finite(run: _Run, number: int, *, accumulated: Accumulated, grad_norm: float) -> NoReturn:
+    ids = [run.train_table.record_ids[i] for i in accumulated.suspects]
+    _log(run, "non_finite", record=NonFiniteEvent(number, tuple(ids)))
+    more = f" and {len(ids) - _MAX_LISTED} more" if len(ids) > _MAX_LISTED else ""
+    raise NonFiniteError(
+        f"{run.folder}: step {number}: found a loss of {accumulated.loss} and a gradient norm of {grad_norm} with the "
+        f"records {', '.join(ids[:_MAX_LISTED])}{more}; expected finite numbers. The weights are those before this "
+        "step. Look at these records, or lower the method's learning_rate."
+    )
+
+
+def _run_event(run: _Run) -> RunEvent:
+    settings = run.settings
+    return RunEvent(
+        num_examples=len(run.train_table),
+        num_validation_examples=len(run.validation_table),
+        num_tokens=int(run.train_table.lengths.sum()),
+        num_targets=int(run.train_table.num_targets.sum()),
+        num_epochs=settings.num_train_epochs,
+        num_steps=run.plan.num_steps,
+        num_warmup_steps=run.plan.num_warmup_steps,
+        tokens_per_step=settings.tokens_per_step,
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+        layout=settings.layout,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+    )
+
+
+def _require_space(run: _Run) -> None:
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in run.work.parameters.values())
+    num_present = sum(1 for path in run.checkpoints.iterdir() if path.is_dir())
+    num_to_come = max(1, _MOST_CHECKPOINTS - num_present)
+    require_space(run.checkpoints, needed_bytes=int(num_to_come * _TENSORS_PER_PARAMETER * _SPACE_MARGIN * num_bytes))
+
+
+def _log(run: _Run, event: str, *, record: Any) -> None:
+    if run.work.world.rank == 0:
+        run.log.append(event, record)
+
+
+def _memory_errors(run: _Run, step: int) -> AbstractContextManager[None]:
+    return memory_errors(f"{run.folder}: step {step}", tokens_per_micro_batch=run.settings.tokens_per_micro_batch)
+
+
+def _peak_memory_bytes(run: _Run, state: TrainingState) -> int:
+    return max(state.peak_memory_bytes, peak_memory_bytes(run.work.device))

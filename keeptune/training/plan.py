@@ -1,0 +1,152 @@
+"""The arithmetic of a run: examples and settings arrive, the steps at which something happens leave.
+
+Steps count from 1 over the whole run; step s is the s-th update.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keeptune.errors import DataError
+from keeptune.text.batches import Step, plan_epoch
+from keeptune.text.tokens import Example
+from keeptune.training.settings import TrainingSettings
+
+_FEW_STEPS = 50
+_MAX_LISTED = 10
+
+
+class Examples(Protocol):
+    """Tokenised records by position, with what planning needs to know of each."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...
+    @property
+    def num_targets(self) -> NDArray[np.int64]: ...
+    @property
+    def record_ids(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
+
+
+@dataclass(frozen=True, slots=True)
+class RunPlan:
+    """Where the steps of a run lie; `epoch_ends[e]` is the last step of epoch e."""
+
+    epoch_ends: tuple[int, ...]
+    num_warmup_steps: int
+    evaluation_steps: frozenset[int]
+    save_steps: frozenset[int]
+
+    @property
+    def num_steps(self) -> int:
+        return self.epoch_ends[-1]
+
+    def epoch_start(self, epoch: int) -> int:
+        """Return the number of steps before an epoch."""
+        return self.epoch_ends[epoch - 1] if epoch else 0
+
+    def epochs_done(self, step: int) -> float:
+        """Return the passes over the train split that are done after a step, as a fraction."""
+        epoch = next(i for i, end in enumerate(self.epoch_ends) if step <= end)
+        start = self.epoch_start(epoch)
+        return epoch + (step - start) / (self.epoch_ends[epoch] - start)
+
+
+def plan_steps(table: Examples, *, settings: TrainingSettings, epoch: int) -> list[Step]:
+    """Return the steps of one epoch, always the same ones for the same table, settings and epoch."""
+    return plan_epoch(
+        table.lengths,
+        table.num_targets,
+        seed=settings.seed,
+        epoch=epoch,
+        tokens_per_step=settings.tokens_per_step,
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+        layout=settings.layout,
+    )
+
+
+def plan_validation(table: Examples, *, settings: TrainingSettings) -> list[tuple[int, ...]]:
+    """Return micro-batches that hold every example once."""
+    if not len(table):
+        return []
+    steps = plan_epoch(
+        table.lengths,
+        table.num_targets,
+        seed=settings.seed,
+        epoch=0,
+        tokens_per_step=max(1, int(table.lengths.sum())),
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+        layout=settings.layout,
+    )
+    return [micro_batch for step in steps for micro_batch in step.micro_batches]
+
+
+def plan_run(table: Examples, *, settings: TrainingSettings, has_validation: bool, has_metric: bool) -> RunPlan:
+    """Return the steps of a run, and those after which it validates and saves.
+
+    Validation comes `evals_per_epoch` times an epoch or every `eval_steps` steps, and at the end of the run;
+    with a metric at each end of an epoch as well.
+
+    Raises:
+        DataError: an example has no target token, so that no loss could be taken from it.
+    """
+    _require_targets(table)
+    ends = np.cumsum([len(plan_steps(table, settings=settings, epoch=e)) for e in range(settings.num_train_epochs)])
+    epoch_ends = tuple(int(end) for end in ends)
+    num_steps = epoch_ends[-1]
+    evaluation_steps = _evaluation_steps(epoch_ends, settings=settings) if has_validation else set()
+    if has_metric:
+        evaluation_steps |= set(epoch_ends)
+    save_steps = range(settings.save_steps, num_steps, settings.save_steps) if settings.save_steps else epoch_ends
+    return RunPlan(
+        epoch_ends=epoch_ends,
+        num_warmup_steps=math.ceil(settings.warmup_ratio * num_steps),
+        evaluation_steps=frozenset(evaluation_steps),
+        save_steps=frozenset({*save_steps, num_steps}),
+    )
+
+
+def describe_run(table: Examples, *, settings: TrainingSettings, plan: RunPlan) -> str:
+    """Return the arithmetic of the run in words, and what to change where the steps are few."""
+    text = (
+        f"{len(table):,} examples, {int(table.lengths.sum()):,} tokens of which {int(table.num_targets.sum()):,} are "
+        f"targets; {settings.num_train_epochs} epochs at {settings.tokens_per_step:,} tokens a step = "
+        f"{plan.num_steps:,} steps, {plan.num_warmup_steps:,} of them warm-up."
+    )
+    if plan.num_steps < _FEW_STEPS:
+        text += (
+            f" That is fewer than {_FEW_STEPS} steps, which is little to learn in: lower training.tokens_per_step, "
+            "or raise training.num_train_epochs."
+        )
+    return text
+
+
+def _evaluation_steps(epoch_ends: tuple[int, ...], *, settings: TrainingSettings) -> set[int]:
+    if settings.eval_steps is not None:
+        return {*range(settings.eval_steps, epoch_ends[-1], settings.eval_steps), epoch_ends[-1]}
+    k = settings.evals_per_epoch
+    starts = (0, *epoch_ends[:-1])
+    return {
+        start + max(1, round((end - start) * i / k))
+        for start, end in zip(starts, epoch_ends, strict=True)
+        for i in range(1, k + 1)
+    }
+
+
+def _require_targets(table: Examples) -> None:
+    if not len(table):
+        raise DataError("train: found no example; expected at least one to train on. Give more data.")
+    without = [table.record_ids[int(i)] for i in np.flatnonzero(table.num_targets < 1)]
+    if without:
+        listed = ", ".join(without[:_MAX_LISTED]) + (f" and {len(without) - _MAX_LISTED} more" if without[_MAX_LISTED:] else "")
+        raise DataError(
+            f"train: found no target token in {len(without)} examples ({listed}); expected at least one in each. "
+            "Drop these records, or raise data.max_length."
+        )

@@ -1,0 +1,294 @@
+"""Rows of every known format become the same records; a row that is none says why, under a stable name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keeptune.data.formats import RowProblem, to_record
+from keeptune.data.record import Message, Record, record_from_json, record_to_json
+from keeptune.data.source import Row
+
+DIALOGUE = {"fname": "dev_0", "dialogue": "#A: Hi.", "summary": "A greets."}
+COLUMNS = {"prompt": "dialogue", "completion": "summary"}
+ASK, TELL = Message("user", "Ask?"), Message("assistant", "Tell.")
+quick = settings(max_examples=150, deadline=None)
+
+
+def record(value: dict[str, Any], **settings: Any) -> Record:
+    options = {"task": "t", "columns": None, "instruction": None, **settings}
+    return to_record(Row(value, "f.jsonl:7", None), **options)
+
+
+def messages(value: dict[str, Any], **settings: Any) -> list[Message]:
+    return list(record(value, **settings).messages)
+
+
+def refusal(value: dict[str, Any], **settings: Any) -> tuple[str, str]:
+    with pytest.raises(RowProblem) as caught:
+        record(value, **settings)
+    return caught.value.reason, str(caught.value)
+
+
+# Tables: each format
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        {"instruction": "Ask?", "output": "Tell."},
+        {"instruction": "Ask?", "input": "", "output": "Tell.", "history": [], "system": ""},
+        {"instruction": "Ask?", "input": None, "output": "Tell.", "history": None, "system": None},
+        {"instruction": "", "input": "Ask?", "output": "Tell."},
+        {"messages": [{"role": "user", "content": "Ask?"}, {"role": "assistant", "content": "Tell."}]},
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "text", "text": "As"}, {"type": "text", "text": "k?"}]},
+                {"role": "assistant", "content": "Tell.", "tool_calls": None},
+            ]
+        },
+        {"conversations": [{"from": "human", "value": "Ask?"}, {"from": "gpt", "value": "Tell."}]},
+        {"conversations": [{"from": "User", "value": "Ask?"}, {"from": "Assistant", "value": "Tell."}]},
+        {"conversations": [{"role": "user", "content": "Ask?"}, {"role": "assistant", "content": "Tell."}]},
+        {"prompt": "Ask?", "completion": "Tell."},
+        {"prompt": [{"role": "user", "content": "Ask?"}], "completion": [{"role": "assistant", "content": "Tell."}]},
+        {"prompt": [{"role": "user", "content": "Ask?"}], "completion": "Tell."},
+        {"inputs": "Ask?", "targets": "Tell.", "task": "other", "id": 3},
+        {"messages": None, "prompt": "Ask?", "completion": "Tell."},
+        {
+            "prompt": "Ask?",
+            "prompt_id": "x",
+            "messages": [{"role": "user", "content": "Ask?"}, {"role": "assistant", "content": "Tell."}],
+        },
+    ],
+)
+def test_every_format_gives_the_same_conversation(value: dict[str, Any]) -> None:
+    found = record(value)
+    assert found.messages == (ASK, TELL)
+    assert found == record({"prompt": "Ask?", "completion": "Tell."})
+    assert (found.task, found.origin) == ("t", "f.jsonl:7")
+
+
+def test_alpaca_keeps_the_input_apart_and_puts_system_and_history_first() -> None:
+    value = {
+        "system": "Be kind.",
+        "history": [["Q1", "A1"], ["Q2", "A2"]],
+        "instruction": "Sum up.",
+        "input": "A long text.",
+        "output": "Short.",
+    }
+    assert messages(value) == [
+        Message("system", "Be kind."),
+        Message("user", "Q1"),
+        Message("assistant", "A1"),
+        Message("user", "Q2"),
+        Message("assistant", "A2"),
+        Message("user", "Sum up.", input="A long text."),
+        Message("assistant", "Short."),
+    ]
+
+
+def test_sharegpt_roles_are_known_by_their_aliases() -> None:
+    names = ["system", "human", "gpt", "observation", "model", "function", "bot"]
+    turns = [{"from": name, "value": "x"} for name in names]
+    assert [message.role for message in messages({"conversations": turns})] == [
+        "system",
+        "user",
+        "assistant",
+        "tool",
+        "assistant",
+        "tool",
+        "assistant",
+    ]
+
+
+def test_a_column_system_stands_first() -> None:
+    turns = [{"from": "human", "value": "Ask?"}, {"from": "gpt", "value": "Tell."}]
+    assert messages({"conversations": turns, "system": "Be kind."}) == [Message("system", "Be kind."), ASK, TELL]
+
+
+def test_named_columns_with_and_without_an_instruction() -> None:
+    assert messages(DIALOGUE, columns=COLUMNS) == [Message("user", "#A: Hi."), Message("assistant", "A greets.")]
+    assert messages(DIALOGUE, columns=COLUMNS, instruction="Sum up:")[0] == Message("user", "Sum up:\n\n#A: Hi.")
+
+
+def test_named_columns_win_over_a_known_format() -> None:
+    value = {"prompt": "p", "completion": "c", "dialogue": "d", "summary": "s"}
+    assert messages(value, columns=COLUMNS) == [Message("user", "d"), Message("assistant", "s")]
+
+
+def test_text_is_kept_as_it_stands() -> None:
+    text = " \u202eé</s>\u200d{{7*7}}\r\n"
+    assert messages({"prompt": text, "completion": text}) == [Message("user", text), Message("assistant", text)]
+
+
+def test_the_id_depends_on_task_and_messages_alone() -> None:
+    first = record({"prompt": "Ask?", "completion": "Tell."})
+    again = to_record(
+        Row({"inputs": "Ask?", "targets": "Tell."}, "g[0]", "test"), task="t", columns=None, instruction=None
+    )
+    assert (first.id, again.origin) == (again.id, "g[0]")
+    assert record({"prompt": "Ask?", "completion": "Tell."}, task="u").id != first.id
+
+
+# Refusals
+
+
+def test_unknown_columns_name_the_one_line_that_mends_it() -> None:
+    assert refusal(DIALOGUE) == (
+        "unknown_format",
+        "f.jsonl:7: found the columns fname, dialogue, summary; expected messages, conversations, instruction + "
+        "output, prompt + completion, inputs + targets. Name yours in the recipe's task, for instance "
+        "`columns: {prompt: dialogue, completion: summary}`.",
+    )
+    assert "`columns: {prompt: first, completion: last}`." in refusal({"first": "a", "n": 1, "last": "b"})[1]
+    assert "found the columns (none); expected" in refusal({})[1]
+    assert "k11 and 8 more; expected" in refusal({f"k{i}": "" for i in range(20)})[1]
+
+
+def test_a_missing_named_column_proposes_the_nearest() -> None:
+    reason, message = refusal(DIALOGUE, columns={"prompt": "dialog", "completion": "summary"})
+    assert (reason, message) == (
+        "unknown_format",
+        "f.jsonl:7: found no column 'dialog' among fname, dialogue, summary; expected the columns that the recipe "
+        "names. Did you mean 'dialogue'?",
+    )
+    assert "Mend `columns` of this task." in refusal(DIALOGUE, columns={"prompt": "zzz", "completion": "summary"})[1]
+
+
+def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
+    return {"messages": [{"role": role, "content": content} for role, content in pairs]}
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "found"),
+    [
+        ({"prompt": "a", "completion": " \n\u3000"}, "empty_completion", "found an empty completion; expected text."),
+        ({"prompt": "a", "completion": None}, "empty_completion", "found an empty completion; expected text."),
+        ({"instruction": "a", "output": ""}, "empty_completion", "found an empty completion; expected text."),
+        (turns(("user", "a"), ("assistant", "")), "empty_completion", "found an empty completion; expected text."),
+        (
+            turns(("user", "a"), ("assistant", " "), ("user", "b"), ("assistant", "c")),
+            "empty_completion",
+            "found an em",
+        ),
+        ({"prompt": "\t", "completion": "b"}, "empty_prompt", "found an empty prompt; expected text."),
+        ({"prompt": None, "completion": "b"}, "empty_prompt", "found an empty prompt; expected text."),
+        ({"instruction": "", "input": " ", "output": "b"}, "empty_prompt", "found an empty prompt; expected text."),
+        ({"messages": []}, "bad_roles", "found no messages; expected 'assistant' last, the only role trained on."),
+        (turns(("user", "a")), "bad_roles", "found 'user' as the role of the last message; expected 'assistant' last"),
+        (turns(("assistant", "a")), "bad_roles", "found no user message; expected one before the completion."),
+        (turns(("user", "a"), ("system", "s"), ("assistant", "b")), "bad_roles", "found a system message after the fi"),
+        (
+            turns(("user", "a"), ("robot", "b")),
+            "bad_roles",
+            "found the role 'robot' in messages[1]; expected system, us",
+        ),
+        (
+            turns((None, "a")),
+            "bad_roles",
+            "found the role None in messages[0]; expected system, user, assistant or too",
+        ),
+        (
+            {**turns(("system", "s"), ("user", "a"), ("assistant", "b")), "system": "x"},
+            "bad_roles",
+            "found a system mes",
+        ),
+        ({"prompt": 3, "completion": "b"}, "not_text", "found a number in prompt; expected text."),
+        ({"prompt": "a", "completion": True}, "not_text", "found true or false in completion; expected text."),
+        ({"prompt": "a", "completion": {}}, "not_text", "found an object in completion; expected text."),
+        ({"prompt": "a", "completion": b"b"}, "not_text", "found a value of type bytes in completion; expected text."),
+        ({"instruction": "a", "output": ["b"]}, "not_text", "found a list in output; expected text."),
+        ({"instruction": "a", "output": "b", "system": 1}, "not_text", "found a number in system; expected text."),
+        ({"instruction": "a", "output": "b", "history": "h"}, "not_text", "found text in history; expected a list."),
+        (
+            {"instruction": "a", "output": "b", "history": ["h"]},
+            "not_text",
+            "found no pair of texts in history; expect",
+        ),
+        ({"instruction": "a", "output": "b", "history": [["h", 1]]}, "not_text", "found a number in history; expected"),
+        ({"messages": "a"}, "not_text", "found text in messages; expected a list of messages."),
+        ({"messages": None}, "not_text", "found null in messages; expected a list of messages."),
+        ({"messages": ["a"]}, "not_text", "found text in messages[0]; expected a message."),
+        (turns(("user", 3), ("assistant", "b")), "not_text", "found a number in messages[0]; expected text."),
+        (
+            turns(("user", [{"type": "image"}]), ("assistant", "b")),
+            "not_text",
+            "found a part of type 'image' in messag",
+        ),
+        (turns(("user", ["a"]), ("assistant", "b")), "not_text", "found text in messages[0]; expected parts of type"),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": [1]}]},
+            "not_text",
+            "found tool calls in messages[0]; expec",
+        ),
+    ],
+)
+def test_a_row_that_is_no_record_says_why(value: dict[str, Any], reason: str, found: str) -> None:
+    name, message = refusal(value)
+    assert (name, message[: len(found) + 11]) == (reason, f"f.jsonl:7: {found}")
+    assert message.endswith(". Mend the row, or drop such rows with data.drop_incomplete=true.")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason", "found"),
+    [
+        ({"dialogue": " ", "summary": "s"}, "empty_prompt", "found an empty prompt in dialogue; expected text."),
+        ({"dialogue": "d", "summary": None}, "empty_completion", "found an empty completion; expected text."),
+        ({"dialogue": "d", "summary": 3}, "not_text", "found a number in summary; expected text."),
+    ],
+)
+def test_named_columns_hold_text(value: dict[str, Any], reason: str, found: str) -> None:
+    name, message = refusal(value, columns=COLUMNS, instruction="Sum up:")
+    assert (name, found in message) == (reason, True)
+
+
+# Properties
+
+scalars = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=5)
+nested = st.recursive(
+    scalars,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.sampled_from(["role", "from", "content", "value", "type", "text"]), inner, max_size=3)
+    ),
+    max_leaves=8,
+)
+turn = st.fixed_dictionaries(
+    {"role": st.sampled_from(["system", "user", "assistant", "tool"]) | nested, "content": nested}
+)
+names = ["messages", "conversations", "instruction", "input", "output", "history", "system", "prompt", "completion"]
+any_rows = st.dictionaries(
+    st.sampled_from([*names, "inputs", "targets", "x"]), nested | st.lists(turn, max_size=3), max_size=5
+)
+
+
+@quick
+@given(any_rows, st.sampled_from([None, {"prompt": "prompt", "completion": "x"}]))
+def test_the_decision_is_total(value: dict[str, Any], columns: dict[str, str] | None) -> None:
+    try:
+        found = record(value, columns=columns)
+    except RowProblem as problem:
+        assert str(problem).startswith("f.jsonl:7: found ")
+    else:
+        assert found.completion.strip()
+        assert found.prompt.strip()
+
+
+words = st.text(max_size=8).filter(str.strip)
+
+
+@quick
+@given(st.lists(st.tuples(words, words), min_size=1, max_size=4), st.none() | words)
+def test_an_accepted_row_reads_back_the_same(pairs: list[tuple[str, str]], system: str | None) -> None:
+    said = [("system", system)] if system else []
+    for ask, tell in pairs:
+        said += [("user", ask), ("assistant", tell)]
+    value = {"messages": [{"role": role, "content": content} for role, content in said]}
+    found = record(value)
+    assert [(message.role, message.content) for message in found.messages] == said
+    assert record_from_json(record_to_json(found), where="x") == found
+    assert record(record_to_json(found)).messages == found.messages

@@ -1,0 +1,190 @@
+"""Run folders as keeptune leaves them, for the tests of the report; every number is made up for them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+METRICS: dict[str, Any] = {
+    "rougeL": {"signature": "rouge_score 0.1.2|rougeL|stemmer|mean of F1|max over 1 reference", "higher_is_better": True},
+    "exact_match": {"signature": "SQuAD normalisation|max over 1 reference", "higher_is_better": True},
+    "loss": {"signature": "nats per target token|fp32", "higher_is_better": False},
+}
+MEANS = {
+    "base": {"rougeL": 0.118, "exact_match": 0.012, "loss": 3.412},
+    "full": {"rougeL": 0.402, "exact_match": 0.231, "loss": 1.704},
+    "lora": {"rougeL": 0.431, "exact_match": 0.262, "loss": 1.655},
+}
+RECIPE = """model: ../shared/models/english-3m
+output_dir: runs/news
+data:
+  tasks:
+  - {path: ../shared/data/p3_sample/ag_news.jsonl, name: ag_news}
+methods:
+  full: {learning_rate: 2.0e-05}
+  lora: {peft_type: LORA, r: 16, lora_alpha: 32, learning_rate: 0.0002}
+seed: 0
+"""
+
+
+def write_json(path: Path, value: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(value), encoding="utf-8")
+
+
+def write_lines(path: Path, values: Sequence[Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(value) + "\n" for value in values), encoding="utf-8")
+
+
+def score(model: str, task: str, metric: str, mean: float, num_records: int) -> dict[str, Any]:
+    error = 0.4 * max(0.02, min(mean, 1.0)) / math.sqrt(num_records) * 2
+    counts = {"num_records": num_records, "num_clusters": num_records - 3}
+    return {"model": model, "shots": 0, "task": task, "metric": metric, "mean": mean, "standard_error": error} | counts
+
+
+def scores_file(model: str, tasks: Sequence[str], *, num_records: int = 100) -> dict[str, Any]:
+    rows = [score(model, "all", metric, mean, num_records * len(tasks)) for metric, mean in MEANS[model].items()]
+    for i, task in enumerate(tasks):
+        for metric, mean in MEANS[model].items():
+            rows.append(score(model, task, metric, mean * (0.6 + 0.16 * i), num_records))
+    return {
+        "model": model,
+        "shots": 0,
+        "split": "test",
+        "prompt_sha256": "5d41402abc4b2a76b9719d911017c592aa",
+        "decoding": {"strategy": "greedy", "max_new_tokens": 64, "stop_ids": [2]},
+        "num_records": num_records * len(tasks),
+        "num_left_out": 0,
+        "cut_fraction": 0.12 if model == "base" else 0.01,
+        "metrics": METRICS,
+        "scores": rows,
+    }
+
+
+def paired_row(model: str, task: str, metric: str, *, factor: float = 1.0) -> dict[str, Any]:
+    difference = (MEANS[model][metric] - MEANS["base"][metric]) * factor
+    width = abs(difference) * 0.12 + (0.3 if task == "boolq" else 0.01)
+    ends = {"difference": difference, "low": difference - width, "high": difference + width}
+    return {"model": model, "against": "base", "task": task, "metric": metric, "better": 61, "worse": 9} | ends
+
+
+def sample(task: str, index: int, *, value: float, prediction: str, prompt: str | None = None) -> dict[str, Any]:
+    question = f"Which section of a newspaper would this article be in? Storm number {index} closes two airports."
+    return {
+        "id": f"{index:016x}",
+        "task": task,
+        "cluster": f"{index:016x}",
+        "prompt": prompt if prompt is not None else question,
+        "prediction": prediction,
+        "references": ["World" if index % 2 else "Sci/Tech"],
+        "ended": index % 17 != 0,
+        "metrics": {"rougeL": value, "exact_match": float(value > 0.9), "loss": 2.0 - value},
+        "num_target_tokens": 3,
+    }
+
+
+def samples(model: str, tasks: Sequence[str], *, num_records: int = 40) -> list[dict[str, Any]]:
+    random_ = random.Random(model)
+    found = []
+    for i in range(num_records):
+        value = random_.random() * (0.3 if model == "base" else 1.0)
+        words = "the article is about the article is about" if model == "base" else "World"
+        found.append(sample(tasks[i % len(tasks)], i, value=round(value, 4), prediction=words))
+    return found
+
+
+def events(num_steps: int, *, level: float = 1.7) -> list[dict[str, Any]]:
+    random_ = random.Random(num_steps)
+    found: list[dict[str, Any]] = [{"event": "run", "num_examples": 812, "num_steps": num_steps}]
+    for step in range(1, num_steps + 1):
+        loss = level + 2.2 * math.exp(-step / max(1, num_steps / 8)) + random_.gauss(0, 0.12)
+        found.append({"event": "step", "step": step, "epoch": step / 40, "loss": loss, "learning_rate": 1e-4})
+        if step % max(1, num_steps // 6) == 0:
+            value = {"metric": "rougeL", "value": 0.43 - 0.3 * math.exp(-step / num_steps * 3)}
+            found.append({"event": "validation", "step": step, "epoch": step / 40, "loss": loss * 0.97 + 0.1} | value)
+    return [*found, {"event": "finished", "num_steps": num_steps}]
+
+
+def training(method: str, num_steps: int) -> dict[str, Any]:
+    is_lora = method == "lora"
+    return {
+        "method": method,
+        "peft_type": "LORA" if is_lora else None,
+        "trained_parameters": 589_824 if is_lora else 3_147_264,
+        "total_parameters": 3_737_088 if is_lora else 3_147_264,
+        "num_steps": num_steps,
+        "best_step": num_steps // 6 * 5,
+        "select_by": "rougeL",
+        "best_value": 0.41,
+        "train_seconds": 192.4 if is_lora else 241.0,
+        "num_train_tokens": 812_345,
+        "num_target_tokens": 30_120,
+        "tokens_per_second": 4222.0 if is_lora else 3370.0,
+        "peak_memory_bytes": 911_000_000 if is_lora else 1_212_000_000,
+        "artifact_bytes": 2_400_000 if is_lora else 12_600_000,
+        "layout": "packed",
+        "device": "cpu",
+        "dtype": "float32",
+        "stopped_early": not is_lora,
+    }
+
+
+def audit(tasks: Sequence[str]) -> dict[str, Any]:
+    return {
+        "rows_in": 1_020,
+        "kept": 1_000,
+        "dropped": {"exact_duplicate": 12, "leak": 6, "empty_completion": 2},
+        "truncated": 4,
+        "num_exact_duplicates": 12,
+        "num_near_pairs": 2,
+        "near_pairs": [{"first": "ag_news.jsonl:12", "second": "ag_news.jsonl:711", "jaccard": 0.87}],
+        "splits": {task: {"train": 812, "validation": 92, "test": 96} for task in tasks},
+        "leaks": {"exact": {"count": 0}, "near": {"count": 4}, "ngram_cover": {"count": 2}, "ngram_13": {"count": 31}},
+        "lengths": {
+            "prompt": {"p50": 61, "p90": 112, "p99": 240, "max": 611, "mean": 70.25},
+            "completion": {"p50": 3, "p90": 5, "p99": 5, "max": 6, "mean": 3.4},
+            "total": {"p50": 65, "p90": 117, "p99": 244, "max": 615, "mean": 73.7},
+        },
+    }
+
+
+def write_run(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_steps: int = 120) -> Path:
+    """Write a finished run: base, full and lora, lora chosen."""
+    run.mkdir(parents=True, exist_ok=True)
+    (run / "recipe.yaml").write_text(RECIPE, encoding="utf-8")
+    versions = {"keeptune": "0.1.0", "python": "3.11.9", "torch": "2.13.0", "transformers": "5.23.0", "peft": "0.21.2"}
+    write_json(
+        run / "manifest.json",
+        {
+            "created": "2026-11-23T20:30:00Z",
+            "command": "keeptune run recipes/news.yaml --set training.num_train_epochs=3",
+            "model": "../shared/models/english-3m",
+            "model_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+            "seed": 0,
+            "platform": "Linux x86_64",
+            "device": "cpu",
+            "versions": versions,
+        },
+    )
+    write_json(run / "data/audit.json", audit(tasks))
+    write_json(run / "data/manifest.json", {"template": "alpaca", "files": {}})
+    write_json(run / "base/zero-shot/scores.json", scores_file("base", tasks))
+    write_lines(run / "base/zero-shot/samples.jsonl", samples("base", tasks))
+    for method in ("full", "lora"):
+        write_json(run / method / "training.json", training(method, num_steps))
+        write_lines(run / method / "events.jsonl", events(num_steps, level=1.7 if method == "full" else 1.6))
+        write_json(run / method / "test/scores.json", scores_file(method, tasks))
+        write_lines(run / method / "test/samples.jsonl", samples(method, tasks))
+    pairs = [paired_row(m, "all", metric) for metric in METRICS for m in ("full", "lora")]
+    pairs += [paired_row(m, t, metric, factor=0.8) for metric in METRICS for m in ("full", "lora") for t in tasks]
+    write_json(run / "paired.json", {"paired": pairs})
+    values = {"full": 0.3991, "lora": 0.4312}
+    selection = {"selected": "lora", "metric": "rougeL", "split": "validation", "values": values}
+    write_json(run / "selection.json", selection)
+    write_lines(run / "test_openings.jsonl", [{"time": "2026-11-23T21:02:11Z", "models": "base, full, lora"}])
+    return run

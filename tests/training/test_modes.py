@@ -1,0 +1,49 @@
+from __future__ import annotations
+
+import pytest
+import torch
+
+from keeptune.training.modes import evaluating, gradient_checkpointing, training
+
+from .tiny import make_model
+
+
+def test_each_module_gets_its_own_mode_back() -> None:
+    model = make_model()
+    model.train()
+    model.norm.eval()
+    with evaluating(model):
+        assert not model.training and not model.dropout.training
+        assert not torch.is_grad_enabled()
+    assert model.training and model.dropout.training and not model.norm.training
+    with training(model):
+        assert model.norm.training
+    assert not model.norm.training
+
+
+def test_the_mode_returns_after_an_error() -> None:
+    model = make_model().train()
+    with pytest.raises(ValueError, match="x"), evaluating(model):
+        raise ValueError("x")
+    assert model.dropout.training and torch.is_grad_enabled()
+
+
+class Switchable(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[object] = []
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, bool]) -> None:
+        self.calls.append(gradient_checkpointing_kwargs)
+
+    def gradient_checkpointing_disable(self) -> None:
+        self.calls.append("off")
+
+
+def test_gradient_checkpointing_is_on_inside_the_block_only() -> None:
+    model = Switchable()
+    with gradient_checkpointing(model, enabled=True):
+        assert model.calls == [{"use_reentrant": False}]
+    assert model.calls[-1] == "off"
+    with gradient_checkpointing(model, enabled=False):
+        assert len(model.calls) == 2
