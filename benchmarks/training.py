@@ -24,8 +24,8 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 METHODS = ("full", "lora")
-LORA = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
-MODEL = {
+LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
+MODEL: dict[str, Any] = {
     "vocab_size": 16384,
     "hidden_size": 384,
     "intermediate_size": 1024,
@@ -96,7 +96,7 @@ def train_with_trl(base: Path, records_path: Path, *, method: str, as_shipped: b
     from trl import SFTConfig, SFTTrainer
 
     rows = [json.loads(line) for line in records_path.read_text(encoding="utf-8").splitlines()]
-    checkpointing = {} if as_shipped else {"gradient_checkpointing": False}
+    checkpointing: dict[str, Any] = {} if as_shipped else {"gradient_checkpointing": False}
     with tempfile.TemporaryDirectory() as out:
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(base),
@@ -114,18 +114,19 @@ def train_with_trl(base: Path, records_path: Path, *, method: str, as_shipped: b
             processing_class=AutoTokenizer.from_pretrained(base),
             peft_config=LoraConfig(**LORA) if method == "lora" else None,
         )
-        data = trainer.train_dataset
+        data: Any = trainer.train_dataset
         num_tokens = sum(len(ids) for ids in data["input_ids"])
         num_targets = sum(sum(label != -100 for label in labels) for labels in data["labels"])
         reset_peak()
         cpu, wall = time.process_time(), time.perf_counter()
         steps = trainer.train().global_step
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return {
         "num_tokens": num_tokens,
         "num_targets": num_targets,
         "num_steps": steps,
-        "cpu_seconds": time.process_time() - cpu,
-        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": cpu,
+        "seconds": wall,
         "peak_bytes": peak_bytes(),
     }
 
@@ -135,15 +136,15 @@ def train_with_keeptune(base: Path, records_path: Path, *, method: str, seed: in
     import torch
 
     from keeptune.data.record import record_from_json
-    from keeptune.model.attention import packed_attention
     from keeptune.model.load import load_model
     from keeptune.model.loss import batch_loss
     from keeptune.model.methods import Method, apply_method
     from keeptune.progress import Silent
     from keeptune.text.batches import pack
+    from keeptune.text.table import TokenTable
     from keeptune.text.template import make_template
     from keeptune.text.tokenizer import Tokenizer
-    from keeptune.text.tokens import TokenTable, tokenize
+    from keeptune.text.tokens import tokenize
     from keeptune.training.loop import TrainingSettings, train
     from keeptune.training.world import SINGLE
 
@@ -160,8 +161,8 @@ def train_with_keeptune(base: Path, records_path: Path, *, method: str, seed: in
         encoder_decoder=False,
     )
     with tempfile.TemporaryDirectory() as out:
-        TokenTable.write(Path(out) / "train.arrow", tokenized)
-        table = TokenTable.open(Path(out) / "train.arrow")
+        table = TokenTable.write(Path(out) / "train.arrow", tokenized)
+        nothing = TokenTable.write(Path(out) / "validation.arrow", [])
         device = torch.device("cpu")
         model = load_model(base, device=device, dtype=torch.float32)
         arguments = LORA if method == "lora" else {}
@@ -191,17 +192,201 @@ def train_with_keeptune(base: Path, records_path: Path, *, method: str, seed: in
         )
         reset_peak()
         cpu, wall = time.process_time(), time.perf_counter()
-        with packed_attention(model):
-            result = train(
-                model=model, train_table=table, validation_table=table[:0], loss=batch_loss, collate=pack,
-                settings=settings, folder=Path(out), validate=None, higher_is_better=False, world=SINGLE,
-                device=device, autocast=None, progress=Silent(), stop_requested=lambda: False, run_key="benchmark",
-            )
+        result = train(
+            model=model,
+            train_table=table,
+            validation_table=nothing,
+            loss=batch_loss,
+            collate=pack,
+            settings=settings,
+            folder=Path(out),
+            validate=None,
+            higher_is_better=False,
+            world=SINGLE,
+            device=device,
+            autocast=None,
+            progress=Silent(),
+            stop_requested=lambda: False,
+            run_key="benchmark",
+        )
+        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     return {
         "num_tokens": int(table.lengths.sum()),
         "num_targets": int(table.num_targets.sum()),
         "num_steps": result.num_steps,
-        "cpu_seconds": time.process_time() - cpu,
-        "seconds": time.perf_counter() - wall,
+        "cpu_seconds": cpu,
+        "seconds": wall,
         "peak_bytes": peak_bytes(),
     }
+
+
+def gemm_rate(*, seconds: float = 0.3) -> float:
+    """Return this machine's best rate in FLOP/s over the matrix products of the model's layers, fp32."""
+    import torch
+
+    shapes = [(1024, 384, 1024), (1024, 1024, 384), (1024, 384, 384), (512, 384, 16384)]
+    best = 0.0
+    for rows, inner, columns in shapes:
+        left, right = torch.randn(rows, inner), torch.randn(inner, columns)
+        out = torch.empty(rows, columns)
+        torch.mm(left, right, out=out)
+        count, start = 0, time.perf_counter()
+        while time.perf_counter() - start < seconds:
+            torch.mm(left, right, out=out)
+            count += 1
+        best = max(best, 2.0 * rows * inner * columns * count / (time.perf_counter() - start))
+    return best
+
+
+def needed_flops(measured: dict[str, float], *, method: str, lengths: list[int]) -> float:
+    """Return the floating-point operations that one epoch cannot do without.
+
+    Each weight of a layer costs 2 a token forward, 2 for the gradient of its input and, where it trains, 2 for its own;
+    the output layer costs that at target positions only. Causal attention costs 2 * 2 * D * L / 2 a token forward
+    and twice that backward, in each layer. LoRA's own products (about 5 % of the weights) are counted as trained.
+    """
+    width, feed, layers = MODEL["hidden_size"], MODEL["intermediate_size"], MODEL["num_hidden_layers"]
+    key_width = width * MODEL["num_key_value_heads"] // MODEL["num_attention_heads"]
+    shapes = [(width, width)] * 2 + [(width, key_width)] * 2 + [(width, feed)] * 3
+    per_token = {"full": 6, "lora": 4}[method] * sum(a * b for a, b in shapes)
+    if method == "lora":
+        per_token += 6 * LORA["r"] * sum(a + b for a, b in shapes)
+    attention = sum(6 * width * length * length for length in lengths)
+    head = {"full": 6, "lora": 4}[method] * width * MODEL["vocab_size"] * measured["num_targets"]
+    return layers * (per_token * measured["num_tokens"] + attention) + head
+
+
+def run_child(side: str, base: Path, records: Path, *, method: str) -> dict[str, float]:
+    """Run one side in a process of its own and return what it measured."""
+    command = [sys.executable, __file__, "--child", side, "--method", method, str(base), str(records)]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode != 0:
+        raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr[-4000:]}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def child(side: str, base: Path, records: Path, *, method: str) -> dict[str, Any]:
+    """Measure one side in this process."""
+    if side == "keeptune":
+        return train_with_keeptune(base, records, method=method)
+    if side == "gemm":
+        return {"gemm_rate": gemm_rate()}
+    return train_with_trl(base, records, method=method, as_shipped=side == "trl-as-shipped")
+
+
+def compare(name: str, base: Path, records: Path, *, method: str, pairs: int, as_shipped: bool) -> dict[str, Any]:
+    """Alternate the sides and return every measurement and the ratios keeptune : TRL, pair by pair."""
+    sides = ["keeptune", "trl", *(["trl-as-shipped"] if as_shipped else [])]
+    runs: dict[str, list[dict[str, float]]] = {side: [] for side in [*sides, "gemm"]}
+    for pair in range(pairs):
+        for side in ["gemm", *(sides if pair % 2 == 0 else reversed(sides))]:
+            runs[side].append(run_child(side, base, records, method=method))
+    row: dict[str, Any] = {"data": name, "method": method, "runs": runs}
+    for side in sides[1:]:
+        pairs_of = list(zip(runs["keeptune"], runs[side], strict=True))
+        speed = [(a["num_tokens"] / a["cpu_seconds"]) / (b["num_tokens"] / b["cpu_seconds"]) for a, b in pairs_of]
+        memory = [a["peak_bytes"] / b["peak_bytes"] for a, b in pairs_of]
+        row[side] = {"speed_ratio": statistics.median(speed), "memory_ratio": statistics.median(memory)}
+    lengths = json.loads((base / "lengths.json").read_text())
+    rates = [
+        needed_flops(run, method=method, lengths=lengths) / run["seconds"] / gemm["gemm_rate"]
+        for run, gemm in zip(runs["keeptune"], runs["gemm"], strict=True)
+    ]
+    row["gemm_share"] = statistics.median(rates)
+    return row
+
+
+def prepare_records(folder: Path, paths: list[str], *, limit: int) -> Path:
+    """Write the base model and the records as both sides read them: rendered once, by keeptune's alpaca wording."""
+    from keeptune.data.record import record_to_json
+    from keeptune.text.template import make_template
+    from keeptune.text.tokenizer import Tokenizer
+    from keeptune.text.tokens import tokenize
+
+    records = read_records(paths, limit=limit)
+    build_base(folder, records)
+    tokenizer = Tokenizer.load(folder)
+    template = make_template("alpaca", tokenizer=tokenizer, encoder_decoder=False)
+    policy: dict[str, Any] = {"max_length": 1024, "over_length": "drop"}
+    tokenized = list(
+        tokenize(records, tokenizer=tokenizer, template=template, train_on="all", encoder_decoder=False, **policy)
+    )
+    kept = [item for item in tokenized if item.example is not None]
+    (folder / "lengths.json").write_text(json.dumps([item.prompt_tokens + item.completion_tokens for item in kept]))
+    path = folder / "records.jsonl"
+    with path.open("w", encoding="utf-8") as file:
+        for item in kept:
+            prompt = "".join(segment.text for segment in template.render_prompt(item.record.messages[:-1]))
+            line = {"prompt": prompt, "completion": item.record.completion, "record": record_to_json(item.record)}
+            file.write(json.dumps(line) + "\n")
+    return path
+
+
+def main() -> None:
+    """Measure every data set with every method and write the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", action="append", required=True, metavar="NAME=FILE[,FILE...]")
+    parser.add_argument("--records", type=int, default=320, help="records of each data set")
+    parser.add_argument("--pairs", type=int, default=2, help="times that the sides alternate")
+    parser.add_argument("--as-shipped", action="store_true", help="also measure TRL with gradient checkpointing on")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    arguments = parser.parse_args()
+    rows = []
+    for data in arguments.data:
+        name, _, paths = data.partition("=")
+        with tempfile.TemporaryDirectory() as scratch:
+            base = Path(scratch)
+            records = prepare_records(base, paths.split(","), limit=arguments.records)
+            for method in METHODS:
+                row = compare(
+                    name, base, records, method=method, pairs=arguments.pairs, as_shipped=arguments.as_shipped
+                )
+                rows.append(row)
+                print(describe(row), flush=True)
+    speed = statistics.mean(row["trl"]["speed_ratio"] for row in rows)
+    memory = statistics.mean(row["trl"]["memory_ratio"] for row in rows)
+    print(f"mean of {len(rows)}: {speed:.2f}x the tokens per CPU-second, {memory:.2f}x the peak memory")
+    arguments.out.parent.mkdir(exist_ok=True)
+    facts = {"machine": machine(), "versions": versions(), "rows": rows}
+    arguments.out.write_text(json.dumps({**facts, "mean_speed_ratio": speed, "mean_memory_ratio": memory}, indent=1))
+
+
+def describe(row: dict[str, Any]) -> str:
+    """Return a row as a line of text."""
+    ours = row["runs"]["keeptune"][-1]
+    theirs = row["runs"]["trl"][-1]
+    line = (
+        f"{row['data']} {row['method']}: {row['trl']['speed_ratio']:.2f}x the tokens per CPU-second of TRL "
+        f"({ours['num_tokens'] / ours['cpu_seconds']:.0f} : {theirs['num_tokens'] / theirs['cpu_seconds']:.0f}), "
+        f"{row['trl']['memory_ratio']:.2f}x its peak memory "
+        f"({ours['peak_bytes'] / 1e6:.0f} : {theirs['peak_bytes'] / 1e6:.0f} MB), "
+        f"{100 * row['gemm_share']:.0f} % of the matrix-multiply rate"
+    )
+    if "trl-as-shipped" in row:
+        shipped = row["trl-as-shipped"]
+        line += f"; as TRL ships: {shipped['speed_ratio']:.2f}x, {shipped['memory_ratio']:.2f}x"
+    return line
+
+
+def machine() -> dict[str, Any]:
+    """Return what the figures depend on."""
+    import os
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    return {"processor": model, "cores": os.cpu_count(), "system": platform.platform()}
+
+
+def versions() -> dict[str, str]:
+    """Return the versions of the libraries that were measured."""
+    from importlib.metadata import version
+
+    return {name: version(name) for name in ("keeptune", "torch", "transformers", "peft", "trl", "accelerate")}
+
+
+if __name__ == "__main__":
+    if "--child" in sys.argv:
+        _, _, side_, _, method_, base_, records_ = sys.argv
+        print(json.dumps(child(side_, Path(base_), Path(records_), method=method_)))
+    else:
+        main()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import Record, SplitName
@@ -29,7 +28,6 @@ from keeptune.evaluation.metrics import (
     with_loss,
 )
 from keeptune.evaluation.scores import ALL_TASKS, Score, score_answers
-from keeptune.model.loss import target_losses
 from keeptune.progress import Progress
 from keeptune.storage import staged_folder, storage_errors, write_json, write_jsonl
 from keeptune.text.batches import NOT_TRAINED, Batch
@@ -53,11 +51,15 @@ class Split:
 
 @dataclass(frozen=True, slots=True)
 class Bench:
-    """What all evaluations of a run share. `collate` makes the batches that the loss is computed over."""
+    """What all evaluations of a run share.
+
+    `collate` makes the batches that `target_losses` returns each target's cross-entropy of: (N,), in nats, row by row.
+    """
 
     tokenizer: Tokenizer
     decoding: Decoding
     collate: Callable[[Sequence[Example]], Batch]
+    target_losses: Callable[[nn.Module, Batch], Tensor]
     autocast: torch.dtype | None
     progress: Progress
     stop_requested: Callable[[], bool]
@@ -116,6 +118,7 @@ def validation_value(model: nn.Module, *, split: Split, bench: Bench, metric: st
         Interrupted: a stop was asked for.
     """
     ids = split.examples.record_ids
+    assert len(ids), f"no example in the {split.name} split"
     # An id is a hash of its record's content: its order is as good as a random one, and needs no seed.
     positions = sorted(range(len(ids)), key=lambda i: (ids[i], i))[:num_records]
     names = LOSS_METRICS if metric in LOSS_METRICS else (metric,)
@@ -132,7 +135,7 @@ def read_answers(folder: Path) -> list[Answer]:
     """
     path = folder / SAMPLES
     with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
-        return [answer_from_json(json.loads(line), where=f"{path}:{i}") for i, line in enumerate(file, 1)]
+        return [answer_from_json(line, where=f"{path}:{i}") for i, line in enumerate(file, 1)]
 
 
 def _answers(
@@ -155,7 +158,10 @@ def _answers(
                 progress=bench.progress,
                 stop_requested=bench.stop_requested,
             )
-    predictions = bench.tokenizer.decode_batch([answer.ids for answer in generated])
+    # A decoder of its own starts a text, with the dummy space that some tokenizers put there; else a text goes on.
+    predictions = bench.tokenizer.decode_batch(
+        [answer.ids for answer in generated], first=bench.decoding.encoder_decoder, skip_special_tokens=True
+    )
     return [
         _answer(by_id[id_], prediction, ended=answer.ended, loss=loss, metrics=metrics)
         for id_, prediction, answer, loss in zip(ids, predictions, generated, losses, strict=True)
@@ -168,7 +174,7 @@ def _answer(record: Record, prediction: str, *, ended: bool, loss: _Loss, metric
     return Answer(
         id=record.id,
         task=record.task,
-        cluster=hashlib.sha256(prompt_key(record).encode("utf-8", "surrogatepass")).hexdigest()[:16],
+        cluster=prompt_key(record),
         prompt=record.prompt,
         prediction=prediction,
         references=references,
@@ -199,7 +205,7 @@ def _losses(model: nn.Module, examples: Sequence[Example], *, ids: Sequence[str]
                 )
             batch = bench.collate([examples[i] for i in positions])
             with evaluating(model), _memory_errors(bench):
-                nats = target_losses(model, batch).double().cpu().numpy()
+                nats = bench.target_losses(model, batch).double().cpu().numpy()
             losses.update(zip(positions, _split_by_example(nats, batch), strict=True))
             bench.progress.advance(len(positions))
     finally:

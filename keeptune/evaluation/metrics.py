@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import functools
+import json
 import re
 import string
 from collections import Counter
@@ -72,18 +73,20 @@ def answer_to_json(answer: Answer) -> dict[str, Any]:
     return asdict(answer)
 
 
-def answer_from_json(value: Mapping[str, Any], *, where: str) -> Answer:
-    """Return the answer that `answer_to_json` wrote.
+def answer_from_json(line: str, *, where: str) -> Answer:
+    """Return the answer in a line of `samples.jsonl`.
 
     Raises:
-        DataError: a field is missing, which means that the file was edited after it was written.
+        DataError: the line is not what `answer_to_json` wrote, so the file was edited.
     """
     try:
+        value = json.loads(line)
         fields = {name: value[name] for name in Answer.__slots__}
         return Answer(**{**fields, "references": tuple(fields["references"])})
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, ValueError) as error:
+        found = f"no field {error}" if isinstance(error, KeyError) else f"no JSON object ({error})"
         raise DataError(
-            f"{where}: found a line without {error}; expected an answer written by `keeptune evaluate`. Evaluate again."
+            f"{where}: found {found}; expected an answer written by `keeptune evaluate`. Evaluate again."
         ) from error
 
 
@@ -271,7 +274,7 @@ def _rouge_metric(name: str) -> Metric:
         name,
         functools.partial(_rouge, name=name),
         lambda _: (
-            f"rouge_score {metadata.version('rouge-score')}|{name}|F1|stemmer:yes|mean over records|best reference"
+            f"rouge_score {metadata.version('rouge-score')}|{name} F1|stemmer:yes|mean over records|best reference"
         ),
     )
 

@@ -1,4 +1,4 @@
-"""What is saved: a trained model arrives, a folder in Hugging Face layout leaves, and is proved to give the same logits.
+"""What is saved: a trained model arrives, a Hugging Face folder leaves, proved to give the same logits.
 
 Full fine-tuning leaves a whole model, PEFT an adapter; beside either stand the tokenizer, the chat template that was
 trained with, and a greedy generation config with every stop id. All weights are safetensors.
@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
@@ -126,17 +126,14 @@ def _generation_config(
     base: PreTrainedModel, *, tokenizer: Tokenizer, stop_ids: tuple[int, ...], max_new_tokens: int
 ) -> GenerationConfig:
     """Return greedy decoding with every stop id; sampling that the base model suggests is left out."""
-    own = base.generation_config
-    start = getattr(own, "decoder_start_token_id", None) or getattr(base.config, "decoder_start_token_id", None)
-    if start is None and base.config.is_encoder_decoder:
-        start = getattr(own, "decoder_start_token_id", tokenizer.pad_id)
+    starts = [getattr(owner, "decoder_start_token_id", None) for owner in (base.generation_config, base.config)]
     return GenerationConfig(
         do_sample=False,
         max_new_tokens=max_new_tokens,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=list(stop_ids),
         pad_token_id=tokenizer.pad_id,
-        decoder_start_token_id=start,
+        decoder_start_token_id=next((start for start in starts if start is not None), None),
     )
 
 
@@ -219,15 +216,17 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     refuse_unserved_adapter(config, where=str(folder / ADAPTER_CONFIG))
     own = {id(parameter) for parameter in model.parameters()}
     with writing(folder), quiet_peft(), _complete_adapter(folder):
+        tensors = load_file(weights)
         adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
-        with safe_open(weights, framework="pt") as file:
-            saved = set(file.keys())
-        unexpected = saved - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
-    if unexpected:
-        raise _incomplete(folder, f"unexpected {sorted(unexpected)[0]}")
-    for parameter in adapted.parameters():
-        if id(parameter) not in own and parameter.is_floating_point():
-            parameter.data = parameter.data.float()
+        unexpected = tensors.keys() - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        if unexpected:
+            raise _incomplete(folder, f"unexpected {sorted(unexpected)[0]}")
+        added = [parameter for parameter in adapted.parameters() if id(parameter) not in own]
+        if any(parameter.dtype != torch.float32 for parameter in added):
+            # PEFT has rounded them to the base model's type; what was trained is fp32.
+            for parameter in added:
+                parameter.data = parameter.data.float()
+            set_peft_model_state_dict(adapted, tensors)
     return adapted.eval()
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from peft.utils.other import AuxiliaryTrainingWrapper
 from torch import nn
@@ -25,6 +25,7 @@ from keeptune.model.artifact import (
 )
 from keeptune.model.folder import check_model_folder
 from keeptune.model.load import load_model
+from keeptune.model.methods import quiet_peft
 from keeptune.storage import MANIFEST, read_json, staged_folder, write_atomic
 
 
@@ -75,31 +76,45 @@ def _facts(adapter_folder: Path) -> dict[str, Any]:
 
 def _fold(adapted: PeftModel, *, where: Path) -> PreTrainedModel:
     """Return the base model with the adapter in its weights; `adapted` is used up."""
-    peft_type = adapted.peft_config["default"].peft_type
-    _untie(base_of(adapted))
+    config = adapted.peft_config["default"]
+    if config.is_prompt_learning or config.is_adaption_prompt:
+        raise _unfoldable(config, where=where, reason="it adds inputs, not weights")
+    if getattr(config, "layer_replication", None):
+        raise _unfoldable(config, where=where, reason="its replicated layers share weights")
+    untied = _untie(base_of(adapted))
+    tuner: Any = adapted
     try:
-        tuner: Any = adapted
-        merged = tuner.merge_and_unload(safe_merge=True)
-    except (AttributeError, NotImplementedError, ValueError, TypeError) as error:
-        raise RecipeError(
-            f"{where}: found an adapter of {getattr(peft_type, 'value', peft_type)}, which PEFT cannot fold into this "
-            f"model's weights ({error}); expected one such as LORA. Use the adapter folder as it is."
-        ) from error
-    _tie_again(merged)
+        with quiet_peft():
+            merged = tuner.merge_and_unload(safe_merge=True)
+    except torch.OutOfMemoryError:
+        raise
+    except (NotImplementedError, RuntimeError, ValueError, TypeError) as error:
+        raise _unfoldable(config, where=where, reason=str(error).rstrip(".")) from error
+    if untied:
+        _tie_again(merged)
     return merged
 
 
-def _untie(model: PreTrainedModel) -> None:
-    """Give the output head weights of its own where an adapter sits on one side of a tied pair.
+def _unfoldable(config: PeftConfig, *, where: Path, reason: str) -> RecipeError:
+    return RecipeError(
+        f"{where}: found an adapter of {getattr(config.peft_type, 'value', config.peft_type)}, which PEFT cannot fold "
+        f"into this model's weights ({reason}); expected one such as LORA. Use the adapter folder as it is."
+    )
+
+
+def _untie(model: PreTrainedModel) -> bool:
+    """Give the output head weights of its own where an adapter sits on one side of a tied pair; tell if it did.
 
     Folding adds to a weight in place: into a shared one it would add to both sides.
     """
     head = model.get_output_embeddings()
     sides = (model.get_input_embeddings(), head)
     touched = any(isinstance(side, BaseTunerLayer | AuxiliaryTrainingWrapper) for side in sides)
-    if head is not None and touched and model.config.get_text_config().tie_word_embeddings:
-        core = _unwrapped(head)
-        core.weight = nn.Parameter(core.weight.detach().clone())
+    if head is None or not touched or not model.config.get_text_config().tie_word_embeddings:
+        return False
+    core = _unwrapped(head)
+    core.weight = nn.Parameter(core.weight.detach().clone())
+    return True
 
 
 def _unwrapped(module: nn.Module) -> Any:
@@ -114,11 +129,8 @@ def _tie_again(model: PreTrainedModel) -> None:
     """Tie equal embeddings again, or have the config say that they differ now."""
     head: Any = model.get_output_embeddings()
     embeddings: Any = model.get_input_embeddings()
-    config = model.config.get_text_config()
-    if head is None or not config.tie_word_embeddings or head.weight is embeddings.weight:
-        return
-    if torch.equal(head.weight, embeddings.weight):
+    tied = torch.equal(head.weight, embeddings.weight)
+    if tied:
         head.weight = embeddings.weight
-    else:
-        config.tie_word_embeddings = False
-        model.config.tie_word_embeddings = False
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = tied

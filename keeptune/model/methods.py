@@ -151,7 +151,8 @@ def refuse_unserved_adapter(config: Mapping[str, Any], *, where: str) -> None:
     for key, value in config.items():
         if value and value != defaults.get(key) and (reason := _unserved(key, value)):
             raise RecipeError(
-                f"{where}: found {key}: {value!r}; expected it unset, as {reason}. Use an adapter that keeptune trained."
+                f"{where}: found {key}: {value!r}; expected it unset, as {reason}. "
+                "Use an adapter that keeptune trained."
             )
     peft_type = str(config.get("peft_type"))
     if peft_type in _UNSERVED_TYPES or peft_type not in [known.value for known in PEFT_TYPE_TO_CONFIG_MAPPING]:
@@ -196,9 +197,11 @@ def _peft_errors(method: Method) -> Iterator[None]:
 
 @contextlib.contextmanager
 def quiet_peft() -> Iterator[None]:
-    """Silence the one warning that PEFT causes in transformers whatever a user does."""
+    """Silence PEFT's warnings about what keeptune does on purpose or cannot change."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing` is deprecated")
+        # `merge` parts tied weights on purpose and looks at the merged model's logits.
+        warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied after merging")
         yield
 
 

@@ -12,19 +12,19 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 from xml.etree import ElementTree
 
 from keeptune.report.curves import Curve, Point
 
 _WIDTH_PX, _HEIGHT_PX = 440, 250
 _POINTS_PER_INCH = 72
-_FONT_PX = 12
+_FONT_PX = 11
 # Colours that only mark what is drawn; each becomes a class of the page.
 _INK, _GRID, _TRAIN, _VALIDATION = "#010101", "#020202", "#030303", "#040404"
 _CLASSES = {_INK: "ink", _GRID: "grid", _TRAIN: "train", _VALIDATION: "valid"}
-_ATTRIBUTES = frozenset(
-    "stroke-width stroke-dasharray stroke-dashoffset stroke-linejoin stroke-linecap fill-rule text-anchor".split()
-)
+_STROKES = ("width", "dasharray", "dashoffset", "linejoin", "linecap")
+_ATTRIBUTES = frozenset({*(f"stroke-{end}" for end in _STROKES), "fill-rule", "text-anchor"})
 _NAMESPACE = re.compile(r"^\{[^}]*\}")
 _SMOOTH_FROM = 40
 
@@ -43,7 +43,7 @@ class Axis:
         return round(100 * min(1.0, max(0.0, share)), 2)
 
 
-def axis_for(values: Sequence[float], *, with_zero: bool = False, num_ticks: int = 4) -> Axis:
+def axis_for(values: Sequence[float], *, with_zero: bool = False, num_ticks: int = 5) -> Axis:
     """Return an axis that holds every finite value with some room, its ticks at 1, 2 or 5 times a power of ten."""
     shown = [v for v in values if math.isfinite(v) and abs(v) < 1e12] or [0.0]
     low, high = min(shown), max(shown)
@@ -67,7 +67,7 @@ def interval_svg(axis: Axis, *, low: float | None, middle: float | None, high: f
         parts.append(_line(axis.place(low), axis.place(high), "span", top="50%", bottom="50%"))
     if middle is not None and math.isfinite(middle):
         parts.append(f'<circle class="dot" cx="{axis.place(middle)}%" cy="50%" r="5"/>')
-    return f'<svg class="interval" height="26" aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
+    return f'<svg class="interval" height="32" aria-hidden="true" focusable="false">{"".join(parts)}</svg>'
 
 
 def axis_svg(axis: Axis, *, places: int) -> str:
@@ -89,10 +89,11 @@ def loss_limits(curves: Sequence[Curve]) -> tuple[float, float]:
 
     A train loss far above all others, as at the start of a training, is not given room at the others' cost.
     """
-    train = sorted(y for curve in curves for _, y in curve.train)
     seen = [y for curve in curves for _, y in curve.validation]
-    if train:
-        seen += [train[0], train[math.ceil(0.98 * (len(train) - 1))]]
+    for curve in filter(lambda c: c.train, curves):
+        train = sorted(y for _, y in curve.train)
+        usual = train[math.floor(0.98 * (len(train) - 1))]
+        seen += [train[0], train[-1] if train[-1] <= 3 * usual else usual]
     low, high = (min(seen), max(seen)) if seen else (0.0, 1.0)
     room = (high - low) * 0.06 or max(abs(high) * 0.1, 0.1)
     return low - room, high + room
@@ -107,7 +108,12 @@ def loss_svg(curve: Curve, *, limits: tuple[float, float], name: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings = {"svg.fonttype": "none", "svg.hashsalt": name, "text.parse_math": False, "path.simplify": False}
+    settings: dict[Any, Any] = {
+        "svg.fonttype": "none",
+        "svg.hashsalt": name,
+        "text.parse_math": False,
+        "path.simplify": False,
+    }
     with rc_context(settings):
         size = (_WIDTH_PX / _POINTS_PER_INCH, _HEIGHT_PX / _POINTS_PER_INCH)
         figure = Figure(figsize=size, dpi=_POINTS_PER_INCH)
@@ -119,7 +125,7 @@ def loss_svg(curve: Curve, *, limits: tuple[float, float], name: str) -> str:
     return _inline(buffer.getvalue(), name=name)
 
 
-def _draw(axes, curve: Curve, *, limits: tuple[float, float]) -> None:
+def _draw(axes: Any, curve: Curve, *, limits: tuple[float, float]) -> None:
     from matplotlib.ticker import MaxNLocator
 
     smooth = _running_mean(curve.train) if len(curve.train) >= _SMOOTH_FROM else curve.train

@@ -26,6 +26,7 @@ _FILTERS = (
     wording.clipped,
     wording.count,
     wording.decimal,
+    wording.key_label,
     wording.metric_label,
     wording.num_bytes,
     wording.parameters,
@@ -86,7 +87,7 @@ def report_json(report: Report) -> str:
     value = {
         "version": VERSION,
         "keeptune": __version__,
-        "headline": "".join(phrase.text for phrase in headline(report)),
+        "headline": "".join(phrase.text for phrase in headline(report)).replace("\u00a0", " "),
         "selected": report.selection.selected,
         "selection": {
             "metric": report.selection.metric,

@@ -197,7 +197,9 @@ def read_report(run: Path) -> Report:
     scores = tuple(score for value in values for score in _scores(value))
     metrics = _metrics(values, scores)
     main_metric = _main_metric(metrics, selection)
-    shown = selection.selected or next((n for n in methods if (run / n / "test/samples.jsonl").is_file()), None)
+    # Only a name that a folder of this run has is opened: what selection.json says is not trusted as a path.
+    answered = [name for name in methods if (run / name / "test/samples.jsonl").is_file()]
+    shown = selection.selected if selection.selected in methods else next(iter(answered), None)
     base_answers = f"{baselines[0]}/samples.jsonl" if baselines else None
     answers = None
     if shown is not None and main_metric is not None:

@@ -10,6 +10,8 @@ from markupsafe import Markup, escape
 
 MISSING = "–"
 NOT_FINITE = "not finite"
+# A number and its unit stay on one line.
+_NO_BREAK = "\u00a0"
 _LABELS = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -57,6 +59,12 @@ def metric_label(name: str) -> str:
     return _LABELS.get(name, name)
 
 
+def key_label(key: str) -> str:
+    """Return the name of a JSON field as prose: "num_near_pairs" becomes "Near pairs"."""
+    words = re.sub(r"(?:^|(?<=\.))num_", "", key).replace(".", ": ").replace("_", " ")
+    return words[:1].upper() + words[1:]
+
+
 def count(value: float | None) -> str:
     """Return a whole number with thousands separated, as in 12,460."""
     if value is None:
@@ -95,25 +103,25 @@ def seconds(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return decimal(value)
     if value < 10:
-        return f"{value:.1f} s"
+        return f"{value:.1f}{_NO_BREAK}s"
     whole = round(value)
     units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
     first = next((i for i, (size, _) in enumerate(units) if whole >= size), 3)
     parts = []
     for size, unit in units[first : first + 2]:
-        parts.append(f"{whole // size} {unit}")
+        parts.append(f"{whole // size}{_NO_BREAK}{unit}")
         whole %= size
-    return " ".join(part for i, part in enumerate(parts) if i == 0 or not part.startswith("0 "))
+    return _NO_BREAK.join(part for i, part in enumerate(parts) if i == 0 or not part.startswith(f"0{_NO_BREAK}"))
 
 
 def num_bytes(value: float | None) -> str:
     """Return a size in decimal units, as in "1.21 GB"."""
-    return _scaled(value, [(1e12, " TB"), (1e9, " GB"), (1e6, " MB"), (1e3, " kB")], plain=" B")
+    return _scaled(value, [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")], plain=f"{_NO_BREAK}B")
 
 
 def parameters(value: float | None) -> str:
     """Return a count of parameters in short, as in "3.15 M"."""
-    return _scaled(value, [(1e12, " T"), (1e9, " B"), (1e6, " M"), (1e3, " k")], plain="")
+    return _scaled(value, [(1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")], plain="")
 
 
 def _scaled(value: float | None, units: list[tuple[float, str]], *, plain: str) -> str:
@@ -122,7 +130,7 @@ def _scaled(value: float | None, units: list[tuple[float, str]], *, plain: str) 
     for size, unit in units:
         if value >= size * 0.9995:
             scaled = value / size
-            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{unit}"
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{_NO_BREAK}{unit}"
     return f"{value:,.0f}{plain}"
 
 
@@ -132,7 +140,7 @@ def percent(part: float | None, total: float | None = 1.0) -> str:
         return MISSING
     value = 100 * part / total
     places = 0 if value == 0 or value >= 99.95 else 1 if value >= 9.95 else 2
-    return f"{value:.{places}f} %"
+    return f"{value:.{places}f}{_NO_BREAK}%"
 
 
 def clipped(text: str, *, head: int, tail: int) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keeptune.errors import RecipeError
 from keeptune.stages.run import Run
-from keeptune.storage import read_json, staged_folder
+from keeptune.storage import read_json
 
 
 def report(run: Run) -> Path:
@@ -28,15 +28,12 @@ def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
             f"{adapter}: found no adapter_config.json; expected an adapter folder or a method's folder that holds one. "
             "A fully fine-tuned model needs no merging: its model/ folder is whole."
         )
-    if merged.exists():
-        raise RecipeError(f"--merged {merged}: found something there; expected a new folder. Choose another name.")
     from keeptune.model.folder import resolve_model
 
     named = base or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
     if not named:
         raise RecipeError(f"{folder}: found no name of the base model; expected one. Give it with --base.")
-    from keeptune.model.artifact import merge_adapter
+    from keeptune.model.merge import merge_adapter
 
-    with staged_folder(merged, facts={"adapter": str(folder), "base": named}) as staging:
-        merge_adapter(folder, base=resolve_model(named), out=staging)
+    merge_adapter(folder, base=resolve_model(named), out=merged)
     return merged

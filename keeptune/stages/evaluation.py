@@ -9,15 +9,15 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.errors import DataError
-from keeptune.stages.data import Data, bench_for, evaluation_split, max_new_tokens, prepare
+from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.stages.training import artifact_folder, fit_model, method_of
+from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of
 from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, storage_errors, write_json
 
 if TYPE_CHECKING:
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
     from keeptune.evaluation.evaluate import Split
     from keeptune.evaluation.metrics import Answer
+    from keeptune.model.card import ModelCard
     from keeptune.model.methods import Method
 
 BASE = "base"
@@ -112,17 +113,16 @@ def _evaluate_one(run: Run, data: Data, entrant: _Entrant, *, split: Split) -> N
     device = pick_device(run.recipe.device)
     model = _load(run, data, entrant)
     fit = fit_model(model, data=data, device=device)
-    with fit.attention():
-        evaluate_model(
-            model,
-            split=split,
-            bench=bench_for(run, data, collate=fit.collate, autocast=fit.autocast),
-            metrics=run.recipe.evaluation.metrics,
-            name=entrant.name,
-            shots=0,
-            folder=entrant.folder,
-            facts={"key": entrant.key, "created": run.context.now()},
-        )
+    evaluate_model(
+        model,
+        split=split,
+        bench=make_bench(run, data, model, fit=fit),
+        metrics=run.recipe.evaluation.metrics,
+        name=entrant.name,
+        shots=0,
+        folder=entrant.folder,
+        facts={"key": entrant.key, "created": run.context.now()},
+    )
     del model
     gc.collect()
 
@@ -178,7 +178,7 @@ def _select(run: Run, methods: list[Method]) -> Method:
 
 def _deliver(run: Run, data: Data, selected: Method) -> Path:
     """Copy the selected artifact to `instruct-model/` and write its card."""
-    from keeptune.model.card import ModelCard, write_model_card
+    from keeptune.model.card import write_model_card
 
     source = artifact_folder(run.folder / selected.name, selected)
     target = run.folder / "instruct-model"
@@ -191,3 +191,38 @@ def _deliver(run: Run, data: Data, selected: Method) -> Path:
             shutil.copytree(source, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         write_model_card(staging, card=_card(run, data, selected, scores=scores))
     return target
+
+
+def _card(run: Run, data: Data, selected: Method, *, scores: Sequence[Mapping[str, Any]]) -> ModelCard:
+    from keeptune.model.card import CardScore, ModelCard
+
+    base_scores = read_json(run.folder / BASE / "zero-shot" / "scores.json")["scores"]
+    base_values = {(score["task"], score["metric"]): score["mean"] for score in base_scores}
+    trained = _trained_facts(run, selected)
+    return ModelCard(
+        name=f"{Path(data.base.name.partition('@')[0]).name}, tuned by {selected.name}",
+        base_name=data.base.name,
+        peft_type=selected.peft_type,
+        encoder_decoder=data.base.facts.encoder_decoder,
+        template=data.base.template.name,
+        max_new_tokens=max_new_tokens(run.recipe, data),
+        trained_parameters=trained["trained_parameters"],
+        total_parameters=trained["total_parameters"],
+        scores=tuple(
+            CardScore(
+                task=score["task"],
+                metric=score["metric"],
+                value=score["mean"],
+                standard_error=score["standard_error"],
+                num_records=score["num_records"],
+                base_value=base_values.get((score["task"], score["metric"])),
+            )
+            for score in scores
+        ),
+        recipe=run.recipe.to_yaml(),
+        limits=(
+            "Scores hold for records like those of the test split; nothing else was measured.",
+            "What the base model lost on other tasks was not measured.",
+        ),
+        versions=read_json(run.folder / MANIFEST)["versions"],
+    )

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from keeptune.config import Recipe
 from keeptune.errors import RecipeError
-from keeptune.stages.data import Data, bench_for, evaluation_split, max_new_tokens, prepare
+from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.storage import MANIFEST, read_json, staged_folder, write_json
+from keeptune.storage import MANIFEST, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from keeptune.evaluation.evaluate import Bench
     from keeptune.model.methods import Method
     from keeptune.text.batches import Batch, Layout
-    from keeptune.text.example import Example
+    from keeptune.text.tokens import Example
     from keeptune.training.settings import TrainingResult, TrainingSettings
 
 _DEFAULT_RATES = {False: 2e-5, True: 2e-4}
@@ -29,11 +30,10 @@ _DEFAULT_RATES = {False: 2e-5, True: 2e-4}
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a model's batches are laid out and computed on its device; `attention` is held open while training."""
+    """How a model's batches are laid out and computed on its device."""
 
     layout: Layout
     collate: Callable[[Sequence[Example]], Batch]
-    attention: Callable[[], AbstractContextManager[Any]]
     device: torch.device
     autocast: torch.dtype | None
 
@@ -75,21 +75,19 @@ def artifact_folder(folder: Path, method: Method) -> Path:
 
 
 def fit_model(model: nn.Module, *, data: Data, device: torch.device) -> Fit:
-    """Choose packed batches where the model's attention is exact on them, else padded ones."""
-    from functools import partial
-
+    """Choose packed batches where the model is exact on them, else padded ones."""
     import torch
 
-    from keeptune.model.attention import can_pack, packed_attention
+    from keeptune.model.attention import can_pack, uses_virtual_tokens
     from keeptune.text.batches import pack, pad, pad_pairs
 
     autocast = torch.bfloat16 if device.type == "cuda" else None
     pad_id = data.base.tokenizer.pad_id
     if data.base.facts.encoder_decoder:
-        return Fit("pairs", partial(pad_pairs, pad_id=pad_id), nullcontext, device, autocast)
-    if can_pack(model):
-        return Fit("packed", pack, partial(packed_attention, model), device, autocast)
-    return Fit("padded", partial(pad, pad_id=pad_id), nullcontext, device, autocast)
+        return Fit("pairs", partial(pad_pairs, pad_id=pad_id), device, autocast)
+    if not uses_virtual_tokens(model) and can_pack(model):
+        return Fit("packed", pack, device, autocast)
+    return Fit("padded", partial(pad, pad_id=pad_id), device, autocast)
 
 
 def _train_method(run: Run, data: Data, method: Method) -> Path:
@@ -106,15 +104,15 @@ def _train_method(run: Run, data: Data, method: Method) -> Path:
         return folder
     device = pick_device(run.recipe.device)
     model = load_model(data.base.folder, device=device, dtype=_weight_type(device, method))
-    fit = fit_model(model, data=data, device=device)
-    model = apply_method(model, method, seed=run.recipe.seed)
-    counts = count_parameters(model)
+    adapted = apply_method(model, method, seed=run.recipe.seed)
+    fit = fit_model(adapted, data=data, device=device)
+    counts = count_parameters(adapted)
     progress.say(
         f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
         f"({100 * counts.trained / counts.total:.2f} %), {fit.layout} batches on {device.type}"
     )
-    result = _run_loop(run, data, method, model=model, fit=fit, key=key)
-    artifact_bytes = _save(data, method, model=model, folder=folder, key=key, run=run)
+    result = _run_loop(run, data, method, model=adapted, fit=fit, key=key)
+    artifact_bytes = _save(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
     write_json(
         done,
@@ -132,7 +130,7 @@ def _train_method(run: Run, data: Data, method: Method) -> Path:
             "dtype": "bfloat16" if fit.autocast is not None else "float32",
         },
     )
-    del model
+    del model, adapted
     gc.collect()
     return folder
 
@@ -155,6 +153,24 @@ def training_key(recipe: Recipe, data: Data, method: Method) -> str:
     )
 
 
+def make_bench(run: Run, data: Data, model: nn.Module, *, fit: Fit) -> Bench:
+    """Return what all evaluations of a model share."""
+    from keeptune.evaluation.evaluate import Bench
+    from keeptune.evaluation.generate import Decoding
+    from keeptune.model.artifact import stop_token_ids
+
+    base = data.base
+    decoding = Decoding(
+        max_new_tokens=max_new_tokens(run.recipe, data),
+        stop_ids=stop_token_ids(model, tokenizer=base.tokenizer, template=base.template),
+        pad_id=base.tokenizer.pad_id,
+        tokens_per_batch=run.recipe.evaluation.tokens_per_batch,
+        encoder_decoder=base.facts.encoder_decoder,
+        max_positions=base.facts.max_positions,
+    )
+    return Bench(base.tokenizer, decoding, fit.collate, fit.autocast, run.context.progress, run.context.stop_requested)
+
+
 def _weight_type(device: torch.device, method: Method) -> torch.dtype:
     """Return fp32 for weights that train or live on a CPU, bf16 for frozen weights on a GPU."""
     import torch
@@ -170,31 +186,30 @@ def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fi
     from keeptune.training.world import SINGLE
 
     select_by = run.recipe.evaluation.select_by
-    bench = bench_for(run, data, collate=fit.collate, autocast=fit.autocast)
+    bench = make_bench(run, data, model, fit=fit)
     split = evaluation_split(data, "validation")
 
     def validate(adapted: nn.Module) -> float:
         number = run.recipe.evaluation.num_validation_records
         return validation_value(adapted, split=split, bench=bench, metric=select_by, num_records=number)
 
-    with fit.attention():
-        return run_loop(
-            model=model,
-            train_table=data.table("train"),
-            validation_table=split.examples,
-            loss=batch_loss,
-            collate=fit.collate,
-            settings=_settings(run.recipe, data, method, layout=fit.layout),
-            folder=run.folder / method.name,
-            validate=None if select_by == "loss" else validate,
-            higher_is_better=select_by != "loss" and METRICS[select_by].higher_is_better,
-            world=SINGLE,
-            device=fit.device,
-            autocast=fit.autocast,
-            progress=run.context.progress,
-            stop_requested=run.context.stop_requested,
-            run_key=key,
-        )
+    return run_loop(
+        model=model,
+        train_table=data.table("train"),
+        validation_table=split.examples,
+        loss=batch_loss,
+        collate=fit.collate,
+        settings=_settings(run.recipe, data, method, layout=fit.layout),
+        folder=run.folder / method.name,
+        validate=None if select_by == "loss" else validate,
+        higher_is_better=select_by != "loss" and METRICS[select_by].higher_is_better,
+        world=SINGLE,
+        device=fit.device,
+        autocast=fit.autocast,
+        progress=run.context.progress,
+        stop_requested=run.context.stop_requested,
+        run_key=key,
+    )
 
 
 def _settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> TrainingSettings:
@@ -214,21 +229,20 @@ def _settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> 
     )
 
 
-def _save(data: Data, method: Method, *, model: nn.Module, folder: Path, key: str, run: Run) -> int:
+def _save(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -> int:
     """Write the artifact, prove that it gives the trained answers when loaded alone, and return its bytes."""
     from keeptune.model.artifact import save_artifact, verify_artifact
 
-    target = artifact_folder(folder, method)
-    with staged_folder(target, facts={"key": key}) as staging:
-        save_artifact(
-            model,
-            staging,
-            base=data.base.folder,
-            base_name=data.base.name,
-            tokenizer_folder=data.base.tokenizer_folder,
-            template=data.base.template,
-            tokenizer=data.base.tokenizer,
-            max_new_tokens=max_new_tokens(run.recipe, data),
-        )
-        verify_artifact(model, staging, base=data.base.folder)
+    target = artifact_folder(run.folder / method.name, method)
+    save_artifact(
+        model,
+        target,
+        base_name=data.base.name,
+        tokenizer_folder=data.base.tokenizer_folder,
+        tokenizer=data.base.tokenizer,
+        template=data.base.template,
+        max_new_tokens=max_new_tokens(run.recipe, data),
+        facts={"key": key},
+    )
+    verify_artifact(model, target, base=data.base.folder)
     return sum(facts["bytes"] for facts in read_json(target / MANIFEST)["files"].values())

@@ -104,7 +104,7 @@ def _join(concat: jinja2.nodes.Concat) -> jinja2.nodes.Filter:
     return _filtered(jinja2.nodes.List(concat.nodes, lineno=concat.lineno), name="_joined")
 
 
-def _filtered(node: jinja2.nodes.Expr, *, name: str) -> jinja2.nodes.Filter:
+def _filtered(node: Any, *, name: str) -> jinja2.nodes.Filter:
     return jinja2.nodes.Filter(node, name, [], [], None, None, lineno=node.lineno)
 
 

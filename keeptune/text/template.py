@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -91,6 +91,7 @@ class _Shape:
 
     prompt: _Parts
     whole: _Parts
+    answers: frozenset[int]
     tail: str
     untrainable: int | None
     """The first earlier assistant message that does not stand after its own generation prompt."""
@@ -123,26 +124,32 @@ class _TurnTemplate:
 
     def render(self, messages: Sequence[Message], *, train_on: TrainOn) -> list[Segment]:
         """Return the whole conversation, which ends with an assistant message."""
+        messages = self._prepared(messages)
         shape = self._shape(messages[:-1])
         if train_on == "all" and shape.untrainable is not None:
             raise RecipeError(
                 f"data.train_on: found 'all', but the chat template writes message {shape.untrainable + 1} of a "
                 "conversation in another way than it prompts for it; expected the same text. Set data.train_on=last."
             )
-        trained = [i for i, message in enumerate(messages) if message.role == "assistant" and train_on == "all"]
         values = self._prompt_values(messages[:-1], shape=shape)
         completion = self._completion(messages, values=values, shape=shape)
-        segments = self._segments(shape.prompt, values=values, trained=trained)
+        segments = self._segments(shape, values=values, trained=train_on == "all")
         end = self._special.search(shape.tail)
         segments.append(Segment(completion, trained=True, completion=True))
         segments.append(Segment(end[0] if end else self._tokenizer.eos_token, trained=True, special=True))
-        return segments + self._split(shape.tail[end.end() :] if end else shape.tail)
+        return [*segments, *self._split(shape.tail[end.end() :] if end else shape.tail)]
 
     def render_prompt(self, messages: Sequence[Message]) -> list[Segment]:
         """Return what generation starts from, given the messages without the completion."""
+        messages = self._prepared(messages)
         shape = self._shape(messages)
-        values = self._prompt_values(messages, shape=shape)
-        return self._segments(shape.prompt, values=values, trained=())
+        return self._segments(shape, values=self._prompt_values(messages, shape=shape), trained=False)
+
+    def _prepared(self, messages: Sequence[Message]) -> list[Message]:
+        """Return the messages with content and input joined, except for the wording that keeps them apart."""
+        if self.name == "alpaca":
+            return list(messages)
+        return [Message(message.role, message.text) for message in messages]
 
     def _shape(self, prompt: Sequence[Message]) -> _Shape:
         key = tuple((message.role, bool(message.input)) for message in prompt)
@@ -178,14 +185,16 @@ class _TurnTemplate:
                 stand_ins[:i], add_generation_prompt=True
             ):
                 untrainable = i
-        return _Shape(_parts(opened), whole=_parts(whole), tail=tail, untrainable=untrainable)
+        answers = frozenset(2 * i for i, message in enumerate(prompt) if message.role == "assistant")
+        return _Shape(_parts(opened), whole=_parts(whole), answers=answers, tail=tail, untrainable=untrainable)
 
     def _direct(self, messages: Sequence[Message], *, add_generation_prompt: bool) -> str:
-        return self._wording.render(_as_dicts(messages, name=self.name), add_generation_prompt=add_generation_prompt)
+        return self._wording.render(_as_dicts(messages), add_generation_prompt=add_generation_prompt)
 
     def _prompt_values(self, messages: Sequence[Message], *, shape: _Shape) -> dict[int, str]:
         """Return each content as the wording writes it: some trim it, none may change it otherwise."""
-        values = _contents(messages, name=self.name)
+        values = {2 * i: message.content for i, message in enumerate(messages)}
+        values |= {2 * i + 1: message.input for i, message in enumerate(messages)}
         if self.name != "chat":
             return values
         return self._written(shape.prompt, values=values, rendered=self._direct(messages, add_generation_prompt=True))
@@ -199,32 +208,102 @@ class _TurnTemplate:
         return self._written(shape.whole, values={**values, last: completion}, rendered=rendered)[last]
 
     def _written(self, parts: _Parts, *, values: Mapping[int, str], rendered: str) -> dict[int, str]:
-        written, place = dict(values), 0
+        """Return the contents as they stand in `rendered`, which must hold nothing else than the parts."""
+        written: dict[int, str] = {}
+        place = 0
         for part, after in zip(parts, (*parts[1:], ""), strict=True):
-            if isinstance(part, int):
-                known = values[part]
+            text = part if isinstance(part, str) else written.get(part)
+            if text is None:
+                known, literal = values[int(part)], after if isinstance(after, str) else ""
                 options = (known, known.lstrip(), known.rstrip(), known.strip())
-                literal = after if isinstance(after, str) else ""
-                fits = (option for option in options if rendered.startswith(option + literal, place))
-                written[part] = text = next(fits, "")
-            else:
-                text = part
-            if not rendered.startswith(text, place) or (isinstance(part, int) and values[part].strip() != text.strip()):
+                text = next((o for o in options if rendered.startswith(o + literal, place)), known)
+                written[int(part)] = text
+            if not rendered.startswith(text, place):
                 break
             place += len(text)
         else:
             if place == len(rendered):
-                return written
+                return {**values, **written}
         raise RecipeError(
             f"chat template: found {rendered[place : place + 60]!r} where it writes a message; expected the content, "
-            "unchanged but for spaces around it. Set data.template=alpaca, or change the record."
+            "unchanged but for spaces around it. Change the record, or set data.template=alpaca."
         )
 
-    def _segments(self, parts: _Parts, *, values: Mapping[int, str], trained: Collection[int]) -> list[Segment]:
-        """Return the parts as segments; what no assistant wrote is joined up to the next special token."""
+    def _segments(self, shape: _Shape, *, values: Mapping[int, str], trained: bool) -> list[Segment]:
+        """Return the prompt as segments; what no assistant wrote is joined up to the next special token."""
         segments: list[Segment] = []
-        text, ends = "", False
-        for part in parts:
-            if isinstance(part, int) and self._is_answer(part, parts=parts, trained=trained):
-                pass
+        for part in shape.prompt:
+            if isinstance(part, str):
+                pieces = self._split(part)
+            else:
+                answer = part in shape.answers
+                pieces = iter([Segment(values[part], trained=trained and answer, completion=answer)])
+            for piece in pieces:
+                _append(segments, piece)
         return segments
+
+    def _split(self, text: str) -> Iterator[Segment]:
+        """Yield literal text of the wording, each special token in it a segment of its own."""
+        place = 0
+        for found in self._special.finditer(text):
+            if found.start() > place:
+                yield Segment(text[place : found.start()])
+            yield Segment(found[0], special=True)
+            place = found.end()
+        if place < len(text):
+            yield Segment(text[place:])
+
+
+def _append(segments: list[Segment], piece: Segment) -> None:
+    """Add a piece: text joins the text before it, an end token straight after a trained answer is trained too."""
+    before = segments[-1] if segments else None
+    if before is not None and before.completion and piece.special:
+        piece = Segment(piece.text, trained=before.trained, special=True)
+    elif before is not None and not (before.special or before.completion or piece.special or piece.completion):
+        piece = Segment(segments.pop().text + piece.text)
+    segments.append(piece)
+
+
+class _PairTemplate:
+    """The template of an encoder-decoder: the prompt and its end token are read, the completion is written."""
+
+    def __init__(self, name: Literal["alpaca", "plain"], *, tokenizer: Tokenizer) -> None:
+        self.name = name
+        self.chat_template = {"alpaca": ALPACA, "plain": PLAIN_ENCODER}[name]
+        self.end_token = tokenizer.eos_token
+        self.fingerprint = _fingerprint(f"{name}-pair", source=self.chat_template, tokenizer=tokenizer)
+        self._bos = tokenizer.bos_token if tokenizer.adds_bos else None
+        self._wording = ChatWording(self.chat_template, role_tokens={"eos_token": ""})
+
+    def render(self, messages: Sequence[Message], *, train_on: TrainOn) -> list[Segment]:
+        """Return the encoder's segments, then the decoder's, which are the trained ones."""
+        if train_on == "all" and sum(message.role == "assistant" for message in messages) > 1:
+            raise DataError(
+                "data.train_on: found 'all' and a conversation of several answers; expected one, since an "
+                "encoder-decoder writes one answer to what it reads. Set data.train_on=last."
+            )
+        completion = Segment(messages[-1].content, trained=True, completion=True)
+        return [*self.render_prompt(messages[:-1]), completion, Segment(self.end_token, trained=True, special=True)]
+
+    def render_prompt(self, messages: Sequence[Message]) -> list[Segment]:
+        """Return what the encoder reads, given the messages without the completion."""
+        if self.name == "plain":
+            messages = [Message(message.role, message.text) for message in messages]
+        text = self._wording.render(_as_dicts(messages), add_generation_prompt=True)
+        opening = [Segment(self._bos, special=True)] if self._bos is not None else []
+        return [*opening, Segment(text), Segment(self.end_token, special=True)]
+
+
+def _parts(text: str) -> _Parts:
+    """Return literal text and placeholder numbers in turn, without empty text."""
+    pieces = _PLACEHOLDER.split(text)
+    return tuple(int(piece) if i % 2 else piece for i, piece in enumerate(pieces) if piece)
+
+
+def _as_dicts(messages: Sequence[Message]) -> list[dict[str, str]]:
+    return [{"role": m.role, "content": m.content, **({"input": m.input} if m.input else {})} for m in messages]
+
+
+def _fingerprint(name: str, *, source: str, tokenizer: Tokenizer) -> str:
+    facts = [VERSION, name, source, sorted(tokenizer.role_tokens.items()), tokenizer.adds_bos]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()

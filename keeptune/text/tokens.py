@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+from keeptune.data.record import Message, Record
+from keeptune.errors import DataError, KeeptuneError, raise_collected
+from keeptune.text.template import Segment, Template, TrainOn
+from keeptune.text.tokenizer import Tokenizer
+
+OverLength = Literal["error", "drop", "cut"]
+# Part of every cache key: raise it when the same arguments give other tokens.
+_CODE_VERSION = 1
+# Enough for every core to have work; the encodings of a call weigh about 300 bytes a token.
+_RECORDS_PER_CALL = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,14 +33,239 @@ class Example:
     @property
     def prompt_ids(self) -> NDArray[np.int32]:
         """The ids before the last completion: what generation starts from."""
-        return self.input_ids[: self._completion_start]
+        return self.input_ids[: self.completion_start]
 
     @property
     def completion_ids(self) -> NDArray[np.int32]:
         """The ids of the last completion, end token included."""
-        return self.input_ids[self._completion_start :]
+        return self.input_ids[self.completion_start :]
 
     @property
-    def _completion_start(self) -> int:
+    def completion_start(self) -> int:
+        """The index of the first token of the last completion."""
         untrained = np.flatnonzero(~self.loss_mask)
         return int(untrained[-1]) + 1 if len(untrained) else 0
+
+
+@dataclass(frozen=True, slots=True)
+class Tokenized:
+    """What became of a record. `example` is None where the record was dropped for its length.
+
+    `prompt_tokens` and `completion_tokens` count before any cut, the end token included. `truncated`: tokens were
+    cut; `completion_cut`: some of them, the end token among them, from the completion.
+    """
+
+    record: Record
+    example: Example | None
+    truncated: bool
+    completion_cut: bool
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewToken:
+    """One token as a reader sees it."""
+
+    text: str
+    id: int
+    trained: bool
+
+
+def tokenize(
+    records: Sequence[Record],
+    *,
+    tokenizer: Tokenizer,
+    template: Template,
+    train_on: TrainOn,
+    max_length: int,
+    over_length: OverLength,
+    encoder_decoder: bool,
+) -> Iterator[Tokenized]:
+    """Yield each record as an example, in order.
+
+    A record over `max_length` tokens (of each side, with an encoder) stops the run, is dropped, or is cut: its prompt
+    loses tokens from its middle, so that head, tail and completion stay. Only a completion that does not fit beside
+    one token of prompt loses its own end; a quarter of `max_length` is then kept for the prompt.
+
+    Raises:
+        DataError: records are too long under "error", or no record is left with a token to train on.
+    """
+    too_long: list[str] = []
+    num_targets = 0
+    for start in range(0, len(records), _RECORDS_PER_CALL):
+        chunk = records[start : start + _RECORDS_PER_CALL]
+        rows = [_render(record, template=template, train_on=train_on) for record in chunk]
+        examples = _encode(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
+        for record, example in zip(chunk, examples, strict=True):
+            item = _fit(record, example, max_length=max_length, cut=over_length == "cut", pairs=encoder_decoder)
+            if item.example is None and over_length == "error":
+                too_long.append(_length_problem(item, max_length=max_length))
+                continue
+            num_targets += int(item.example.loss_mask.sum()) if item.example is not None else 0
+            yield item
+    if too_long:
+        raise_collected(DataError, too_long)
+    if records and num_targets == 0:
+        raise DataError(
+            f"{records[0].origin} and {len(records) - 1} more: found no token to train on within {max_length} tokens; "
+            "expected at least one. Raise data.max_length, or set data.over_length=cut."
+        )
+
+
+def encode_prompts(
+    prompts: Sequence[Sequence[Message]],
+    *,
+    tokenizer: Tokenizer,
+    template: Template,
+    max_prompt_tokens: int | None,
+) -> list[NDArray[np.int32]]:
+    """Return what generation starts from, for messages without their completion: the prompt ids of training.
+
+    A longer prompt loses tokens from its middle.
+    """
+    encoded: list[NDArray[np.int32]] = []
+    for start in range(0, len(prompts), _RECORDS_PER_CALL):
+        rows = [template.render_prompt(messages) for messages in prompts[start : start + _RECORDS_PER_CALL]]
+        for ids, _ in _encode_segments(rows, tokenizer=tokenizer, encoder_decoder=False):
+            kept = len(ids) if max_prompt_tokens is None else min(len(ids), max_prompt_tokens)
+            encoded.append(ids[_kept_indices(len(ids), prompt_kept=kept, completion_kept=0)])
+    return encoded
+
+
+def preview(
+    record: Record, *, tokenizer: Tokenizer, template: Template, train_on: TrainOn, encoder_decoder: bool
+) -> list[PreviewToken]:
+    """Return the tokens of a record, uncut, each with its text and whether it is trained on."""
+    rows = [_render(record, template=template, train_on=train_on)]
+    (example,) = _encode(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
+    ids = example.input_ids.tolist()
+    texts = tokenizer.decode_batch([[index] for index in ids])
+    return [
+        PreviewToken(text, id=index, trained=trained)
+        for text, index, trained in zip(texts, ids, example.loss_mask.tolist(), strict=True)
+    ]
+
+
+def token_cache_key(
+    *,
+    data_sha256: str,
+    tokenizer: Tokenizer,
+    template: Template,
+    train_on: TrainOn,
+    max_length: int,
+    over_length: OverLength,
+    encoder_decoder: bool,
+) -> str:
+    """Return 16 hexadecimal digits that change with anything that changes the tokens."""
+    facts = [
+        _CODE_VERSION,
+        data_sha256,
+        tokenizer.fingerprint,
+        template.fingerprint,
+        train_on,
+        max_length,
+        over_length,
+        encoder_decoder,
+    ]
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def _render(record: Record, *, template: Template, train_on: TrainOn) -> list[Segment]:
+    """Return the segments up to the last trained one: what follows the last end token carries no loss."""
+    try:
+        segments = template.render(record.messages, train_on=train_on)
+    except KeeptuneError as error:
+        raise type(error)(f"{record.origin}: {error}") from error
+    last = max(index for index, segment in enumerate(segments) if segment.trained)
+    return segments[: last + 1]
+
+
+def _encode(rows: Sequence[Sequence[Segment]], *, tokenizer: Tokenizer, encoder_decoder: bool) -> Iterator[Example]:
+    for ids, loss_mask in _encode_segments(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder):
+        if not encoder_decoder:
+            loss_mask[:1] = False
+        yield Example(ids, loss_mask=loss_mask)
+
+
+def _encode_segments(
+    rows: Sequence[Sequence[Segment]], *, tokenizer: Tokenizer, encoder_decoder: bool
+) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
+    """Yield the ids and the loss mask of each row; all texts are encoded in one parallel call per kind of start."""
+    texts: dict[bool, list[str]] = {True: [], False: []}
+    for row in rows:
+        for index, segment in enumerate(row):
+            if not segment.special:
+                first = _starts(row, index=index, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
+                texts[first].append(segment.text)
+    encoded = {first: iter(tokenizer.encode(part, first=first)) for first, part in texts.items()}
+    for row in rows:
+        ids: list[int] = []
+        spans: list[tuple[int, int]] = []
+        for index, segment in enumerate(row):
+            start = len(ids)
+            if segment.special:
+                ids.append(tokenizer.special_tokens[segment.text])
+            else:
+                first = _starts(row, index=index, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
+                ids += next(encoded[first])
+            if segment.trained:
+                spans.append((start, len(ids)))
+        loss_mask = np.zeros(len(ids), dtype=np.bool_)
+        for start, end in spans:
+            loss_mask[start:end] = True
+        yield np.array(ids, dtype=np.int32), loss_mask
+
+
+def _starts(row: Sequence[Segment], *, index: int, tokenizer: Tokenizer, encoder_decoder: bool) -> bool:
+    """Return whether the tokenizer treats this text as the start of a text (with a dummy space, if it has one).
+
+    A completion never is, since generation writes it straight after the prompt; a decoder of its own starts one.
+    """
+    if row[index].completion:
+        return encoder_decoder
+    return index == 0 or (row[index - 1].special and tokenizer.spaces_after_special)
+
+
+def _fit(record: Record, example: Example, *, max_length: int, cut: bool, pairs: bool) -> Tokenized:
+    num_tokens = len(example.input_ids)
+    prompt = example.completion_start
+    completion = num_tokens - prompt
+    whole = Tokenized(
+        record,
+        example=example,
+        truncated=False,
+        completion_cut=False,
+        prompt_tokens=prompt,
+        completion_tokens=completion,
+    )
+    if (max(prompt, completion) if pairs else num_tokens) <= max_length:
+        return whole
+    if not cut:
+        return replace(whole, example=None)
+    if pairs:
+        prompt_kept, completion_kept = min(prompt, max_length), min(completion, max_length)
+    elif completion < max_length:
+        prompt_kept, completion_kept = max_length - completion, completion
+    else:
+        prompt_kept = min(prompt, max(1, max_length // 4))
+        completion_kept = max_length - prompt_kept
+    kept = _kept_indices(prompt, prompt_kept=prompt_kept, completion_kept=completion_kept)
+    shorter = Example(example.input_ids[kept], loss_mask=example.loss_mask[kept])
+    if not pairs:
+        shorter.loss_mask[:1] = False
+    return replace(whole, example=shorter, truncated=True, completion_cut=completion_kept < completion)
+
+
+def _kept_indices(prompt: int, *, prompt_kept: int, completion_kept: int) -> NDArray[np.int64]:
+    """Return the indices of the prompt's head and tail (halves, the tail the larger) and of the completion's head."""
+    head = prompt_kept // 2
+    return np.concatenate([np.arange(head), np.arange(prompt - (prompt_kept - head), prompt + completion_kept)])
+
+
+def _length_problem(item: Tokenized, *, max_length: int) -> str:
+    total = item.prompt_tokens + item.completion_tokens
+    return (
+        f"{item.record.origin}: found {total} tokens ({item.prompt_tokens} of prompt, {item.completion_tokens} of "
+        f"completion); expected at most {max_length}. Raise data.max_length, or set data.over_length=cut or drop."
+    )

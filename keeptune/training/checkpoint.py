@@ -102,8 +102,8 @@ def save_checkpoint(
 def load_latest(folder: Path, *, run_key: str) -> Checkpoint | None:
     """Return the newest whole checkpoint, or None where none was ever written.
 
-    Clears away what a killed process left half-written or not yet rotated. A checkpoint that is not whole, or whose best step's is not,
-    is renamed to `step-N.corrupt-<nonce>`.
+    Clears away what a killed process left half-written or not yet rotated. A checkpoint that is not whole, or whose
+    best step's is not, is renamed to `step-N.corrupt-<nonce>`.
 
     Raises:
         CheckpointError: there are checkpoints, and none is whole.
@@ -126,7 +126,8 @@ def load_latest(folder: Path, *, run_key: str) -> Checkpoint | None:
     if set_aside:
         raise CheckpointError(
             f"{folder}: found {len(set_aside)} checkpoints ({', '.join(set_aside[:10])}), none of them whole "
-            f"together with its best step; expected one to go on from. Put back a copy of one, or remove {folder} to train from the start."
+            "together with its best step; expected one to go on from. Put back a copy of one, or remove "
+            f"{folder} to train from the start."
         )
     return None
 

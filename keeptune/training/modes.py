@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any, cast
 
 import torch
 from torch import nn
+
+from keeptune.errors import RecipeError
 
 
 @contextlib.contextmanager
@@ -37,15 +38,26 @@ def _mode(model: nn.Module, *, training: bool) -> Iterator[None]:
 
 @contextlib.contextmanager
 def gradient_checkpointing(model: nn.Module, *, enabled: bool) -> Iterator[None]:
-    """Recompute activations in the backward pass inside the block, where `enabled`."""
+    """Recompute activations in the backward pass inside the block, where `enabled`.
+
+    Raises:
+        RecipeError: the model cannot.
+    """
     if not enabled:
         yield
         return
-    # transformers' and PEFT's own methods; the re-entrant variant would lose the gradients of adapters, whose
-    # input needs none.
-    switchable = cast("Any", model)
-    switchable.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    # The methods of a transformers model, also inside a PEFT wrapper; later versions call them activation_….
+    name = "activation" if hasattr(model, "activation_checkpointing_enable") else "gradient"
+    enable, disable = (getattr(model, f"{name}_checkpointing_{verb}") for verb in ("enable", "disable"))
+    try:
+        # The re-entrant variant would lose the gradients of adapters, whose input needs none.
+        enable(**{f"{name}_checkpointing_kwargs": {"use_reentrant": False}})
+    except ValueError as error:
+        raise RecipeError(
+            f"training.gradient_checkpointing: found true with a model that cannot recompute its activations "
+            f"({error}); expected false. Set training.gradient_checkpointing=false."
+        ) from error
     try:
         yield
     finally:
-        switchable.gradient_checkpointing_disable()
+        disable()

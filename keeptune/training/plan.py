@@ -145,7 +145,8 @@ def _require_targets(table: Examples) -> None:
         raise DataError("train: found no example; expected at least one to train on. Give more data.")
     without = [table.record_ids[int(i)] for i in np.flatnonzero(table.num_targets < 1)]
     if without:
-        listed = ", ".join(without[:_MAX_LISTED]) + (f" and {len(without) - _MAX_LISTED} more" if without[_MAX_LISTED:] else "")
+        more = f" and {len(without) - _MAX_LISTED} more" if len(without) > _MAX_LISTED else ""
+        listed = ", ".join(without[:_MAX_LISTED]) + more
         raise DataError(
             f"train: found no target token in {len(without)} examples ({listed}); expected at least one in each. "
             "Drop these records, or raise data.max_length."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,8 +11,9 @@ from hypothesis import strategies as st
 
 from keeptune.data.formats import RowProblem, to_record
 from keeptune.data.record import Message, Record, record_from_json, record_to_json
-from keeptune.data.source import Row
+from keeptune.data.source import Row, read_rows
 
+SHARED = Path(__file__).resolve().parents[3] / "shared"
 DIALOGUE = {"fname": "dev_0", "dialogue": "#A: Hi.", "summary": "A greets."}
 COLUMNS = {"prompt": "dialogue", "completion": "summary"}
 ASK, TELL = Message("user", "Ask?"), Message("assistant", "Tell.")
@@ -292,3 +294,17 @@ def test_an_accepted_row_reads_back_the_same(pairs: list[tuple[str, str]], syste
     assert [(message.role, message.content) for message in found.messages] == said
     assert record_from_json(record_to_json(found), where="x") == found
     assert record(record_to_json(found)).messages == found.messages
+
+
+# The real data
+
+
+@pytest.mark.real
+@pytest.mark.skipif(not SHARED.is_dir(), reason="no real data beside the checkout (../shared)")
+@pytest.mark.parametrize(
+    ("name", "columns", "num_records"),
+    [("alpaca_en_demo.json", None, 999), ("dialogsum.dev.jsonl", COLUMNS, 500), ("p3_sample", None, 44_289)],
+)
+def test_every_real_row_is_a_record(name: str, columns: dict[str, str] | None, num_records: int) -> None:
+    rows = read_rows(str(SHARED / "data" / name), revision=None, validation=None, test=None)
+    assert sum(1 for row in rows if to_record(row, task="t", columns=columns, instruction=None)) == num_records

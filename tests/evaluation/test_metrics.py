@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import math
 import random
 import re
@@ -28,10 +29,12 @@ from keeptune.evaluation.metrics import (
     with_loss,
 )
 
-WORDS = (
-    "the a an cat cats running ran runs quickly report reports reported Person1 #Person1# Wall-Street U.S. 3.5 %, . , "
-    "! ... don't it's Ünïcode naïve 你好 + - (sic) house houses market's and or not yes no true"
-).split()
+# Punctuation, numbers, other scripts, articles and words that share a stem.
+WORDS = re.findall(
+    r"\S+",
+    """the a an cat cats running ran runs quickly report reports reported Person1 #Person1# Wall-Street U.S. 3.5 %, .
+    , ! ... don't it's Ünïcode naïve 你好 + - (sic) house houses market's and or not yes no true""",
+)
 
 
 def random_text(rng: random.Random) -> str:
@@ -237,15 +240,20 @@ def test_an_unknown_metric_is_refused_with_the_nearest() -> None:
 
 
 def test_an_answer_survives_its_line_of_json() -> None:
-    before = answer("yes", "no", "maybe", metrics={"loss": 0.1}, tokens=3)
-    assert answer_from_json(answer_to_json(before) | {"references": ["no", "maybe"]}, where="samples.jsonl:1") == before
+    before = answer("yes", "no", "m\u00e4ybe\n", metrics={"loss": 0.1}, tokens=3)
+    assert answer_from_json(json.dumps(answer_to_json(before)), where="samples.jsonl:1") == before
 
 
 def test_an_edited_answer_is_refused_with_its_line() -> None:
-    line = answer_to_json(answer("yes", "no"))
-    del line["cluster"]
-    with pytest.raises(DataError, match=r"^samples\.jsonl:7: found a line without 'cluster'; expected an answer .* Ev"):
-        answer_from_json(line, where="samples.jsonl:7")
+    value = answer_to_json(answer("yes", "no"))
+    del value["cluster"]
+    with pytest.raises(DataError) as error:
+        answer_from_json(json.dumps(value), where="samples.jsonl:7")
+    remedy = "expected an answer written by `keeptune evaluate`. Evaluate again."
+    assert str(error.value) == f"samples.jsonl:7: found no field 'cluster'; {remedy}"
+    for line in ("{", "[1]", "null"):
+        with pytest.raises(DataError, match=r"^samples\.jsonl:8: found no JSON object \(.*Evaluate again\.$"):
+            answer_from_json(line, where="samples.jsonl:8")
 
 
 def test_metrics_and_scores_start_without_torch_and_without_metric_libraries() -> None:

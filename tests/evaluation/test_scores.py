@@ -102,8 +102,8 @@ def test_each_task_is_scored_and_all_of_them_together() -> None:
 def test_loss_is_weighted_by_tokens_and_its_error_by_the_delta_method() -> None:
     rng = np.random.default_rng(1)
     losses, tokens = rng.gamma(4.0, 0.5, size=400), rng.integers(1, 60, size=400)
-    given = [answer(i, loss=float(losses[i]), tokens=int(tokens[i])) for i in range(400)]
-    score = only(score_answers(given, metrics=["loss"]))
+    rows = [answer(i, loss=float(losses[i]), tokens=int(tokens[i])) for i in range(400)]
+    score = only(score_answers(rows, metrics=["loss"]))
     mean = float((losses * tokens).sum() / tokens.sum())
     assert score.mean == pytest.approx(mean)
     residuals = (losses - mean) * tokens / tokens.sum()
@@ -113,8 +113,8 @@ def test_loss_is_weighted_by_tokens_and_its_error_by_the_delta_method() -> None:
 def test_bleu_is_the_corpus_score_and_no_mean_of_sentences() -> None:
     predictions = ["the cat sat on the mat", "a dog", "it is raining very hard today in town"]
     references = ["the cat sat on a mat", "the dog ran", "it is raining hard today in the town"]
-    given = [answer(i, prediction=p, reference=references[i]) for i, p in enumerate(predictions)]
-    score = only(score_answers(given, metrics=["bleu"]))
+    rows = [answer(i, prediction=p, reference=references[i]) for i, p in enumerate(predictions)]
+    score = only(score_answers(rows, metrics=["bleu"]))
     assert score.mean == pytest.approx(BLEU().corpus_score(predictions, [references]).score)
     assert score.standard_error is not None
     assert score.standard_error > 0
@@ -155,7 +155,7 @@ def test_a_percentile_interval_is_near_the_normal_one_and_repeats_exactly() -> N
 @pytest.mark.parametrize("clustered", [False, True])
 def test_the_interval_covers_the_true_difference_as_often_as_it_says(clustered: bool) -> None:
     rng = np.random.default_rng(4)
-    covered, num_trials, num_records = 0, 250, 60
+    covered, num_trials, num_records = 0, 150, 60
     names = [f"c{i // 3 if clustered else i}" for i in range(num_records)]
     for _ in range(num_trials):
         shared = {name: rng.normal() for name in names}
@@ -165,7 +165,7 @@ def test_the_interval_covers_the_true_difference_as_often_as_it_says(clustered: 
         assert paired.low is not None
         assert paired.high is not None
         covered += paired.low <= 0.4 <= paired.high
-    assert 0.89 <= covered / num_trials <= 0.985
+    assert 0.88 <= covered / num_trials <= 0.99
 
 
 def test_an_interval_that_left_clusters_out_would_be_too_narrow() -> None:

@@ -10,7 +10,10 @@ from pathlib import Path
 from typing import Any
 
 METRICS: dict[str, Any] = {
-    "rougeL": {"signature": "rouge_score 0.1.2|rougeL|stemmer|mean of F1|max over 1 reference", "higher_is_better": True},
+    "rougeL": {
+        "signature": "rouge_score 0.1.2|rougeL|stemmer|F1|max over 1 reference",
+        "higher_is_better": True,
+    },
     "exact_match": {"signature": "SQuAD normalisation|max over 1 reference", "higher_is_better": True},
     "loss": {"signature": "nats per target token|fp32", "higher_is_better": False},
 }

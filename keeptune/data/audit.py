@@ -1,0 +1,219 @@
+"""Counts of what happened to the rows arrive; an `Audit` whose sums are checked leaves, for `audit.json` and the report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from keeptune.data.record import SPLIT_NAMES, SplitName
+from keeptune.data.split import LEAK_KINDS, LeakKind
+
+MAX_EXAMPLES = 20
+TOO_LONG = "too_long"
+
+
+@dataclass(frozen=True, slots=True)
+class Quantiles:
+    """Token counts: the least value that is not less than 50, 90 or 99 % of them, the largest, the mean."""
+
+    p50: int
+    p90: int
+    p99: int
+    max: int
+    mean: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenAudit:
+    """Lengths in tokens and what the length policy did.
+
+    `truncated` kept records lost tokens of their prompt or completion, `completion_cut` of them of their completion;
+    `too_long` were dropped; `supervised_tokens` carry loss.
+    """
+
+    prompt: Quantiles
+    completion: Quantiles
+    total: Quantiles
+    truncated: int
+    completion_cut: int
+    too_long: int
+    supervised_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class SplitCounts:
+    """Records of each split."""
+
+    train: int = 0
+    validation: int = 0
+    test: int = 0
+
+    @property
+    def total(self) -> int:
+        """The sum over the splits."""
+        return self.train + self.validation + self.test
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedRow:
+    """Where a dropped row stood, and why it was dropped."""
+
+    origin: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class NearPair:
+    """Two near-duplicate prompts by the origins of their records."""
+
+    first: str
+    second: str
+    jaccard: float
+
+
+@dataclass(frozen=True, slots=True)
+class NearAudit:
+    """Links that join different near-duplicate prompts, n - 1 for a group of n, and the first 20 of them."""
+
+    num_pairs: int
+    examples: tuple[NearPair, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GroupAudit:
+    """Groups of equal or near-duplicate prompts; `num_joined` prompts and `num_moved` records follow another's key."""
+
+    num_groups: int
+    num_joined: int
+    num_moved: int
+    largest_group: int
+
+
+@dataclass(frozen=True, slots=True)
+class LeakExample:
+    """A train record that overlaps with a held-out one, by their origins."""
+
+    train: str
+    held_out: str
+    split: SplitName
+    share: float
+
+
+@dataclass(frozen=True, slots=True)
+class LeakAudit:
+    """Train records of one kind of overlap, how many of them were removed, and the first 20."""
+
+    num_train_records: int
+    num_removed: int
+    examples: tuple[LeakExample, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Audit:
+    """What became of every row: `rows_in` = `kept` + the sum of `dropped`, by reason.
+
+    `exact_duplicates` counts copies, dropped or not; `tasks` the kept records. `tokens` is None until they are counted.
+    """
+
+    rows_in: int
+    kept: int
+    dropped: Mapping[str, int]
+    dropped_rows: tuple[DroppedRow, ...]
+    exact_duplicates: int
+    near_duplicates: NearAudit
+    groups: GroupAudit
+    tasks: Mapping[str, SplitCounts]
+    leaks: Mapping[LeakKind, LeakAudit]
+    tokens: TokenAudit | None = None
+
+    def __post_init__(self) -> None:
+        assert self.rows_in == self.kept + sum(self.dropped.values()), "rows_in = kept + dropped"
+        assert self.kept == sum(counts.total for counts in self.tasks.values()), "kept = the sum over tasks and splits"
+        assert self.tokens is None or self.dropped.get(TOO_LONG, 0) == self.tokens.too_long, "too_long is counted once"
+
+    @property
+    def splits(self) -> SplitCounts:
+        """The kept records of each split, over all tasks."""
+        return SplitCounts(*(sum(getattr(c, split) for c in self.tasks.values()) for split in SPLIT_NAMES))
+
+    def with_tokens(self, tokens: TokenAudit, *, too_long: Sequence[tuple[str, SplitName]]) -> Audit:
+        """Return the audit with the token part; `too_long` names task and split of each record dropped for length."""
+        fewer = Counter(too_long)
+        tasks = {
+            task: SplitCounts(*(getattr(counts, split) - fewer[task, split] for split in SPLIT_NAMES))
+            for task, counts in self.tasks.items()
+        }
+        dropped = {**self.dropped, TOO_LONG: len(too_long)} if too_long else self.dropped
+        return replace(self, kept=self.kept - len(too_long), dropped=dropped, tasks=tasks, tokens=tokens)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the audit as `audit.json` holds it.
+
+        Beside the fields stand `splits` and, where tokens are counted, `kept_whole` and `truncated`, so that
+        rows_in = kept_whole + truncated + the sum of dropped.
+        """
+        value = asdict(self) | {"splits": asdict(self.splits)}
+        if self.tokens is not None:
+            value |= {"kept_whole": self.kept - self.tokens.truncated, "truncated": self.tokens.truncated}
+            value["tokens"] |= {"truncated_fraction": self.tokens.truncated / max(self.kept, 1)}
+        return value
+
+    def summary(self) -> str:
+        """Return the sum of rows as one line."""
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
+        dropped = sum(self.dropped.values())
+        return f"{self.rows_in:,} rows = {self.kept:,} kept + {dropped:,} dropped" + (f" ({reasons})" if reasons else "")
+
+
+def quantiles(values: Sequence[int]) -> Quantiles:
+    """Return the quantiles of token counts; all are 0 where there are none."""
+    if not len(values):
+        return Quantiles(0, 0, 0, 0, 0.0)
+    p50, p90, p99, largest = np.quantile(np.asarray(values), [0.5, 0.9, 0.99, 1.0], method="inverted_cdf")
+    return Quantiles(int(p50), int(p90), int(p99), int(largest), float(np.mean(values)))
+
+
+def token_audit(
+    prompt_tokens: Sequence[int],
+    completion_tokens: Sequence[int],
+    *,
+    truncated: int,
+    completion_cut: int,
+    too_long: int,
+    supervised_tokens: int,
+) -> TokenAudit:
+    """Return the token part of an audit from one prompt and completion length a record, those before any cut."""
+    total = [p + c for p, c in zip(prompt_tokens, completion_tokens, strict=True)]
+    return TokenAudit(
+        prompt=quantiles(prompt_tokens),
+        completion=quantiles(completion_tokens),
+        total=quantiles(total),
+        truncated=truncated,
+        completion_cut=completion_cut,
+        too_long=too_long,
+        supervised_tokens=supervised_tokens,
+    )
+
+
+def split_counts(placed: Iterable[tuple[str, SplitName]]) -> dict[str, SplitCounts]:
+    """Return the counts of each task from the (task, split) of every record, tasks in the order of appearance."""
+    counts = Counter(placed)
+    tasks = dict.fromkeys(task for task, _ in counts)
+    return {task: SplitCounts(*(counts[task, split] for split in SPLIT_NAMES)) for task in tasks}
+
+
+def leak_audits(
+    found: Iterable[tuple[LeakKind, LeakExample]], *, removed: frozenset[LeakKind]
+) -> dict[LeakKind, LeakAudit]:
+    """Return the audit of each kind of overlap, those without any included."""
+    by_kind: dict[LeakKind, list[LeakExample]] = {kind: [] for kind in LEAK_KINDS}
+    for kind, example in found:
+        by_kind[kind].append(example)
+    return {
+        kind: LeakAudit(len(examples), len(examples) if kind in removed else 0, tuple(examples[:MAX_EXAMPLES]))
+        for kind, examples in by_kind.items()
+    }

@@ -1,0 +1,149 @@
+"""The model card: what was trained, on what, with which scores arrives; `README.md` with its front matter leaves."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from keeptune.storage import write_atomic
+
+
+@dataclass(frozen=True, slots=True)
+class CardScore:
+    """A metric on the test split of one task, "all" for every task together; `base_value` is the base model's own."""
+
+    task: str
+    metric: str
+    value: float
+    standard_error: float
+    num_records: int
+    base_value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What a card says; `recipe` is the whole recipe as YAML, `limits` are sentences that a user should know."""
+
+    name: str
+    base_name: str
+    peft_type: str | None
+    encoder_decoder: bool
+    template: str
+    max_new_tokens: int
+    trained_parameters: int
+    total_parameters: int
+    scores: tuple[CardScore, ...]
+    recipe: str
+    limits: tuple[str, ...]
+    versions: Mapping[str, str]
+
+
+def write_model_card(folder: Path, *, card: ModelCard, merged: bool = False) -> None:
+    """Write `README.md` into a saved model's folder; `merged`: the folder holds an adapter folded into its base.
+
+    Raises:
+        StorageError: the disk refuses.
+    """
+    adapter = card.peft_type is not None and not merged
+    front = yaml.safe_dump(_front_matter(card, adapter=adapter), sort_keys=False, allow_unicode=True)
+    parts = [
+        f"---\n{front}---\n\n# {_plain(card.name)}\n",
+        _summary(card, adapter=adapter),
+        "## Use\n\n" + _fenced(_usage(card, adapter=adapter), language="python"),
+        "## Scores\n\n" + _score_table(card),
+        "## Limits\n\n" + "\n".join(f"- {_plain(limit)}" for limit in card.limits) + "\n" if card.limits else "",
+        "## Recipe\n\n" + _fenced(card.recipe.rstrip("\n"), language="yaml"),
+        "## Versions\n\n" + ", ".join(f"{_plain(name)} {version}" for name, version in card.versions.items()) + "\n",
+    ]
+    write_atomic(folder / "README.md", "\n".join(part for part in parts if part))
+
+
+def _front_matter(card: ModelCard, *, adapter: bool) -> dict[str, Any]:
+    kind = "text2text-generation" if card.encoder_decoder else "text-generation"
+    front: dict[str, Any] = {
+        "base_model": card.base_name.partition("@")[0],
+        "base_model_relation": "adapter" if adapter else "finetune",
+        "library_name": "peft" if adapter else "transformers",
+        "pipeline_tag": kind,
+        "tags": ["keeptune", "instruction-tuning", (card.peft_type or "full-fine-tuning").lower()],
+    }
+    results = [
+        {
+            "task": {"type": kind, "name": "Text generation"},
+            "dataset": {"type": task, "name": task, "split": "test"},
+            "metrics": [
+                {"type": score.metric, "name": score.metric, "value": round(score.value, 6)}
+                for score in card.scores
+                if score.task == task
+            ],
+        }
+        for task in dict.fromkeys(score.task for score in card.scores)
+    ]
+    if results:
+        front["model-index"] = [{"name": card.name, "results": results}]
+    return front
+
+
+def _summary(card: ModelCard, *, adapter: bool) -> str:
+    share = 100.0 * card.trained_parameters / card.total_parameters
+    how = f"PEFT method {card.peft_type}" if card.peft_type else "full fine-tuning"
+    what = "This folder holds the adapter alone." if adapter else "This folder holds the whole model."
+    return (
+        f"`{_plain(card.base_name)}`, trained on instruction data with keeptune by {how}: {card.trained_parameters:,} "
+        f"of {card.total_parameters:,} parameters trained ({share:.2f} %). {what} "
+        f"Prompts take the `{card.template}` form, which the saved chat template writes.\n"
+    )
+
+
+def _usage(card: ModelCard, *, adapter: bool) -> str:
+    kind = "Seq2SeqLM" if card.encoder_decoder else "CausalLM"
+    library, loader = ("peft", f"AutoPeftModelFor{kind}") if adapter else ("transformers", f"AutoModelFor{kind}")
+    answer = "output[0]" if card.encoder_decoder else 'output[0, inputs["input_ids"].shape[1] :]'
+    imports = [f"from {library} import {loader}", "from transformers import AutoTokenizer"]
+    if not adapter:
+        imports = [f"from transformers import {loader}, AutoTokenizer"]
+    return "\n".join(
+        [
+            *imports,
+            "",
+            'folder = "."  # this folder',
+            "tokenizer = AutoTokenizer.from_pretrained(folder)",
+            f"model = {loader}.from_pretrained(folder)",
+            'messages = [{"role": "user", "content": "Name three primary colours."}]',
+            "inputs = tokenizer.apply_chat_template(",
+            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
+            ")",
+            f"output = model.generate(**inputs, max_new_tokens={card.max_new_tokens}, do_sample=False)",
+            f"print(tokenizer.decode({answer}, skip_special_tokens=True))",
+        ]
+    )
+
+
+def _score_table(card: ModelCard) -> str:
+    if not card.scores:
+        return "None was measured.\n"
+    lines = ["| task | metric | this model | base model | records |", "| --- | --- | ---: | ---: | ---: |"]
+    for score in card.scores:
+        base = "–" if score.base_value is None else f"{score.base_value:.4f}"
+        lines.append(
+            f"| {_plain(score.task)} | {_plain(score.metric)} | {score.value:.4f} ± {score.standard_error:.4f} "
+            f"| {base} | {score.num_records} |"
+        )
+    return "\n".join([*lines, "", "On the locked test split; ± is one standard error of the mean.", ""])
+
+
+def _plain(text: str) -> str:
+    """Return text that stays text in Markdown and in the HTML made of it."""
+    return re.sub(r"([\\`*\[\]<>|#])", r"\\\1", " ".join(text.split()))
+
+
+def _fenced(text: str, *, language: str) -> str:
+    """Return a code block whose fence is longer than any run of backticks inside."""
+    longest = max((len(run) for run in re.findall(r"`+", text)), default=0)
+    fence = "`" * max(3, longest + 1)
+    return f"{fence}{language}\n{text}\n{fence}\n"

@@ -1,0 +1,225 @@
+"""The name of a base model arrives; its folder and the facts about it leave, before any weight is read.
+
+No torch and no transformers here: `keeptune check` looks at a model in milliseconds. Nothing that a model folder brings
+is ever executed: configurations that ask for code of their own and pickled weights are refused.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keeptune.errors import RecipeError, import_extra
+from keeptune.storage import file_sha256, storage_errors
+
+# Only what a model needs; code and pickles are never fetched.
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+_ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "blenderbot", "led"}
+_MAX_HEADER_BYTES = 100_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFacts:
+    """What the configuration and the weight files of a folder say, without loading them."""
+
+    model_type: str
+    encoder_decoder: bool
+    quantised: bool
+    vocab_size: int
+    max_positions: int | None
+    """Tokens that the position embeddings were made for; None where the configuration names no limit."""
+    weight_bytes: int
+    sha256: str
+    """Of `config.json` and every weight file."""
+
+
+def resolve_model(path: str) -> Path:
+    """Return the local folder of a model: a path that exists, else the snapshot of the hub id `owner/name[@revision]`.
+
+    Raises:
+        RecipeError: no such folder, no such repository or revision, or the hub cannot be reached.
+    """
+    local = Path(path).expanduser()
+    if local.is_dir():
+        return local
+    if local.exists():
+        raise RecipeError(
+            f"model: found the file {path!r}; expected a folder or a hub id. Name the folder it stands in."
+        )
+    if path.startswith((".", "/", "~")) or path.count("/") > 1 or path.strip() == "":
+        raise RecipeError(f"model: found no folder {path!r}; expected a model folder or a hub id. {_nearest(local)}")
+    return _hub_snapshot(path)
+
+
+def _nearest(path: Path) -> str:
+    parent = path.parent
+    names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, names, n=1)
+    return f"Did you mean {str(parent / near[0])!r}?" if near else "Mend the path."
+
+
+def _hub_snapshot(path: str) -> Path:
+    hub = import_extra("huggingface_hub", extra="hub")
+    name, _, revision = path.partition("@")
+    try:
+        return Path(
+            hub.snapshot_download(
+                name, revision=revision or None, allow_patterns=_HUB_PATTERNS, ignore_patterns=["*/*"]
+            )
+        )
+    # OSError: refused, missing or unreachable; ValueError: not a valid hub id.
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise RecipeError(
+            f"model: found neither a folder {path!r} nor such a model on the hub ({reason}); expected a model folder or "
+            "a hub id owner/name[@revision]. Mend the name, or download the model and name its folder."
+        ) from error
+
+
+def check_model_folder(folder: Path) -> ModelFacts:
+    """Return the facts of a model folder that is complete and asks for no code of its own.
+
+    Cost: reads every weight file once, for its SHA-256.
+
+    Raises:
+        RecipeError: the folder is not a model, its weights are missing, cut short or pickled, or it wants its own code.
+    """
+    config = _read_config(folder)
+    _refuse_own_code(folder, config)
+    weights = _weight_files(folder)
+    for weight in weights:
+        _check_safetensors(weight)
+    text_config = config.get("text_config") or config
+    vocab_size = text_config.get("vocab_size", config.get("vocab_size"))
+    if not isinstance(vocab_size, int):
+        raise RecipeError(
+            f"{folder / 'config.json'}: found no vocab_size; expected a language model's configuration. "
+            "Name a decoder-only or encoder-decoder language model."
+        )
+    model_type = str(config["model_type"])
+    digest = hashlib.sha256()
+    for file in [folder / "config.json", *weights]:
+        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+    return ModelFacts(
+        model_type=model_type,
+        encoder_decoder=bool(config.get("is_encoder_decoder", model_type in _ENCODER_DECODERS)),
+        quantised="quantization_config" in config,
+        vocab_size=vocab_size,
+        max_positions=_max_positions(text_config),
+        weight_bytes=sum(file.stat().st_size for file in weights),
+        sha256=digest.hexdigest(),
+    )
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / "config.json"
+    if not path.is_file():
+        adapter = (folder / "adapter_config.json").is_file()
+        raise RecipeError(
+            f"{folder}: found {'an adapter' if adapter else 'no config.json'}; expected a model folder. "
+            + ("Merge it first with `keeptune export`." if adapter else "Name the folder that holds config.json.")
+        )
+    try:
+        with storage_errors(path):
+            config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise RecipeError(
+            f"{path}: found broken JSON ({error}); expected a model configuration. Fetch it again."
+        ) from error
+    if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
+        raise RecipeError(f"{path}: found no model_type; expected a model configuration. Fetch the model again.")
+    return config
+
+
+def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
+    for key in _keys(config):
+        if key.rpartition(".")[2] in _CODE_KEYS or key.endswith("_internal"):
+            raise RecipeError(
+                f"{folder / 'config.json'}: found {key!r}, which asks for code from outside transformers to be run; "
+                "expected a model that transformers itself knows. Choose another model; keeptune runs no model's code."
+            )
+    code = sorted(path.name for path in folder.glob("*.py"))
+    if code:
+        raise RecipeError(
+            f"{folder}: found the Python file {code[0]!r}; expected weights, configuration and tokenizer only. "
+            "Remove it if the model is one that transformers itself knows; keeptune runs no model's code."
+        )
+
+
+def _keys(value: object, prefix: str = "") -> Iterator[str]:
+    children: list[tuple[str, object]] = []
+    if isinstance(value, dict):
+        children = [(f"{prefix}{key}", child) for key, child in value.items()]
+    elif isinstance(value, list):
+        children = [(f"{prefix}{index}", child) for index, child in enumerate(value)]
+    for key, child in children:
+        if isinstance(value, dict):
+            yield key
+        yield from _keys(child, f"{key}.")
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        try:
+            with storage_errors(index):
+                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            weights = [folder / Path(name).name for name in names]
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise RecipeError(
+                f"{index}: found a broken index; expected a weight_map. Fetch the model again."
+            ) from error
+        missing = [file.name for file in weights if not file.is_file()]
+        if missing:
+            raise RecipeError(
+                f"{folder}: found no {missing[0]!r} ({len(missing)} of {len(weights)} weight files are missing); "
+                "expected every file of model.safetensors.index.json. Fetch the model again."
+            )
+        return weights
+    if (folder / "model.safetensors").is_file():
+        return [folder / "model.safetensors"]
+    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
+    if pickles:
+        raise RecipeError(
+            f"{folder}: found pickled weights {pickles[0]!r} and no model.safetensors; expected safetensors, because "
+            'opening a pickle can run code. Convert it where you trust it: python -c "from transformers import '
+            f"AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"."
+        )
+    raise RecipeError(f"{folder}: found no weights; expected model.safetensors. Fetch the model again.")
+
+
+def _check_safetensors(path: Path) -> None:
+    """Refuse a file whose header and size disagree, as a broken download leaves it."""
+    size = path.stat().st_size
+    try:
+        with storage_errors(path), path.open("rb") as file:
+            (header_bytes,) = struct.unpack("<Q", file.read(8))
+            if header_bytes > min(size, _MAX_HEADER_BYTES):
+                raise ValueError("its header is longer than the file")
+            header = json.loads(file.read(header_bytes))
+        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
+        expected = 8 + header_bytes + max(ends, default=0)
+        if size != expected or not ends:
+            raise ValueError(f"{size} bytes where its header describes {expected}")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise RecipeError(
+            f"{path}: found a damaged safetensors file ({error}); expected whole weights. Fetch the model again."
+        ) from error
+
+
+def _max_positions(config: dict[str, Any]) -> int | None:
+    # T5 has relative positions; its n_positions is the length of its pre-training, not a limit.
+    if config.get("model_type") in {"t5", "mt5", "umt5", "longt5"}:
+        return None
+    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
+        if isinstance(config.get(key), int):
+            return config[key]
+    return None

@@ -1,0 +1,140 @@
+"""A checked model folder arrives; a `PreTrainedModel` in evaluation mode leaves, every weight accounted for."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerFast,
+)
+from transformers.utils import logging
+
+from keeptune.errors import RecipeError
+from keeptune.storage import storage_errors
+
+_T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
+# Buffers that older checkpoints carry and that are computed at construction.
+_COMPUTED = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
+
+
+def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """Return the named device; "auto" is the first GPU, else the processor.
+
+    Raises:
+        RecipeError: "cuda" is asked for and torch sees no such device.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise RecipeError("device: found 'cuda', but torch sees no GPU; expected one. Use device=auto or device=cpu.")
+    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
+
+
+def load_model(
+    folder: Path, *, device: torch.device, dtype: torch.dtype, attn_implementation: str = "sdpa"
+) -> PreTrainedModel:
+    """Return the model of a folder that `check_model_folder` passed, in evaluation mode.
+
+    A class without `attn_implementation` (Gemma 2 has no sdpa) gets transformers' own choice.
+
+    Raises:
+        RecipeError: transformers does not know the model as a language model, weights are missing or left over, or a
+            T5-family model is asked for in fp16, which overflows in its feed-forward layers.
+    """
+    with _silent_transformers():
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        except (ValueError, KeyError) as error:
+            raise _unknown(folder, error) from error
+        if dtype == torch.float16 and config.model_type in _T5_FAMILY:
+            raise RecipeError(
+                f"{folder}: found fp16 for a {config.model_type} model; expected bf16 or fp32, because its activations "
+                "overflow fp16. Use dtype=bf16 or dtype=fp32."
+            )
+        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        model_class = auto._model_mapping.get(type(config), None)
+        supported = attn_implementation != "sdpa" or getattr(model_class, "_supports_sdpa", True)
+        try:
+            model, loading = auto.from_pretrained(
+                folder,
+                config=config,
+                dtype=dtype,
+                attn_implementation=attn_implementation if supported else None,
+                trust_remote_code=False,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # reported in `loading`, and refused below
+            )
+        except (ValueError, KeyError, OSError) as error:
+            raise _unknown(folder, error) from error
+    _require_all_weights(folder, loading)
+    return model.to(device).eval()
+
+
+def _unknown(folder: Path, error: Exception) -> RecipeError:
+    reason = str(error).strip().splitlines()[0]
+    return RecipeError(
+        f"{folder}: found a model that transformers cannot load as a language model ({reason}); expected a decoder-only "
+        "or encoder-decoder one. Choose another model, or install a transformers that knows it."
+    )
+
+
+def _require_all_weights(folder: Path, loading: dict[str, Any]) -> None:
+    for kind, name in _differences(loading):
+        raise RecipeError(
+            f"{folder}: found {kind} weights, the first is {name!r}; expected exactly those of its configuration. "
+            "Fetch the model again, or mend its config.json."
+        )
+
+
+def _differences(loading: dict[str, Any]) -> Iterator[tuple[str, str]]:
+    yield from (("missing", str(name)) for name in sorted(loading["missing_keys"]))
+    yield from (("misshapen", str(entry[0])) for entry in loading.get("mismatched_keys", ()))
+    yield from (("left-over", str(n)) for n in sorted(loading["unexpected_keys"]) if not _COMPUTED.search(str(n)))
+
+
+def convert_tokenizer(folder: Path, into: Path) -> None:
+    """Write the folder's tokenizer into `into` in the fast format (`tokenizer.json`), for models that ship only a slow one.
+
+    Raises:
+        RecipeError: transformers cannot convert it.
+    """
+    with _silent_transformers():
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+            raise _no_tokenizer(folder, str(error).strip().splitlines()[0]) from error
+    if not isinstance(tokenizer, PreTrainedTokenizerFast):
+        raise _no_tokenizer(folder, f"{type(tokenizer).__name__} has no fast form")
+    with storage_errors(into):
+        into.mkdir(parents=True, exist_ok=True)
+        tokenizer.save_pretrained(into)
+
+
+def _no_tokenizer(folder: Path, reason: str) -> RecipeError:
+    return RecipeError(
+        f"{folder}: found no tokenizer that can be converted ({reason}); expected tokenizer.json or a SentencePiece "
+        "model. Fetch the tokenizer's files again."
+    )
+
+
+@contextlib.contextmanager
+def _silent_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and load reports off the terminal; what they say is raised here instead."""
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,249 @@
+"""A model and a batch arrive; the summed cross-entropy in nats over the batch's target tokens leaves.
+
+Labels arrive unshifted; they are shifted here and nowhere else. Only the positions that predict a target reach the
+output layer, a chunk at a time, and each chunk's gradient is taken while its logits are there: no (T, V) tensor exists.
+
+Shape key: B examples, T tokens (of the pack, or padded), D width, V vocabulary, N targets, C targets of a chunk.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from keeptune.model.attention import base_of, packed_attention, uses_virtual_tokens
+from keeptune.model.linear_loss import LinearCrossEntropy, row_losses
+from keeptune.text.batches import NOT_TRAINED, Batch
+
+
+def batch_loss(model: nn.Module, batch: Batch, *, chunk_targets: int = 512, through_logits: bool = False) -> Tensor:
+    """Return the summed cross-entropy in nats over `batch.num_targets` target tokens, an fp32 scalar.
+
+    `chunk_targets` bounds the logits held at once to (chunk_targets, V) and changes nothing else. `through_logits`
+    takes the model's own logits instead, for a model on which `loss_is_exact` says False.
+    """
+    if not torch.is_grad_enabled():
+        return target_losses(model, batch, chunk_targets=chunk_targets, through_logits=through_logits).sum()
+    if through_logits:
+        return _losses_of_logits(model, batch).sum()
+    hidden_ND, targets_N = _hidden_at_targets(model, batch)
+    head = _output_layer(model)
+    finish = _after_head(base_of(model))
+    if finish is None and type(head) is nn.Linear and not head._forward_hooks:
+        return LinearCrossEntropy.apply(hidden_ND, head.weight, head.bias, targets_N, chunk_targets)
+    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
+
+    def logits(hidden_CD: Tensor) -> Tensor:
+        return head(hidden_CD) if finish is None else finish(head(hidden_CD))
+
+    return _HeadCrossEntropy.apply(hidden_ND, targets_N, chunk_targets, logits, *trained)
+
+
+@torch.no_grad()
+def target_losses(model: nn.Module, batch: Batch, *, chunk_targets: int = 512, through_logits: bool = False) -> Tensor:
+    """Return the cross-entropy in nats of every target, (N,) in the batch's order, fp32, without gradients."""
+    if through_logits:
+        return _losses_of_logits(model, batch)
+    hidden_ND, targets_N = _hidden_at_targets(model, batch)
+    head, finish = _output_layer(model), _after_head(base_of(model))
+    losses = []
+    for hidden_CD, targets_C in zip(hidden_ND.split(chunk_targets), targets_N.split(chunk_targets), strict=True):
+        logits_CV = head(hidden_CD)
+        losses.append(row_losses(logits_CV if finish is None else finish(logits_CV), targets_C))
+    return torch.cat(losses) if losses else hidden_ND.new_zeros(0, dtype=torch.float32)
+
+
+def loss_is_exact(model: nn.Module, *, tolerance: float | None = None) -> bool:
+    """Tell whether the chunked loss equals that of the model's own logits, on a small random padded batch.
+
+    Where it does not, the model computes on its logits in a way unknown here: pass `through_logits=True`.
+    `tolerance` is relative; the default is 1e-4 for fp32 weights and 0.02 for shorter types.
+    """
+    base = base_of(model)
+    if tolerance is None:
+        tolerance = 1e-4 if base.dtype == torch.float32 else 0.02
+    generator = np.random.Generator(np.random.Philox(0))
+    input_ids = generator.integers(base.config.get_text_config().vocab_size, size=(2, 9))
+    lengths = np.array([9, 6])
+    labels = np.where(np.arange(9) < lengths[:, None], input_ids, NOT_TRAINED)
+    pairs = base.config.is_encoder_decoder
+    if not pairs:
+        labels[:, 0] = NOT_TRAINED
+    batch = Batch(input_ids, labels, lengths=lengths, packed=False, label_lengths=lengths if pairs else None)
+    with _evaluating(model):
+        ours = target_losses(model, batch)
+        reference = target_losses(model, batch, through_logits=True)
+    return bool(torch.allclose(ours, reference, rtol=tolerance, atol=tolerance))
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """Where the targets are predicted, as row and column of the output layer's input, and their token ids."""
+
+    rows: np.ndarray
+    columns: np.ndarray
+    ids: np.ndarray
+
+
+def _targets(batch: Batch) -> _Targets:
+    labels = batch.labels[None] if batch.packed else batch.labels
+    rows, columns = np.nonzero(labels != NOT_TRAINED)
+    ids = labels[rows, columns]
+    if batch.label_lengths is None:
+        # The token at t is predicted at t - 1. An example's first token is predicted by nothing.
+        starts = np.cumsum(batch.lengths) - batch.lengths if batch.packed else np.zeros(1, dtype=np.int64)
+        assert not np.isin(columns, starts).any(), "the first token of an example carries loss"
+        columns = columns - 1
+    return _Targets(rows, columns, ids)
+
+
+def _hidden_at_targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return what the output layer is given where a target is predicted, (N, D), and the targets, (N,)."""
+    targets = _targets(batch)
+    hidden_BTD = _output_layer_input(model, batch)
+    num_columns = hidden_BTD.shape[1]
+    # PEFT's virtual tokens stand before the input and move every position.
+    num_virtual = num_columns - batch.labels.shape[-1]
+    flat = torch.from_numpy(targets.rows * num_columns + targets.columns + num_virtual).to(hidden_BTD.device)
+    hidden_ND = hidden_BTD.flatten(0, 1).index_select(0, flat)
+    return hidden_ND, torch.from_numpy(targets.ids).to(hidden_BTD.device)
+
+
+def _output_layer_input(model: nn.Module, batch: Batch) -> Tensor:
+    """Run the model up to its output layer, which is handed no rows, and return what it would have been given."""
+    found: list[Tensor] = []
+
+    def keep(_: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        found.append(arguments[0])
+        return (arguments[0][:, :0], *arguments[1:])
+
+    handle = _output_layer(model).register_forward_pre_hook(keep)
+    try:
+        _run(model, batch)
+    finally:
+        handle.remove()
+    (hidden_BTD,) = found
+    return hidden_BTD
+
+
+def _run(model: nn.Module, batch: Batch) -> Any:
+    base = base_of(model)
+    device = base.get_input_embeddings().weight.device
+    input_ids = torch.from_numpy(batch.input_ids).to(device)
+    if batch.packed:
+        assert not uses_virtual_tokens(model), "virtual tokens cannot be put before the examples of a pack"
+        starts = np.cumsum(batch.lengths) - batch.lengths
+        positions = np.arange(len(batch.input_ids)) - np.repeat(starts, batch.lengths)
+        with packed_attention(model, batch.lengths.tolist()):
+            position_ids = torch.from_numpy(positions).to(device)[None]
+            return model(input_ids=input_ids[None], position_ids=position_ids, use_cache=False)
+    lengths = torch.from_numpy(batch.lengths).to(device)
+    attention_mask = (torch.arange(input_ids.shape[1], device=device) < lengths[:, None]).long()
+    if batch.label_lengths is None:
+        return model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False)
+    return model(
+        input_ids=input_ids,
+        attention_mask=attention_mask,
+        decoder_input_ids=_decoder_input_ids(base, batch).to(device),
+        use_cache=False,
+    )
+
+
+def _decoder_input_ids(base: PreTrainedModel, batch: Batch) -> Tensor:
+    """Return the labels moved one place to the right behind the decoder's start token; the padding is never read.
+
+    The decoder is causal and padded on the right, so no real position sees a padded one.
+    """
+    start = base.generation_config.decoder_start_token_id if base.generation_config else None
+    if start is None:
+        start = getattr(base.config, "decoder_start_token_id", None)
+    assert start is not None, "an encoder-decoder configuration without decoder_start_token_id"
+    shifted = np.full_like(batch.labels, start)
+    shifted[:, 1:] = np.where(batch.labels[:, :-1] == NOT_TRAINED, start, batch.labels[:, :-1])
+    return torch.from_numpy(shifted)
+
+
+def _losses_of_logits(model: nn.Module, batch: Batch) -> Tensor:
+    targets = _targets(batch)
+    logits_BTV = _run(model, batch).logits
+    num_virtual = logits_BTV.shape[1] - batch.labels.shape[-1]
+    logits_NV = logits_BTV[torch.from_numpy(targets.rows), torch.from_numpy(targets.columns + num_virtual)]
+    return F.cross_entropy(logits_NV.float(), torch.from_numpy(targets.ids).to(logits_NV.device), reduction="none")
+
+
+def _output_layer(model: nn.Module) -> nn.Module:
+    head = base_of(model).get_output_embeddings()
+    assert head is not None, f"{type(model).__name__} has no output layer"
+    return head
+
+
+def _after_head(base: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
+    """Return what the model does to the output layer's logits (scale, soft cap), or None where nothing is done."""
+    config = base.config.get_text_config()
+    softcap = getattr(config, "final_logit_softcapping", None)
+    # Cohere multiplies by logit_scale, Granite divides by logits_scaling.
+    scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+    if softcap is None and scale == 1.0:
+        return None
+
+    def finish(logits: Tensor) -> Tensor:
+        scaled = logits if scale == 1.0 else logits * scale
+        return scaled if softcap is None else torch.tanh(scaled / softcap) * softcap
+
+    return finish
+
+
+class _HeadCrossEntropy(torch.autograd.Function):
+    """The chunked loss for any output layer: autograd runs on a chunk's logits while they are there."""
+
+    @staticmethod
+    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+        ctx: Any,
+        hidden_ND: Tensor,
+        targets_N: Tensor,
+        chunk_targets: int,
+        logits: Callable[[Tensor], Tensor],
+        *trained: Tensor,
+    ) -> Tensor:
+        total = hidden_ND.new_zeros((), dtype=torch.float32)
+        grad_hidden_ND = torch.zeros_like(hidden_ND)
+        grads = [torch.zeros_like(parameter) for parameter in trained]
+        for start in range(0, len(targets_N), chunk_targets):
+            rows = slice(start, start + chunk_targets)
+            hidden_CD = hidden_ND[rows].detach().requires_grad_()
+            with torch.enable_grad():
+                loss = F.cross_entropy(logits(hidden_CD).float(), targets_N[rows], reduction="sum")
+            parts = torch.autograd.grad(loss, [hidden_CD, *trained], allow_unused=True)
+            total += loss.detach()
+            grad_hidden_ND[rows] = parts[0]
+            for grad, part in zip(grads, parts[1:], strict=True):
+                if part is not None:
+                    grad += part
+        ctx.grads = (grad_hidden_ND, grads)
+        return total
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad_total: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        grad_hidden_ND, grads = ctx.grads
+        del ctx.grads  # a second backward pass would scale these gradients twice: let it fail
+        return (grad_hidden_ND.mul_(grad_total), None, None, None, *(grad.mul_(grad_total) for grad in grads))

@@ -1,0 +1,208 @@
+"""Data: a recipe arrives; `data/` with audited splits and their tokens leaves, or the preview of what it would hold."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune import __version__
+from keeptune.config import Recipe
+from keeptune.data.record import SPLIT_NAMES, Record, SplitName, record_from_json, record_to_json
+from keeptune.progress import Progress
+from keeptune.stages.run import Context, Run, is_done, stage_key
+from keeptune.storage import read_json, staged_folder, storage_errors, write_jsonl
+
+if TYPE_CHECKING:
+    from keeptune.evaluation.evaluate import Split
+    from keeptune.model.folder import ModelFacts
+    from keeptune.text.table import TokenTable
+    from keeptune.text.template import Template
+    from keeptune.text.tokenizer import Tokenizer
+    from keeptune.text.tokens import PreviewToken, Tokenized
+
+
+@dataclass(frozen=True, slots=True)
+class Base:
+    """The base model before any weight is read."""
+
+    name: str
+    folder: Path
+    facts: ModelFacts
+    tokenizer: Tokenizer
+    tokenizer_folder: Path
+    template: Template
+
+
+@dataclass(frozen=True, slots=True)
+class Data:
+    """What `prepare` left: the base model's text side, and the folder with splits, tokens and audit."""
+
+    base: Base
+    folder: Path
+    key: str
+
+    @property
+    def audit(self) -> Mapping[str, Any]:
+        """The content of `audit.json`."""
+        return read_json(self.folder / "audit.json")
+
+    def table(self, split: SplitName) -> TokenTable:
+        """Open a split's tokens, memory-mapped."""
+        from keeptune.text.table import TokenTable
+
+        return TokenTable.open(self.folder / "tokens" / f"{split}.arrow")
+
+    def records(self, split: SplitName) -> list[Record]:
+        """Read a split's records."""
+        path = self.folder / f"{split}.jsonl"
+        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
+            return [record_from_json(json.loads(line), where=f"{path}:{i}") for i, line in enumerate(file, 1)]
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOutcome:
+    """What `keeptune check` shows: the audit and the first train records with their tokens."""
+
+    audit: Mapping[str, Any]
+    template: str
+    previews: Sequence[tuple[str, Sequence[PreviewToken]]]
+
+
+def prepare(run: Run) -> Data:
+    """Read, audit, split and tokenise the data into `data/`, unless the same data stand there."""
+    progress = run.context.progress
+    base = _read_base(run.recipe, cache=run.folder)
+    key = _data_key(run.recipe, base)
+    folder = run.folder / "data"
+    if is_done(folder, key):
+        progress.say(f"{folder}: prepared before and unchanged")
+    else:
+        with staged_folder(folder, facts={"key": key, "template": base.template.name}) as staging:
+            _write_data(run.recipe, base, staging, progress=progress)
+    return Data(base, folder, key)
+
+
+def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
+    """Read, audit, render and tokenise as `prepare` does, and keep nothing."""
+    from keeptune.evaluation.metrics import check_metrics
+    from keeptune.text.tokens import preview
+
+    check_metrics(recipe.evaluation.metrics)
+    with tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
+        folder = Path(scratch)
+        base = _read_base(recipe, cache=folder)
+        _write_data(recipe, base, folder, progress=context.progress)
+        data = Data(base, folder, "")
+        previews = [
+            (f"{record.task} · {record.origin}", preview(record, **_rendering(recipe, base)))
+            for record in data.records("train")[:num_shown]
+        ]
+        return CheckOutcome(data.audit, base.template.name, previews)
+
+
+def evaluation_split(data: Data, split: SplitName) -> Split:
+    """Open a split for evaluation; the caller writes down that test was opened."""
+    from keeptune.evaluation.evaluate import Split
+
+    return Split(split, data.records(split), data.table(split))
+
+
+def max_new_tokens(recipe: Recipe, data: Data) -> int:
+    """Return the limit of an answer's tokens: the recipe's, or what the train completions need."""
+    from keeptune.evaluation.generate import auto_max_new_tokens
+
+    chosen = recipe.evaluation.max_new_tokens
+    return auto_max_new_tokens(data.table("train").completion_lengths) if chosen == "auto" else chosen
+
+
+def _read_base(recipe: Recipe, *, cache: Path) -> Base:
+    """Check the model folder and load its tokenizer and template, without torch where the tokenizer allows it."""
+    from keeptune.model.folder import check_model_folder, resolve_model
+    from keeptune.text.template import make_template
+    from keeptune.text.tokenizer import Tokenizer
+
+    folder = resolve_model(recipe.model)
+    facts = check_model_folder(folder)
+    tokenizer_folder = folder
+    if not (folder / "tokenizer.json").exists() and (folder / "spiece.model").exists():
+        from keeptune.model.load import convert_tokenizer
+
+        tokenizer_folder = cache / "tokenizer"
+        convert_tokenizer(folder, tokenizer_folder)
+    tokenizer = Tokenizer.load(tokenizer_folder)
+    template = make_template(recipe.data.template, tokenizer=tokenizer, encoder_decoder=facts.encoder_decoder)
+    return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template)
+
+
+def _rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
+    """Return the arguments that say how a record becomes tokens."""
+    return {
+        "tokenizer": base.tokenizer,
+        "template": base.template,
+        "train_on": recipe.data.train_on,
+        "encoder_decoder": base.facts.encoder_decoder,
+    }
+
+
+def _length_policy(recipe: Recipe) -> dict[str, Any]:
+    return {"max_length": recipe.data.max_length, "over_length": recipe.data.over_length}
+
+
+def _data_key(recipe: Recipe, base: Base) -> str:
+    """Return the key of all that decides the splits and their tokens."""
+    from keeptune.data.source import source_sha256
+    from keeptune.text.tokens import token_cache_key
+
+    sources = [
+        source_sha256(task.path, revision=task.revision, validation=task.validation, test=task.test)
+        for task in recipe.data.tasks
+    ]
+    tokens = token_cache_key(
+        data_sha256=stage_key(sources=sources), **_rendering(recipe, base), **_length_policy(recipe)
+    )
+    return stage_key(tokens=tokens, data=recipe.data.model_dump(mode="json"), seed=recipe.seed, version=__version__)
+
+
+def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) -> None:
+    """Write records, tokens and audit of every split into `folder`.
+
+    Raises:
+        DataError: a split is empty.
+    """
+    from keeptune.data.prepare import TaskSource, prepare_records
+    from keeptune.text.table import TokenTable
+    from keeptune.text.tokens import tokenize
+
+    data = recipe.data
+    prepared = prepare_records(
+        [TaskSource(**task.model_dump()) for task in data.tasks],
+        seed=recipe.seed,
+        validation_fraction=data.validation_fraction,
+        test_fraction=data.test_fraction,
+        drop_incomplete=data.drop_incomplete,
+        duplicates=data.duplicates,
+        leaks=data.leaks,
+        progress=progress,
+    )
+    with storage_errors(folder):
+        (folder / "tokens").mkdir()
+    tables: dict[SplitName, TokenTable] = {}
+    for split in SPLIT_NAMES:
+        records = prepared.records[split]
+        progress.start(f"Tokenise {split}", total=len(records), unit="records")
+        tokenized = tokenize(records, **_rendering(recipe, base), **_length_policy(recipe))
+        tables[split] = TokenTable.write(folder / "tokens" / f"{split}.arrow", _counted(tokenized, progress=progress))
+        progress.finish()
+        kept = set(tables[split].record_ids)
+        write_jsonl(folder / f"{split}.jsonl", (record_to_json(record) for record in records if record.id in kept))
+    ...
+
+
+def _counted(tokenized: Iterable[Tokenized], *, progress: Progress) -> Iterator[Tokenized]:
+    for item in tokenized:
+        progress.advance()
+        yield item

@@ -1,0 +1,201 @@
+"""Tokenised records arrive and lie on disk as one memory-mapped Arrow file; examples leave by index."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from keeptune.errors import StorageError
+from keeptune.storage import read_json, staged_folder, storage_errors, verify_folder, write_json
+from keeptune.text.tokens import Example, Tokenized
+
+_EXAMPLES = "examples.arrow"
+_COUNTS = "counts.json"
+_ROWS_PER_CHUNK = 1000
+_LISTED = 20
+_SCHEMA = pa.schema(
+    [
+        ("id", pa.string()),
+        ("input_ids", pa.list_(pa.int32())),
+        ("loss_mask", pa.binary()),
+        ("num_targets", pa.int32()),
+        ("prompt_tokens", pa.int32()),
+        ("completion_tokens", pa.int32()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenCounts:
+    """What became of the records of a split; `num_records = num_examples + num_dropped`.
+
+    `num_tokens` and `num_targets` count what is kept. `dropped_origins` are the first twenty.
+    """
+
+    num_records: int
+    num_examples: int
+    num_dropped: int
+    num_truncated: int
+    num_completions_cut: int
+    num_tokens: int
+    num_targets: int
+    dropped_origins: tuple[str, ...]
+
+
+class TokenTable:
+    """The examples of a split. Only what is read stays in memory."""
+
+    counts: TokenCounts
+    record_ids: list[str]
+    lengths: NDArray[np.int64]
+    """Tokens of each example, of both sides together where there is an encoder."""
+    num_targets: NDArray[np.int64]
+    """Tokens of each example that carry loss."""
+    prompt_lengths: NDArray[np.int64]
+    """Tokens of each prompt, before any cut."""
+    completion_lengths: NDArray[np.int64]
+    """Tokens of each last completion, end token included, before any cut."""
+
+    def __init__(self, table: pa.Table, *, counts: TokenCounts) -> None:
+        self.counts = counts
+        self.record_ids = table["id"].to_pylist()
+        self.num_targets = _numbers(table, name="num_targets")
+        self.prompt_lengths = _numbers(table, name="prompt_tokens")
+        self.completion_lengths = _numbers(table, name="completion_tokens")
+        self._chunks = [_Chunk.of(batch) for batch in table.to_batches()]
+        sizes = [len(chunk.offsets) - 1 for chunk in self._chunks]
+        self._first_rows = np.cumsum([0, *sizes])
+        self.lengths = np.concatenate(
+            [np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets).astype(np.int64) for chunk in self._chunks)]
+        )
+
+    @classmethod
+    def write(cls, path: Path, tokenized: Iterable[Tokenized]) -> TokenTable:
+        """Write the folder `path`, whole or not at all, and return its table; dropped records are counted.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        tally = _Tally()
+        with staged_folder(path, facts={"kind": "tokens"}) as staging:
+            with (
+                storage_errors(staging),
+                pa.OSFile(str(staging / _EXAMPLES), "wb") as sink,
+                pa.ipc.new_file(sink, _SCHEMA) as writer,
+            ):
+                for rows in _chunked(tally.counted(tokenized)):
+                    writer.write_batch(_record_batch(rows))
+            write_json(staging / _COUNTS, dataclasses.asdict(tally.counts()))
+        return cls.open(path)
+
+    @classmethod
+    def open(cls, path: Path) -> TokenTable:
+        """Return the table in the folder `path`, after checking every byte against its manifest.
+
+        Raises:
+            StorageError: the folder is missing, or its files are not those that were written.
+        """
+        if verify_folder(path) is None:
+            raise StorageError(
+                f"{path}: found tokens that differ from their manifest, or none; expected them as keeptune wrote them. "
+                "Remove that folder and give the same command again."
+            )
+        counts = read_json(path / _COUNTS)
+        with storage_errors(path):
+            table = pa.ipc.open_file(pa.memory_map(str(path / _EXAMPLES))).read_all()
+        return cls(table, counts=TokenCounts(**{**counts, "dropped_origins": tuple(counts["dropped_origins"])}))
+
+    def __len__(self) -> int:
+        return len(self.record_ids)
+
+    def __getitem__(self, index: int) -> Example:
+        if not 0 <= index < len(self):
+            raise IndexError(f"example {index} of {len(self)}")
+        number = int(np.searchsorted(self._first_rows, index, side="right")) - 1
+        return self._chunks[number].example(index - int(self._first_rows[number]))
+
+
+@dataclass(frozen=True, slots=True)
+class _Chunk:
+    """One record batch as views of the mapped file."""
+
+    offsets: NDArray[np.int32]
+    input_ids: NDArray[np.int32]
+    loss_masks: pa.BinaryArray
+
+    @classmethod
+    def of(cls, batch: pa.RecordBatch) -> _Chunk:
+        ids: Any = batch.column("input_ids")
+        masks: Any = batch.column("loss_mask")
+        return cls(ids.offsets.to_numpy(), input_ids=ids.values.to_numpy(), loss_masks=masks)
+
+    def example(self, row: int) -> Example:
+        start, end = int(self.offsets[row]), int(self.offsets[row + 1])
+        bits = np.frombuffer(self.loss_masks[row].as_buffer(), dtype=np.uint8)
+        return Example(self.input_ids[start:end], loss_mask=np.unpackbits(bits, count=end - start).astype(np.bool_))
+
+
+class _Tally:
+    """Counts what passes."""
+
+    def __init__(self) -> None:
+        self._num_records = self._num_truncated = self._num_completions_cut = 0
+        self._num_tokens = self._num_targets = self._num_dropped = 0
+        self._dropped: list[str] = []
+
+    def counted(self, tokenized: Iterable[Tokenized]) -> Iterator[Tokenized]:
+        for item in tokenized:
+            self._num_records += 1
+            self._num_truncated += item.truncated
+            self._num_completions_cut += item.completion_cut
+            if item.example is None:
+                self._num_dropped += 1
+                self._dropped += [item.record.origin] if len(self._dropped) < _LISTED else []
+                continue
+            self._num_tokens += len(item.example.input_ids)
+            self._num_targets += int(item.example.loss_mask.sum())
+            yield item
+
+    def counts(self) -> TokenCounts:
+        return TokenCounts(
+            num_records=self._num_records,
+            num_examples=self._num_records - self._num_dropped,
+            num_dropped=self._num_dropped,
+            num_truncated=self._num_truncated,
+            num_completions_cut=self._num_completions_cut,
+            num_tokens=self._num_tokens,
+            num_targets=self._num_targets,
+            dropped_origins=tuple(self._dropped),
+        )
+
+
+def _chunked(items: Iterator[Tokenized]) -> Iterator[list[Tokenized]]:
+    while chunk := list(islice(items, _ROWS_PER_CHUNK)):
+        yield chunk
+
+
+def _record_batch(rows: Sequence[Tokenized]) -> pa.RecordBatch:
+    examples = [row.example for row in rows if row.example is not None]
+    offsets = np.cumsum([0, *(len(example.input_ids) for example in examples)], dtype=np.int32)
+    values = np.concatenate([example.input_ids for example in examples])
+    columns = [
+        pa.array([row.record.id for row in rows], pa.string()),
+        pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32())),
+        pa.array([np.packbits(example.loss_mask).tobytes() for example in examples], pa.binary()),
+        pa.array([int(example.loss_mask.sum()) for example in examples], pa.int32()),
+        pa.array([row.prompt_tokens for row in rows], pa.int32()),
+        pa.array([row.completion_tokens for row in rows], pa.int32()),
+    ]
+    return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
+
+
+def _numbers(table: pa.Table, *, name: str) -> NDArray[np.int64]:
+    return table[name].to_numpy().astype(np.int64)

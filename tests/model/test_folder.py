@@ -1,0 +1,194 @@
+"""What is known of a model before a weight is read: names, completeness, and no code but ours."""
+
+from __future__ import annotations
+
+import json
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from keeptune.errors import RecipeError
+from keeptune.model import folder as folder_module
+from keeptune.model.folder import check_model_folder, resolve_model
+
+CONFIG = {"model_type": "llama", "vocab_size": 11, "max_position_embeddings": 64}
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+
+def safetensors(num_floats: int = 3) -> bytes:
+    header = json.dumps({"w": {"dtype": "F32", "shape": [num_floats], "data_offsets": [0, 4 * num_floats]}}).encode()
+    return struct.pack("<Q", len(header)) + header + bytes(4 * num_floats)
+
+
+def model_folder(path: Path, *, weights: bytes | None = None, **config: object) -> Path:
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps({**CONFIG, **config}), encoding="utf-8")
+    (path / "model.safetensors").write_bytes(safetensors() if weights is None else weights)
+    return path
+
+
+def test_the_facts_of_a_folder(tmp_path: Path) -> None:
+    facts = check_model_folder(model_folder(tmp_path / "m"))
+    assert (facts.model_type, facts.vocab_size, facts.max_positions) == ("llama", 11, 64)
+    assert not facts.encoder_decoder
+    assert not facts.quantised
+    assert facts.weight_bytes == len(safetensors())
+
+
+def test_t5_is_an_encoder_decoder_without_a_limit_of_positions(tmp_path: Path) -> None:
+    facts = check_model_folder(model_folder(tmp_path / "m", model_type="t5", n_positions=512))
+    assert facts.encoder_decoder
+    assert check_model_folder(model_folder(tmp_path / "n", model_type="x", is_encoder_decoder=True)).encoder_decoder
+    t5 = model_folder(tmp_path / "t5", model_type="t5", n_positions=512)
+    (t5 / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 5, "n_positions": 512}))
+    assert check_model_folder(t5).max_positions is None
+
+
+def test_a_quantised_model_and_a_nested_text_configuration_are_seen(tmp_path: Path) -> None:
+    text = {"vocab_size": 7, "n_positions": 9}
+    path = tmp_path / "m"
+    model_folder(path)
+    nested = {"model_type": "gemma3", "text_config": text, "quantization_config": {}}
+    (path / "config.json").write_text(json.dumps(nested), encoding="utf-8")
+    facts = check_model_folder(path)
+    assert (facts.vocab_size, facts.max_positions, facts.quantised) == (7, 9, True)
+
+
+def test_the_hash_follows_configuration_and_weights(tmp_path: Path) -> None:
+    one = check_model_folder(model_folder(tmp_path / "a")).sha256
+    assert check_model_folder(model_folder(tmp_path / "b")).sha256 == one
+    assert check_model_folder(model_folder(tmp_path / "c", hidden_size=4)).sha256 != one
+    assert check_model_folder(model_folder(tmp_path / "d", weights=safetensors(4))).sha256 != one
+
+
+def test_sharded_weights_are_counted_together(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "m")
+    (path / "model.safetensors").rename(path / "model-1.safetensors")
+    (path / "model-2.safetensors").write_bytes(safetensors(5))
+    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    assert check_model_folder(path).weight_bytes == len(safetensors(3)) + len(safetensors(5))
+    (path / "model-2.safetensors").unlink()
+    with pytest.raises(RecipeError, match=r"found no 'model-2.safetensors' \(1 of 2 weight files are missing\)"):
+        check_model_folder(path)
+    (path / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RecipeError, match="broken index"):
+        check_model_folder(path)
+
+
+@pytest.mark.parametrize(
+    ("extra", "key"),
+    [
+        ({"auto_map": {"AutoModel": "m.M"}}, "auto_map"),
+        ({"_attn_implementation_internal": "someone/kernel"}, "_attn_implementation_internal"),
+        ({"text_config": {"trust_remote_code": True, "vocab_size": 3}}, "text_config.trust_remote_code"),
+        ({"parts": [{"custom_pipelines": {}}]}, "parts.0.custom_pipelines"),
+    ],
+)
+def test_a_configuration_that_asks_for_code_is_refused(tmp_path: Path, extra: dict[str, object], key: str) -> None:
+    with pytest.raises(RecipeError, match=f"found '{key}', which asks for code"):
+        check_model_folder(model_folder(tmp_path / "m", **extra))
+
+
+def test_a_folder_with_python_files_is_refused(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "m")
+    (path / "modeling_own.py").write_text("raise SystemExit", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"found the Python file 'modeling_own.py'; .*runs no model's code"):
+        check_model_folder(path)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.pt", "model.pth"])
+def test_pickled_weights_are_refused_with_the_way_to_convert(tmp_path: Path, name: str) -> None:
+    path = model_folder(tmp_path / "m")
+    (path / "model.safetensors").rename(path / name)
+    with pytest.raises(RecipeError, match=f"found pickled weights '{name}'.*save_pretrained"):
+        check_model_folder(path)
+
+
+def test_a_folder_without_weights_or_configuration_is_refused(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "m")
+    (path / "model.safetensors").unlink()
+    with pytest.raises(RecipeError, match="found no weights; expected model.safetensors"):
+        check_model_folder(path)
+    (path / "config.json").unlink()
+    with pytest.raises(RecipeError, match=r"found no config.json; expected a model folder"):
+        check_model_folder(path)
+    (path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RecipeError, match="found an adapter; expected a model folder. Merge it first"):
+        check_model_folder(path)
+
+
+@pytest.mark.parametrize("weights", [b"", b"\x00" * 4, safetensors()[:-1], safetensors() + b"x", b"\xff" * 40])
+def test_damaged_weights_are_refused(tmp_path: Path, weights: bytes) -> None:
+    with pytest.raises(RecipeError, match="found a damaged safetensors file"):
+        check_model_folder(model_folder(tmp_path / "m", weights=weights))
+
+
+def test_a_broken_configuration_is_refused(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "m")
+    (path / "config.json").write_text("{", encoding="utf-8")
+    with pytest.raises(RecipeError, match="found broken JSON"):
+        check_model_folder(path)
+    (path / "config.json").write_text("[]", encoding="utf-8")
+    with pytest.raises(RecipeError, match="found no model_type"):
+        check_model_folder(path)
+    (path / "config.json").write_text('{"model_type": "vit"}', encoding="utf-8")
+    with pytest.raises(RecipeError, match="found no vocab_size"):
+        check_model_folder(path)
+
+
+def test_an_existing_folder_wins_and_a_missing_one_names_its_neighbour(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "english-3m")
+    assert resolve_model(str(path)) == path
+    with pytest.raises(RecipeError, match=r"found no folder .*Did you mean '.*/english-3m'\?"):
+        resolve_model(str(tmp_path / "english-3n"))
+    with pytest.raises(RecipeError, match="found no folder './nowhere/at/all'.*Mend the path"):
+        resolve_model("./nowhere/at/all")
+    with pytest.raises(RecipeError, match="found the file"):
+        resolve_model(str(path / "config.json"))
+
+
+def test_a_hub_id_is_fetched_by_an_allow_list_at_its_revision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = {}
+
+    def snapshot_download(name: str, **arguments: object) -> str:
+        asked.update(name=name, **arguments)
+        return str(tmp_path)
+
+    hub = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setattr(folder_module, "import_extra", lambda module, extra: hub)
+    assert resolve_model("owner/name@abc") == tmp_path
+    assert (asked["name"], asked["revision"], asked["ignore_patterns"]) == ("owner/name", "abc", ["*/*"])
+    assert asked["allow_patterns"] == ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+@pytest.mark.parametrize("error", [OSError("offline"), ValueError("bad id")])
+def test_an_unreachable_hub_is_an_error_that_names_both_readings(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def snapshot_download(name: str, **arguments: object) -> str:
+        raise error
+
+    hub = SimpleNamespace(snapshot_download=snapshot_download)
+    monkeypatch.setattr(folder_module, "import_extra", lambda module, extra: hub)
+    with pytest.raises(RecipeError, match=rf"neither a folder 'owner/name' nor such a model on the hub \({error}\)"):
+        resolve_model("owner/name")
+
+
+def test_looking_at_a_model_imports_no_torch() -> None:
+    code = "import sys, keeptune.model.folder; print('torch' in sys.modules, 'transformers' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "False False"
+
+
+@pytest.mark.real
+def test_the_facts_of_a_real_model() -> None:
+    path = SHARED / "models" / "english-3m"
+    if not path.is_dir():
+        pytest.skip(f"{path} is not here")
+    facts = check_model_folder(path)
+    assert (facts.model_type, facts.vocab_size, facts.max_positions) == ("llama", 4096, 1024)

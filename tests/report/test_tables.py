@@ -1,0 +1,177 @@
+"""A run folder becomes tables; what is absent or broken becomes a note, never an error."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from keeptune.errors import StorageError
+from keeptune.report.audit import SplitCounts
+from keeptune.report.curves import MAX_POINTS, read_curve
+from keeptune.report.reading import RunFolder, number, whole
+from keeptune.report.tables import Paired, Score, read_report
+from tests.report.run_folder import events, sample, scores_file, write_json, write_lines, write_run
+
+
+def test_a_finished_run_misses_nothing(tmp_path: Path) -> None:
+    report = read_report(write_run(tmp_path / "news", num_steps=6))
+    assert report.missing == ()
+    assert (report.name, report.models, report.methods) == ("news", ("base", "full", "lora"), ("full", "lora"))
+    assert (report.selection.selected, report.main_metric) == ("lora", "rougeL")
+    assert report.tasks == ("ag_news",)
+    assert [cost.trained_parameters for cost in report.costs] == [3_147_264, 589_824]
+
+
+def test_methods_stand_in_the_order_of_the_selection(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    write_json(run / "selection.json", {"selected": "lora", "metric": "rougeL", "values": {"lora": 0.5, "full": 0.4}})
+    assert read_report(run).methods == ("lora", "full")
+
+
+def test_a_half_written_or_hidden_folder_is_no_method(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    write_json(run / "lora.tmp-12ab34cd/training.json", {})
+    write_json(run / ".cache/training.json", {})
+    write_json(run / "instruct-model/training.json", {})
+    assert read_report(run).methods == ("full", "lora")
+
+
+def test_the_interval_of_a_score_is_196_standard_errors_wide_on_each_side() -> None:
+    score = Score("lora", 0, "all", "rougeL", 0.5, 0.1, 100, 90)
+    assert score.low == pytest.approx(0.3040036)
+    assert score.high == pytest.approx(0.6959964)
+    assert Score("lora", 0, "all", "rougeL", 0.5, None, 1, 1).low is None
+
+
+def test_examples_in_the_prompt_make_a_base_of_its_own(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    value = scores_file("base", ["ag_news"])
+    write_json(run / "base/three-shot/scores.json", value | {"scores": [r | {"shots": 3} for r in value["scores"]]})
+    assert read_report(run).models == ("base, 3 shots", "base", "full", "lora")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "higher", "verdict"),
+    [
+        (0.1, 0.2, True, "better"),
+        (0.1, 0.2, False, "worse"),
+        (-0.2, -0.1, False, "better"),
+        (-0.1, 0.1, True, "unclear"),
+        (0.0, 0.1, True, "unclear"),
+        (None, None, True, "unclear"),
+    ],
+)
+def test_a_difference_counts_only_where_its_interval_excludes_zero(
+    low: float | None, high: float | None, higher: bool, verdict: str
+) -> None:
+    pair = Paired("lora", "base", "all", "m", 0.1, low, high, 1, 1)
+    assert pair.verdict(higher_is_better=higher) == verdict
+
+
+def test_selecting_by_loss_leaves_the_headline_to_the_recipes_first_metric(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    write_json(run / "selection.json", {"selected": "full", "metric": "loss", "split": "validation", "values": {}})
+    assert read_report(run).main_metric == "rougeL"
+
+
+def test_a_chosen_name_is_never_followed_out_of_the_run(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", num_steps=1)
+    write_lines(tmp_path / "secret/test/samples.jsonl", [sample("t", 1, value=1.0, prediction="secret")])
+    write_json(run / "selection.json", {"selected": "../secret", "metric": "rougeL", "split": "validation"})
+    answers = read_report(run).answers
+    assert answers is not None
+    assert answers.model == "full"
+
+
+def test_an_empty_folder_gives_a_report_that_says_what_is_missing(tmp_path: Path) -> None:
+    report = read_report(tmp_path)
+    assert report.methods == report.scores == report.curves == ()
+    assert report.answers is None
+    assert "manifest.json: not there" in report.missing
+    assert "data/audit.json: not there" in report.missing
+
+
+def test_broken_files_are_noted_with_their_names(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=2)
+    (run / "paired.json").write_text("{", encoding="utf-8")
+    (run / "selection.json").write_text("[1]", encoding="utf-8")
+    (run / "manifest.json").write_bytes(b"\xff\xfe{}")
+    with (run / "lora/events.jsonl").open("a", encoding="utf-8") as file:
+        file.write('{"event": "step", "st\n[1]\n')
+    missing = "\n".join(read_report(run).missing)
+    assert "paired.json: no valid JSON" in missing
+    assert "selection.json: found list; expected a JSON object" in missing
+    assert "manifest.json: no valid JSON" in missing
+    assert "lora/events.jsonl: left out broken lines 7, 8" in missing
+
+
+def test_wrong_types_in_every_field_count_as_missing(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    write_json(run / "lora/training.json", {"trained_parameters": "many", "train_seconds": [1], "peft_type": 3})
+    write_json(run / "paired.json", {"paired": [1, None, {"model": 4, "difference": "x"}]})
+    write_json(run / "lora/test/scores.json", {"scores": {"a": 1}, "metrics": [1], "decoding": "greedy"})
+    write_json(run / "data/audit.json", {"rows_in": "x", "dropped": [1], "splits": {"t": 3}, "lengths": None})
+    report = read_report(run)
+    cost = report.cost("lora")
+    assert cost is not None
+    assert (cost.trained_parameters, cost.train_seconds, cost.peft_type) == (None, None, None)
+    assert report.paired[0].difference is None
+
+
+def test_a_file_that_the_disk_refuses_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = write_run(tmp_path, num_steps=1)
+
+    def refuse(*_: object, **__: object) -> str:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)
+    with pytest.raises(StorageError, match="permission denied"):
+        read_report(run)
+
+
+def test_numbers_are_numbers_and_nothing_else() -> None:
+    assert [number(v) for v in (1, 2.5, True, "3", None)] == [1.0, 2.5, None, None, None]
+    assert number(10**400) == math.inf
+    assert [whole(v) for v in (3, 2.0, math.nan, math.inf)] == [3, 2, None, None]
+
+
+def test_the_audit_reads_either_order_of_task_and_split(tmp_path: Path) -> None:
+    write_json(tmp_path / "data/audit.json", {"splits": {"train": {"a": 8, "b": 2}, "test": {"a": 1}}})
+    assert read_report(tmp_path).audit.splits == (SplitCounts("a", 8, 0, 1), SplitCounts("b", 2, 0, 0))
+
+
+def test_the_audit_hides_no_count_that_it_does_not_know(tmp_path: Path) -> None:
+    write_json(tmp_path / "data/audit.json", {"rows_in": 3, "num_odd": 7, "inner": {"share": 0.5}, "odd": [{"a": 1}]})
+    audit = read_report(tmp_path).audit
+    assert audit.other == (("num_odd", "7"), ("inner.share", "0.5"))
+    assert audit.examples[0].cases == ((("a", "1"),),)
+
+
+def test_weights_are_named_by_their_hashes(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    files = {"adapter_model.safetensors": {"bytes": 3, "sha256": "ab12"}, "README.md": {"bytes": 1, "sha256": "cd"}}
+    write_json(run / "lora/adapter/manifest.json", {"files": files})
+    assert ("lora/adapter/adapter_model.safetensors SHA-256", "ab12") in read_report(run).facts
+
+
+def test_a_curve_leaves_out_and_counts_what_is_not_finite(tmp_path: Path) -> None:
+    lines = [{"event": "step", "step": 1, "loss": 2.0}, {"event": "step", "step": 2, "loss": None}]
+    lines += [{"event": "step", "step": 3, "loss": float("nan")}, {"event": "step", "step": 4, "loss": 1e300}]
+    lines += [{"event": "validation", "step": 4, "loss": 1.5}, {"event": "non_finite", "step": 5}]
+    write_lines(tmp_path / "lora/events.jsonl", lines)
+    curve = read_curve(RunFolder(tmp_path), "lora")
+    assert curve is not None
+    assert (curve.train, curve.validation) == (((1.0, 2.0),), ((4.0, 1.5),))
+    assert (curve.num_left_out, curve.stopped_at) == (3, 5)
+
+
+def test_a_long_curve_is_averaged_to_a_bounded_number_of_points(tmp_path: Path) -> None:
+    write_lines(tmp_path / "lora/events.jsonl", events(20_000))
+    curve = read_curve(RunFolder(tmp_path), "lora")
+    assert curve is not None
+    assert (len(curve.train), curve.steps_per_point) == (318, 63)
+    assert len(curve.train) <= MAX_POINTS
+    assert curve.train[0][0] == 32.0
+    assert curve.num_steps == 20_000
