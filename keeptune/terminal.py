@@ -5,8 +5,10 @@ On a terminal, long work shows one live line with rate and time left; elsewhere,
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -15,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 _PLAIN_SECONDS = 15.0
+_LIVE_SECONDS = 0.1
 
 
 class ShownToken(Protocol):
@@ -26,6 +29,17 @@ class ShownToken(Protocol):
     def id(self) -> int: ...
     @property
     def trained(self) -> bool: ...
+
+
+class Checked(Protocol):
+    """What a check found."""
+
+    @property
+    def audit(self) -> Mapping[str, Any]: ...
+    @property
+    def template(self) -> str: ...
+    @property
+    def previews(self) -> Sequence[tuple[str, Sequence[ShownToken]]]: ...
 
 
 class LiveProgress:
@@ -51,12 +65,18 @@ class LiveProgress:
             transient=True,
         )
         self._task = self._bar.add_task(title, total=total, note="", rate="")
+        self._waiting, self._shown = 0, 0.0
         self._bar.start()
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
         if self._bar is None or self._task is None:
             return
-        self._bar.advance(self._task, count)
+        self._waiting += count
+        now = time.monotonic()
+        if now - self._shown < _LIVE_SECONDS:
+            return
+        self._bar.advance(self._task, self._waiting)
+        self._waiting, self._shown = 0, now
         task = self._bar.tasks[0]
         rate = f"{task.speed:,.1f}/s" if task.speed else ""
         self._bar.update(self._task, rate=rate, note=note or task.fields["note"])
@@ -125,10 +145,64 @@ def show_table(console: Console, title: str, header: Sequence[str], *, rows: Seq
     console.print(table)
 
 
-def show_counts(console: Console, title: str, *, counts: Mapping[str, Any]) -> None:
-    """Print names and values as a two-column table."""
-    rows = [(name, f"{value:,}" if isinstance(value, int) else str(value)) for name, value in counts.items()]
-    show_table(console, title, ("", ""), rows=rows)
+def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
+    """Print what `audit.json` says: rows, splits of each task, duplicates, overlap and lengths in tokens."""
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(audit["dropped"].items())) or "none"
+    near, groups = audit["near_duplicates"], audit["groups"]
+    rows = [
+        ("rows read", f"{audit['rows_in']:,}"),
+        ("records kept", f"{audit['kept']:,}"),
+        ("dropped", dropped),
+        ("exact duplicates", f"{audit['exact_duplicates']:,}"),
+        ("near-duplicate pairs", f"{near['num_pairs']:,}"),
+        ("groups kept in one split", f"{groups['num_groups']:,}, the largest of {groups['largest_group']:,}"),
+        ("shortened to the limit", f"{audit['truncated']:,} ({100 * audit['tokens']['truncated_fraction']:.1f} %)"),
+        ("completions cut", f"{audit['tokens']['completion_cut']:,}"),
+        ("tokens that carry loss", f"{audit['tokens']['supervised_tokens']:,}"),
+    ]
+    rows += [
+        (f"train records that overlap ({kind})", f"{leak['num_train_records']:,}, {leak['num_removed']:,} removed")
+        for kind, leak in audit["leaks"].items()
+        if leak["num_train_records"]
+    ]
+    show_table(console, "Audit", ("", ""), rows=rows)
+    tasks = {**audit["tasks"], **({"all": audit["splits"]} if len(audit["tasks"]) > 1 else {})}
+    splits = ("train", "validation", "test")
+    table = [(task, *(f"{counts[split]:,}" for split in splits)) for task, counts in tasks.items()]
+    show_table(console, "Records", ("task", *splits), rows=table)
+    parts = ("prompt", "completion", "total")
+    quantiles = ("p50", "p90", "p99", "max")
+    lengths = [(part, *(f"{audit['tokens'][part][q]:,}" for q in quantiles)) for part in parts]
+    show_table(console, "Tokens of a record", ("", *quantiles), rows=lengths)
+
+
+def show_check(console: Console, outcome: Checked) -> None:
+    """Print the audit, then records as the model reads them, then the first one's tokens."""
+    show_audit(console, outcome.audit)
+    console.print(f"\nTemplate: {outcome.template}. What carries loss is green (between ⟦ ⟧ without colour).\n")
+    for title, tokens in outcome.previews:
+        show_tokens(console, title, tokens=tokens)
+        console.print()
+    if outcome.previews:
+        show_token_table(console, tokens=outcome.previews[0][1], at_most=40)
+
+
+def show_scores(console: Console, report: Path) -> None:
+    """Print the scores over all tasks and the differences from the base model that `report.json` holds."""
+    value = json.loads(report.read_text(encoding="utf-8"))
+    gains = {(p["model"], p["metric"]): p for p in value["paired"] if p["task"] == "all" and p["against"] == "base"}
+    rows = []
+    for score in (score for score in value["scores"] if score["task"] == "all"):
+        error, gain = score["standard_error"], gains.get((score["model"], score["metric"]))
+        difference = ""
+        if gain is not None:
+            interval = "" if gain["low"] is None else f" [{gain['low']:+.3f}, {gain['high']:+.3f}]"
+            difference = f"{gain['difference']:+.3f}{interval}"
+        mean = f"{score['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")
+        rows.append((score["model"], score["metric"], mean, difference))
+    title = "Test split: mean ± standard error; tuned − base with its 95 % interval"
+    show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
+    console.print(f"Selected on validation: {value['selected']}")
 
 
 def show_tokens(console: Console, title: str, *, tokens: Sequence[ShownToken]) -> None:

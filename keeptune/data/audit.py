@@ -1,4 +1,4 @@
-"""Counts of what happened to the rows arrive; an `Audit` whose sums are checked leaves, for `audit.json` and the report."""
+"""Counts of what happened to the rows arrive; an `Audit` whose sums are checked leaves, for `audit.json`."""
 
 from __future__ import annotations
 
@@ -166,7 +166,9 @@ class Audit:
         """Return the sum of rows as one line."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
         dropped = sum(self.dropped.values())
-        return f"{self.rows_in:,} rows = {self.kept:,} kept + {dropped:,} dropped" + (f" ({reasons})" if reasons else "")
+        return f"{self.rows_in:,} rows = {self.kept:,} kept + {dropped:,} dropped" + (
+            f" ({reasons})" if reasons else ""
+        )
 
 
 def quantiles(values: Sequence[int]) -> Quantiles:
@@ -199,10 +201,9 @@ def token_audit(
     )
 
 
-def split_counts(placed: Iterable[tuple[str, SplitName]]) -> dict[str, SplitCounts]:
-    """Return the counts of each task from the (task, split) of every record, tasks in the order of appearance."""
+def split_counts(placed: Iterable[tuple[str, SplitName]], *, tasks: Iterable[str]) -> dict[str, SplitCounts]:
+    """Return the counts of each of the tasks from the (task, split) of every record."""
     counts = Counter(placed)
-    tasks = dict.fromkeys(task for task, _ in counts)
     return {task: SplitCounts(*(counts[task, split] for split in SPLIT_NAMES)) for task in tasks}
 
 

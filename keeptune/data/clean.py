@@ -11,21 +11,28 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import re
-import unicodedata
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keeptune.data.ngrams import (
+    Hashes,
+    Indices,
+    batches,
+    contained,
+    distinct,
+    frequent,
+    joined_ranges,
+    ngram_hashes,
+    normalised,
+    run_starts,
+    word_hash,
+    words,
+)
 from keeptune.data.record import Record
-
-Hashes = NDArray[np.uint64]
-Indices = NDArray[np.int64]
-_Integer = TypeVar("_Integer", np.uint64, np.int64)
 
 _NUM_BANDS, _ROWS_PER_BAND = 20, 5
 _NUM_HASHES = _NUM_BANDS * _ROWS_PER_BAND
@@ -35,13 +42,12 @@ STOCK_FLOOR = 10
 _STOCK_FRACTION = 0.5
 _GRAMS_PER_BATCH = 1 << 18
 _PAIRS_PER_BATCH = 1 << 14
+# Members this far apart in their bucket are not compared before the bucket is refined.
+_FAR = 64
+_ROUNDING = 1e-9
 # A pair's number stands in the upper bits of a key, its gram's hash in the lower ones.
 _GRAM_BITS = 46
-# Scripts written without spaces: each of their characters is a word (Thai to Khmer, kana, Han).
-_UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
-_WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_MIXER = np.uint64(0xD6E8FEB86659FD93)
 _HALF = np.uint64(32)
 
 
@@ -79,11 +85,6 @@ class _Buckets:
     numbers: Indices
 
 
-def normalised(text: str) -> str:
-    """Return the text in Unicode's NFKC form, without case, each run of white space as one space."""
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
 def prompt_key(record: Record) -> str:
     """Return 32 hexadecimal digits that depend on the normalised prompt alone."""
     return _digest(normalised(record.prompt))
@@ -96,36 +97,6 @@ def exact_key(record: Record) -> str:
 
 def _digest(text: str) -> str:
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
-
-
-def words(text: str) -> list[str]:
-    """Return the words of a normalised text; punctuation is none."""
-    return _WORD.findall(text)
-
-
-def word_hash(word: str) -> int:
-    """Return 32 bits that depend on the word alone."""
-    return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "little")
-
-
-def ngram_hashes(symbols: NDArray[np.uint32], n: int) -> Hashes:
-    """Return the 64-bit hash of each run of `n` symbols, in order: len(symbols) - n + 1 of them."""
-    num_grams = max(len(symbols) - n + 1, 0)
-    hashes = np.zeros(num_grams, np.uint64)
-    for i in range(n):
-        hashes *= _MULTIPLIER
-        hashes += symbols[i : i + num_grams]
-    for _ in range(2):
-        hashes ^= hashes >> _HALF
-        hashes *= _MIXER
-    hashes ^= hashes >> _HALF
-    return hashes
-
-
-def joined_ranges(starts: Indices, lengths: Indices) -> Indices:
-    """Return start, start + 1, ... (length of them) of every range, one range after the other."""
-    ends = np.cumsum(lengths)
-    return np.repeat(starts - (ends - lengths), lengths) + np.arange(ends[-1] if len(ends) else 0)
 
 
 def near_duplicates(
@@ -222,65 +193,86 @@ def _grams(text: str, *, hash_of: functools._lru_cache_wrapper[int]) -> Hashes:
     return distinct(ngram_hashes(characters, 5))
 
 
-def frequent(grams: Hashes, *, above: float) -> Hashes:
-    """Return, ascending and once each, the grams that stand more than `above` times in the array."""
-    ascending = np.sort(grams)
-    starts = run_starts(ascending)
-    return ascending[starts[np.diff(starts, append=len(grams)) > above]]
-
-
-def distinct(values: NDArray[_Integer]) -> NDArray[_Integer]:
-    """Return the distinct values, ascending, by sorting (numpy.unique hashes 64-bit integers, many times slower)."""
-    ascending = np.sort(values)
-    return ascending[run_starts(ascending)]
-
-
-def run_starts(values: NDArray[np.generic]) -> Indices:
-    """Return the index of each value that differs from the one before it, the first one's included."""
-    changed = np.ones(len(values), np.bool_)
-    np.not_equal(values[1:], values[:-1], out=changed[1:])
-    return np.flatnonzero(changed)
-
-
-def contained(values: NDArray[_Integer], ascending: NDArray[_Integer]) -> NDArray[np.bool_]:
-    """Tell for each value whether it stands in the ascending array."""
-    if not len(ascending):
-        return np.zeros(len(values), np.bool_)
-    return ascending[np.minimum(np.searchsorted(ascending, values), len(ascending) - 1)] == values
-
-
 def _verified_links(sets: _GramSets, *, threshold: float) -> list[tuple[int, int, float]]:
-    """Return enough verified pairs to connect all sets that a chain of proposed and verified pairs connects.
+    """Return enough verified pairs to connect all sets that a chain of proposed and verified pairs connects."""
+    search = _Search(sets, threshold=threshold)
+    left = search.settle(_buckets(search.signatures, nonempty=np.flatnonzero(sets.lengths)), max_distance=_FAR)
+    starts = run_starts(left.numbers)
+    for start, end in zip(starts, np.append(starts[1:], len(left.members)), strict=False):
+        refined = _refined(sets, left.members[start:end], threshold=threshold)
+        search.settle(refined, max_distance=len(refined.members))
+    return search.links
 
-    Members of a bucket are compared at distance 1, 2, ... within it; pairs that are connected already are skipped,
-    which changes no group, and a bucket leaves once it is connected or every pair of it was compared.
-    """
-    signatures = _signatures(sets)
-    buckets = _buckets(signatures, nonempty=np.flatnonzero(sets.lengths))
-    num_sets = len(sets.lengths)
-    parents = list(range(num_sets))
-    labels = np.arange(num_sets)
-    refuted = np.zeros(0, np.int64)
-    links: list[tuple[int, int, float]] = []
-    distance = 1
-    while len(buckets.members) > distance:
-        members, numbers = buckets.members, buckets.numbers
-        left, right = members[:-distance], members[distance:]
-        open_ = (numbers[:-distance] == numbers[distance:]) & (labels[left] != labels[right])
-        pairs = distinct(np.minimum(left, right)[open_] * num_sets + np.maximum(left, right)[open_])
-        pairs = pairs[_alike(signatures, pairs // num_sets, pairs % num_sets) & ~contained(pairs, refuted)]
+
+class _Search:
+    """The links found so far, and which sets they connect."""
+
+    def __init__(self, sets: _GramSets, *, threshold: float) -> None:
+        self.signatures = _signatures(sets)
+        self.links: list[tuple[int, int, float]] = []
+        self._sets = sets
+        self._threshold = threshold
+        self._parents = list(range(len(sets.lengths)))
+        self._labels = np.arange(len(sets.lengths))
+        self._refuted = np.zeros(0, np.int64)
+
+    def settle(self, buckets: _Buckets, *, max_distance: int) -> _Buckets:
+        """Compare members at distance 1, 2, ... within their bucket; return the buckets that are not settled then.
+
+        Pairs that are connected already are skipped, which changes no group. A bucket is settled once its members are
+        connected or each pair was compared.
+        """
+        num_sets = len(self._labels)
+        for distance in range(1, max_distance + 1):
+            buckets = _unsettled(buckets, self._labels, distance=distance)
+            members, numbers = buckets.members, buckets.numbers
+            if not len(members):
+                break
+            left, right = members[:-distance], members[distance:]
+            open_ = (numbers[:-distance] == numbers[distance:]) & (self._labels[left] != self._labels[right])
+            self._compare(distinct(np.minimum(left, right)[open_] * num_sets + np.maximum(left, right)[open_]))
+        return _unsettled(buckets, self._labels, distance=max_distance + 1)
+
+    def _compare(self, pairs: Indices) -> None:
+        """Verify pairs, each coded as smaller index * number of sets + larger index, and link those that are near."""
+        num_sets = len(self._labels)
+        pairs = pairs[~contained(pairs, self._refuted)]
+        pairs = pairs[_alike(self.signatures, pairs // num_sets, pairs % num_sets)]
         left, right = pairs // num_sets, pairs % num_sets
-        similarities = _jaccard(sets, left, right)
-        near = similarities >= threshold
-        refuted = np.sort(np.concatenate([refuted, pairs[~near]]))
+        similarities = _jaccard(self._sets, left, right)
+        near = similarities >= self._threshold
+        self._refuted = np.sort(np.concatenate([self._refuted, pairs[~near]]))
         for i, j, similarity in zip(left[near], right[near], similarities[near], strict=True):
-            if union(parents, int(i), int(j)):
-                links.append((int(i), int(j), float(similarity)))
+            if union(self._parents, int(i), int(j)):
+                self.links.append((int(i), int(j), float(similarity)))
         if near.any():
-            labels = np.array([find(parents, i) for i in range(num_sets)])
-        distance += 1
-        buckets = _unsettled(buckets, labels, distance=distance)
-    return links
+            self._labels = np.array([find(self._parents, i) for i in range(num_sets)])
+
+
+def _refined(sets: _GramSets, members: Indices, *, threshold: float) -> _Buckets:
+    """Return small buckets which together hold every pair of a large bucket that can reach the threshold.
+
+    A pair reaches it only with s * (|x| + |y|) n-grams in common, s = threshold / (1 + threshold). A pair whose
+    n-grams of many members (the wording of a template) may suffice for that has both its texts in one bucket of such
+    texts. Every other pair needs an n-gram of few members besides, and there is one bucket for each of those.
+    """
+    lengths = sets.lengths[members]
+    grams = sets.grams[joined_ranges(sets.starts[members], lengths)]
+    order = np.argsort(grams)
+    owners = np.repeat(np.arange(len(members)), lengths)[order]
+    starts = run_starts(grams[order])
+    sizes = np.diff(starts, append=len(grams))
+    is_common = np.repeat(sizes > _FAR, sizes)
+    # |x| and |y| stand alone on each side: common(x) - s |x| >= s |y|, and the same the other way round.
+    share = threshold / (1 + threshold)
+    surplus = np.bincount(owners[is_common], minlength=len(members)) - share * lengths
+    is_rich = (surplus >= share * lengths.min() - _ROUNDING) & (share * lengths <= surplus.max() + _ROUNDING)
+    few = np.repeat((sizes > 1) & (sizes <= _FAR), sizes)
+    rich = members[is_rich]
+    numbers = np.repeat(np.arange(len(starts)), sizes)[few]
+    return _Buckets(
+        np.concatenate([members[owners[few]], rich]), np.concatenate([numbers, np.full(len(rich), len(starts))])
+    )
 
 
 def _signatures(sets: _GramSets) -> NDArray[np.uint32]:
@@ -306,18 +298,6 @@ def _alike(signatures: NDArray[np.uint32], left: Indices, right: Indices) -> NDA
         agreeing = np.count_nonzero(signatures[left[part]] == signatures[right[part]], axis=1)
         alike[part] = agreeing >= _LEAST_AGREEING
     return alike
-
-
-def batches(lengths: Indices, *, at_most: int) -> list[slice]:
-    """Return slices of consecutive entries whose lengths sum to at most `at_most`, or that hold one entry alone."""
-    ends = np.cumsum(lengths)
-    slices, start = [], 0
-    while start < len(lengths):
-        before = ends[start] - lengths[start]
-        stop = max(int(np.searchsorted(ends, before + at_most, side="right")), start + 1)
-        slices.append(slice(start, stop))
-        start = stop
-    return slices
 
 
 def _buckets(signatures: NDArray[np.uint32], *, nonempty: Indices) -> _Buckets:

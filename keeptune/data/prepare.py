@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import Literal, get_args
 
 from keeptune.data.audit import (
     MAX_EXAMPLES,
@@ -19,14 +20,16 @@ from keeptune.data.audit import (
     split_counts,
 )
 from keeptune.data.clean import NearDuplicates, exact_key, near_duplicates, prompt_key
-from keeptune.data.formats import RowProblem, to_record
+from keeptune.data.formats import Reason, RowProblem, to_record
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName
 from keeptune.data.source import read_rows
-from keeptune.data.split import Assigned, Leak, LeakKind, assign_splits, find_leaks
+from keeptune.data.split import Leak, LeakKind, assign_splits, find_leaks
 from keeptune.errors import DataError
 from keeptune.progress import Progress
 
 _MAX_LISTED = 10
+# Records that keeptune may cap, deduplicate and carve: those of no own validation or test file.
+_TRAIN_SIDE = (None, "train")
 _REMOVED_KINDS: frozenset[LeakKind] = frozenset({"exact", "near", "ngram_cover"})
 
 
@@ -60,19 +63,19 @@ class _Placed:
     fixed: SplitName | None
 
 
-@dataclass(slots=True)
 class _Ledger:
     """What was read and dropped so far."""
 
-    rows_in: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    dropped_rows: list[DroppedRow] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    def __init__(self) -> None:
+        self.rows_in = 0
+        self.dropped: Counter[str] = Counter()
+        self.dropped_rows: list[DroppedRow] = []
+        self.problems: list[str] = []
 
     def drop(self, origin: str, *, reason: str) -> None:
-        """Count a row as dropped; the first 20 are listed."""
+        """Count a row as dropped; the first 20 of each reason are listed."""
         self.dropped[reason] += 1
-        if len(self.dropped_rows) < MAX_EXAMPLES:
+        if self.dropped[reason] <= MAX_EXAMPLES:
             self.dropped_rows.append(DroppedRow(origin, reason))
 
 
@@ -93,18 +96,12 @@ def prepare_records(
     split, depends on their content and the seed, never on the order of the rows.
 
     Raises:
-        DataError: a source cannot be read, or rows are no valid records and `drop_incomplete` is False.
+        DataError: a source cannot be read, no record is left, or rows are no valid records and `drop_incomplete` is
+            False.
     """
     ledger = _Ledger()
-    placed: list[_Placed] = []
-    progress.start("Reading", total=len(sources), unit="tasks")
-    for source in sources:
-        placed += _capped(_placed(source, ledger=ledger), source=source, ledger=ledger)
-        progress.advance(note=f"{ledger.rows_in:,} rows")
-    progress.finish()
-    if ledger.problems and not drop_incomplete:
-        _raise_problems(ledger)
-    placed, num_duplicates = _without_copies(placed, duplicates=duplicates, ledger=ledger)
+    placed = _read(sources, drop_incomplete=drop_incomplete, ledger=ledger, progress=progress)
+    placed, num_copies = _without_copies(placed, duplicates=duplicates, ledger=ledger)
     records = [entry.record for entry in placed]
     progress.start("Auditing", total=2 * len(records), unit="records")
     near = near_duplicates([record.prompt for record in records], tasks=[record.task for record in records])
@@ -116,27 +113,144 @@ def prepare_records(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
     )
-    progress.advance(len(records), note="split")
+    progress.advance(len(records), note="near-duplicates")
     found = find_leaks(records, splits=assigned.splits, near=near)
-    progress.advance(len(records), note="compared")
+    progress.advance(len(records), note="overlaps")
     progress.finish()
-    removed = {leak.train_id for leak in found if leak.kind in _REMOVED_KINDS} if leaks == "drop" else set()
-    kept: dict[SplitName, list[Record]] = {split: [] for split in SPLIT_NAMES}
-    for record, split in zip(records, assigned.splits, strict=True):
-        if split == "train" and record.id in removed:
-            ledger.drop(record.origin, reason="leak")
-        else:
-            kept[split].append(record)
+    removed = _REMOVED_KINDS if leaks == "drop" else frozenset[LeakKind]()
+    kept = _kept(records, assigned.splits, leaking={leak.train_id for leak in found if leak.kind in removed}, to=ledger)
+    placed_tasks: list[tuple[str, SplitName]] = [
+        (record.task, split) for split in SPLIT_NAMES for record in kept[split]
+    ]
     audit = Audit(
         rows_in=ledger.rows_in,
-        kept=sum(map(len, kept.values())),
+        kept=len(placed_tasks),
         dropped=dict(ledger.dropped),
         dropped_rows=tuple(ledger.dropped_rows),
-        exact_duplicates=num_duplicates,
+        exact_duplicates=num_copies,
         near_duplicates=_near_audit(records, near=near),
-        groups=_group_audit(assigned),
-        tasks={name: counts for name, counts in _tasks(sources, kept)},
-        leaks=leak_audits(_leak_examples(found, records), removed=_REMOVED_KINDS if leaks == "drop" else frozenset()),
+        groups=GroupAudit(
+            assigned.num_groups, assigned.num_joined, assigned.num_moved, largest_group=assigned.largest_group
+        ),
+        tasks=split_counts(placed_tasks, tasks=[source.name for source in sources]),
+        leaks=leak_audits(_leak_examples(found, records, splits=assigned.splits), removed=removed),
     )
     progress.say(audit.summary())
     return Prepared(kept, audit)
+
+
+def _read(
+    sources: Sequence[TaskSource], *, drop_incomplete: bool, ledger: _Ledger, progress: Progress
+) -> list[_Placed]:
+    placed: list[_Placed] = []
+    progress.start("Reading", total=len(sources), unit="tasks")
+    for source in sources:
+        entries = _valid(source, ledger=ledger)
+        placed += entries if source.max_records is None else _capped(entries, source.max_records, ledger=ledger)
+        progress.advance(note=f"{ledger.rows_in:,} rows")
+    progress.finish()
+    if ledger.problems and not drop_incomplete:
+        num_problems = sum(ledger.dropped[reason] for reason in get_args(Reason))
+        listed = [*ledger.problems, *([f"and {num_problems - _MAX_LISTED} more."] * (num_problems > _MAX_LISTED))]
+        raise DataError("\n".join([*listed, "To drop and count such rows, set data.drop_incomplete=true."]))
+    if not placed:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger.dropped.items())
+        raise DataError(
+            f"data.tasks: found no valid record in {ledger.rows_in:,} rows ({reasons}); expected at least one. "
+            "Mend the rows, or name their columns with `columns` in the task."
+        )
+    return placed
+
+
+def _valid(source: TaskSource, *, ledger: _Ledger) -> Iterator[_Placed]:
+    """Yield the valid records of a source; count every row, and drop and note the others."""
+    for row in read_rows(source.path, revision=source.revision, validation=source.validation, test=source.test):
+        ledger.rows_in += 1
+        try:
+            record = to_record(row, task=source.name, columns=source.columns, instruction=source.instruction)
+        except RowProblem as problem:
+            ledger.drop(row.origin, reason=problem.reason)
+            if len(ledger.problems) < _MAX_LISTED:
+                ledger.problems.append(str(problem))
+            continue
+        yield _Placed(record, row.split)
+
+
+def _capped(entries: Iterable[_Placed], max_records: int, *, ledger: _Ledger) -> list[_Placed]:
+    """Return the records with the smallest ids, which are hashes, in their order; own held-out records all stay."""
+    ranked: list[tuple[str, int, _Placed]] = []
+    held_out: list[tuple[str, int, _Placed]] = []
+    num_ranked = 0
+    for position, entry in enumerate(entries):
+        if entry.fixed not in _TRAIN_SIDE:
+            held_out.append((entry.record.id, position, entry))
+            continue
+        ranked.append((entry.record.id, position, entry))
+        num_ranked += 1
+        # Cut now and then, so that a large source never stands in memory as a whole.
+        if len(ranked) >= 2 * max_records + 1000:
+            ranked = heapq.nsmallest(max_records, ranked, key=_rank)
+    ranked = heapq.nsmallest(max_records, ranked, key=_rank)
+    if num_ranked > len(ranked):
+        ledger.dropped["max_records"] += num_ranked - len(ranked)
+    return [entry for _, _, entry in sorted([*ranked, *held_out], key=lambda row: row[1])]
+
+
+def _rank(row: tuple[str, int, _Placed]) -> tuple[str, int]:
+    return row[:2]
+
+
+def _without_copies(
+    placed: Sequence[_Placed], *, duplicates: Literal["drop", "keep"], ledger: _Ledger
+) -> tuple[list[_Placed], int]:
+    """Return the records without copies inside their task, and the number of copies; the smallest id of equals stays.
+
+    Records of own validation and test files stay as they are.
+    """
+    chosen: dict[tuple[str, str], int] = {}
+    keys = [(entry.record.task, exact_key(entry.record)) for entry in placed]
+    for i, (entry, key) in enumerate(zip(placed, keys, strict=True)):
+        if entry.fixed in _TRAIN_SIDE and entry.record.id < placed[chosen.setdefault(key, i)].record.id:
+            chosen[key] = i
+    copies = [i for i, entry in enumerate(placed) if entry.fixed in _TRAIN_SIDE and chosen[keys[i]] != i]
+    if duplicates == "keep":
+        return list(placed), len(copies)
+    for i in copies:
+        ledger.drop(placed[i].record.origin, reason="exact_duplicate")
+    dropped = set(copies)
+    return [entry for i, entry in enumerate(placed) if i not in dropped], len(copies)
+
+
+def _kept(
+    records: Sequence[Record], splits: Sequence[SplitName], *, leaking: set[str], to: _Ledger
+) -> dict[SplitName, list[Record]]:
+    """Return the records of each split; train records that leak are dropped and counted in the ledger `to`."""
+    kept: dict[SplitName, list[Record]] = {split: [] for split in SPLIT_NAMES}
+    for record, split in zip(records, splits, strict=True):
+        if split == "train" and record.id in leaking:
+            to.drop(record.origin, reason="leak")
+        else:
+            kept[split].append(record)
+    return kept
+
+
+def _near_audit(records: Sequence[Record], *, near: NearDuplicates) -> NearAudit:
+    """Return the links between different prompts; those between equal ones are no near-duplicates."""
+    links = [
+        NearPair(records[i].origin, records[j].origin, similarity)
+        for (i, j), similarity in zip(near.pairs, near.similarities, strict=True)
+        if prompt_key(records[i]) != prompt_key(records[j])
+    ]
+    return NearAudit(len(links), tuple(links[:MAX_EXAMPLES]))
+
+
+def _leak_examples(
+    found: Sequence[Leak], records: Sequence[Record], *, splits: Sequence[SplitName]
+) -> Iterator[tuple[LeakKind, LeakExample]]:
+    # A copy of a test record in train has its id, so that an id names a record only together with its split.
+    origins: dict[tuple[str, SplitName], str] = {}
+    for record, split in zip(records, splits, strict=True):
+        origins.setdefault((record.id, split), record.origin)
+    for leak in found:
+        train, held_out = origins[leak.train_id, "train"], origins[leak.held_out_id, leak.split]
+        yield leak.kind, LeakExample(train, held_out, leak.split, leak.share)

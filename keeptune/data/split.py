@@ -15,23 +15,18 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from keeptune.data.clean import (
-    STOCK_FLOOR,
+from keeptune.data.clean import STOCK_FLOOR, NearDuplicates, find, jaccard, prompt_key, union
+from keeptune.data.ngrams import (
     Hashes,
     Indices,
-    NearDuplicates,
     batches,
     contained,
     distinct,
-    find,
     frequent,
-    jaccard,
     joined_ranges,
     ngram_hashes,
     normalised,
-    prompt_key,
     run_starts,
-    union,
     word_hash,
     words,
 )

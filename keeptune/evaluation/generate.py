@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from keeptune.errors import DataError, Interrupted, OutOfMemoryError
+from keeptune.model.attention import base_of, uses_virtual_tokens
 from keeptune.progress import Progress
 from keeptune.training.modes import evaluating
 
@@ -88,12 +89,14 @@ def generate(
         OutOfMemoryError: half a batch does not fit either.
         Interrupted: a stop was asked for.
     """
+    decoding = _beside_virtual_tokens(model, decoding)
     decoder = _Decoder(model, decoding, stop_requested)
     answers: dict[int, Generated] = {}
     progress.start("Answers", total=len(prompts), unit="records")
+    lengths = [len(prompt) for prompt in prompts]
     try:
         with evaluating(model), _greedy(model, decoding):
-            for indices, num_new_tokens in _batches([len(prompt) for prompt in prompts], decoding=decoding):
+            for indices, num_new_tokens in _batches(lengths, decoding=decoding, alike=_forbids_padding(model)):
                 rows = decoder.rows([list(prompts[i]) for i in indices], limit=num_new_tokens)
                 answers.update(zip(indices, (_until_stop(row, decoding.stop_ids) for row in rows), strict=True))
                 progress.advance(len(indices))
@@ -102,8 +105,23 @@ def generate(
     return [answers[i] for i in range(len(prompts))]
 
 
-def _batches(lengths: Sequence[int], *, decoding: Decoding) -> Iterator[tuple[list[int], int]]:
-    """Yield indices, longest prompt first, with the limit of their answers.
+def _forbids_padding(model: nn.Module) -> bool:
+    """Tell whether padding on the left would change answers.
+
+    PEFT puts virtual tokens before the padding, so that their distance to the prompt would depend on the batch.
+    """
+    return uses_virtual_tokens(model) and not base_of(model).config.is_encoder_decoder
+
+
+def _beside_virtual_tokens(model: Any, decoding: Decoding) -> Decoding:
+    """Return the decoding with the positions that PEFT's virtual tokens leave to prompts and answers."""
+    if decoding.max_positions is None or not uses_virtual_tokens(model):
+        return decoding
+    return replace(decoding, max_positions=decoding.max_positions - model.active_peft_config.num_virtual_tokens)
+
+
+def _batches(lengths: Sequence[int], *, decoding: Decoding, alike: bool = False) -> Iterator[tuple[list[int], int]]:
+    """Yield indices, longest prompt first, with the limit of their answers; `alike`: prompts of one length only.
 
     A batch has one limit. Prompts so long that the model's positions shorten the limit stand with those of their own
     length, so that no answer depends on its neighbours.
@@ -118,7 +136,7 @@ def _batches(lengths: Sequence[int], *, decoding: Decoding) -> Iterator[tuple[li
                 f"{decoding.max_positions} positions. Lower data.max_length."
             )
         full = (len(batch) + 1) * (longest + limit) > decoding.tokens_per_batch
-        if batch and (full or own_limit != limit):
+        if batch and (full or own_limit != limit or (alike and lengths[index] != longest)):
             yield batch, limit
             batch = []
         if not batch:
@@ -129,9 +147,9 @@ def _batches(lengths: Sequence[int], *, decoding: Decoding) -> Iterator[tuple[li
 
 
 @contextlib.contextmanager
-def _greedy(model: Any, decoding: Decoding) -> Iterator[None]:
+def _greedy(model: nn.Module, decoding: Decoding) -> Iterator[None]:
     """Replace the model's generation settings by plain greedy ones inside the block."""
-    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    inner: Any = base_of(model)
     saved = inner.generation_config
     start_id = getattr(inner.config, "decoder_start_token_id", None)
     inner.generation_config = type(saved)(

@@ -78,7 +78,7 @@ def read_answers(
     num_best = min(NUM_SHOWN, math.ceil(len(values) / 2))
     best = heapq.nsmallest(num_best, values, key=lambda v: (-v[0], -v[1], v[2], v[3]))
     taken = {v[3] for v in best}
-    worst = heapq.nsmallest(NUM_SHOWN, (v for v in values ))
+    worst = heapq.nsmallest(NUM_SHOWN, (v for v in values if v[3] not in taken))
     wanted = taken | {v[3] for v in worst}
     found = {
         position: _answer(line, metric=metric, bases=bases)

@@ -5,7 +5,7 @@ A count that this module does not know by name still reaches the page, under its
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,14 @@ from keeptune.report.reading import RunFolder, flat, mapping, number, rows, whol
 
 _MAX_EXAMPLES = 6
 _LENGTH_COLUMNS = ("p50", "p90", "p99", "max", "mean")
-_SPLIT_KEYS = ("splits", "counts", "records")
+_PARTS = ("prompt", "completion", "total")
+_SHOWN = frozenset({"rows_in", "kept", "kept_whole", "truncated", "dropped", "tasks", "splits", "leaks", "tokens"})
+_LEAKS = {
+    "exact": "Same prompt",
+    "near": "Near-duplicate prompt",
+    "ngram_cover": "More than half in common runs of 8 words",
+    "ngram_13": "A common run of 13 words (no leak by itself)",
+}
 Counts = tuple[tuple[str, int], ...]
 
 
@@ -41,6 +48,16 @@ class Lengths:
 
 
 @dataclass(frozen=True, slots=True)
+class Leak:
+    """Train records that overlap with validation or test in one way, and how many of them were removed."""
+
+    kind: str
+    label: str
+    num_train_records: int | None
+    num_removed: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class Examples:
     """Cases that the audit shows, each as (field, value); `num_more` of them stand in `audit.json` alone."""
 
@@ -51,14 +68,14 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """`rows_in = kept + dropped`; `truncated` of the kept ones lost a part to the limit of tokens."""
+    """`rows_in` = `kept` + the sum of `dropped`; `truncated` of the kept lost tokens to the limit of length."""
 
     rows_in: int | None
     kept: int | None
     truncated: int | None
     dropped: Counts
     splits: tuple[SplitCounts, ...]
-    leaks: Counts
+    leaks: tuple[Leak, ...]
     lengths: tuple[Lengths, ...]
     other: tuple[tuple[str, str], ...]
     examples: tuple[Examples, ...]
@@ -81,55 +98,43 @@ def read_audit(folder: RunFolder) -> Audit:
         StorageError: the disk refuses to read a file that exists.
     """
     value = folder.object("data/audit.json")
-    split_key = next((key for key in _SPLIT_KEYS if _tables(value.get(key))), None)
-    shown = {"rows_in", "kept", "truncated", "dropped", "leaks", "lengths", split_key}
-    rest = {key: inner for key, inner in value.items() if key not in shown}
-    leaks = mapping(value.get("leaks"))
+    tokens, leaks = mapping(value.get("tokens")), mapping(value.get("leaks"))
+    rest = {key: inner for key, inner in value.items() if key not in _SHOWN}
+    rest |= {"tokens": {key: inner for key, inner in tokens.items() if key not in {*_PARTS, "truncated", "too_long"}}}
     return Audit(
         rows_in=whole(value.get("rows_in")),
         kept=whole(value.get("kept")),
         truncated=whole(value.get("truncated")),
         dropped=_counts(value.get("dropped")),
-        splits=_splits(_tables(value.get(split_key)) if split_key else {}),
-        leaks=_counts(leaks),
-        lengths=tuple(_lengths(mapping(value.get("lengths")))),
-        other=tuple((key, text) for key, text in flat(_without_lists(rest))),
+        splits=tuple(_splits(mapping(value.get("tasks")))),
+        leaks=tuple(_leak(kind, mapping(inner)) for kind, inner in leaks.items()),
+        lengths=tuple(_lengths(tokens)),
+        other=tuple(flat(_without_lists(rest))),
         examples=tuple([*_examples(rest, prefix=""), *_examples(leaks, prefix="leaks.")]),
     )
 
 
-def _tables(value: Any) -> dict[str, Mapping[str, Any]]:
-    """Return the objects of an object of objects."""
-    return {key: inner for key, inner in mapping(value).items() if isinstance(inner, dict)}
-
-
-def _splits(tables: Mapping[str, Mapping[str, Any]]) -> tuple[SplitCounts, ...]:
-    """Return counts per task from {task: {split: count}} or {split: {task: count}}."""
-    if tables and set(tables) <= set(SPLIT_NAMES):
-        tasks = dict.fromkeys(task for counts in tables.values() for task in counts)
-        tables = {task: {split: counts.get(task) for split, counts in tables.items()} for task in tasks}
-    return tuple(
-        SplitCounts(task, *(whole(counts.get(split)) or 0 for split in SPLIT_NAMES))
-        for task, counts in tables.items()
-        if any(whole(counts.get(split)) is not None for split in SPLIT_NAMES)
-    )
+def _splits(tasks: Mapping[str, Any]) -> Iterator[SplitCounts]:
+    for task, counts in tasks.items():
+        train, validation, test = (whole(mapping(counts).get(split)) or 0 for split in SPLIT_NAMES)
+        yield SplitCounts(task, train, validation, test)
 
 
 def _counts(value: Any) -> Counts:
-    """Return (name, count) of {name: count} or of {name: {"count": count, ...}}, the largest first."""
-    found = []
-    for name, inner in mapping(value).items():
-        number_found = whole(mapping(inner).get("count")) if isinstance(inner, dict) else whole(inner)
-        if number_found is not None:
-            found.append((name, number_found))
+    """Return (name, count), the largest first."""
+    found = [(name, number) for name, inner in mapping(value).items() if (number := whole(inner)) is not None]
     return tuple(sorted(found, key=lambda pair: -pair[1]))
 
 
-def _lengths(value: Mapping[str, Any]) -> list[Lengths]:
-    return [
-        Lengths(part, *(number(inner.get(column)) for column in _LENGTH_COLUMNS))
-        for part, inner in _tables(value).items()
-    ]
+def _leak(kind: str, value: Mapping[str, Any]) -> Leak:
+    return Leak(kind, _LEAKS.get(kind, kind), whole(value.get("num_train_records")), whole(value.get("num_removed")))
+
+
+def _lengths(tokens: Mapping[str, Any]) -> Iterator[Lengths]:
+    for part in _PARTS:
+        if isinstance(value := tokens.get(part), dict):
+            p50, p90, p99, largest, mean = (number(value.get(column)) for column in _LENGTH_COLUMNS)
+            yield Lengths(part, p50, p90, p99, largest, mean)
 
 
 def _without_lists(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -108,13 +108,7 @@ def loss_svg(curve: Curve, *, limits: tuple[float, float], name: str) -> str:
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "text.parse_math": False,
-        "path.simplify": False,
-    }
-    with rc_context(settings):
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
         size = (_WIDTH_PX / _POINTS_PER_INCH, _HEIGHT_PX / _POINTS_PER_INCH)
         figure = Figure(figsize=size, dpi=_POINTS_PER_INCH)
         FigureCanvasSVG(figure)

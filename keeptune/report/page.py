@@ -15,7 +15,7 @@ from markupsafe import Markup
 
 from keeptune import __version__
 from keeptune.report import wording
-from keeptune.report.headline import base_label, headline, key_numbers
+from keeptune.report.headline import headline, key_numbers
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
 from keeptune.report.tables import Report, read_report
 from keeptune.storage import write_atomic
@@ -69,7 +69,6 @@ def render_page(report: Report) -> str:
         version=__version__,
         headline=headline(report),
         key_numbers=key_numbers(report),
-        base_label=base_label(report),
         colours=colours(report),
         score_groups=score_groups(report),
         paired_groups=paired_groups(report),
@@ -132,7 +131,7 @@ def _audit(report: Report) -> dict[str, Any] | None:
         "kept": audit.kept,
         "truncated": audit.truncated,
         "dropped": dict(audit.dropped),
-        "leaks": dict(audit.leaks),
+        "leaks": [dataclasses.asdict(leak) for leak in audit.leaks],
         "splits": [dataclasses.asdict(split) for split in audit.splits],
         "lengths": [dataclasses.asdict(lengths) for lengths in audit.lengths],
     }

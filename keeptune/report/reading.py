@@ -125,12 +125,14 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, value as text) of a JSON object, nested ones opened, null ones left out."""
+    """Yield (dotted key, value as text) of a JSON object, nested ones opened, lists of names joined, nulls left out."""
     for key, inner in value.items():
         name = f"{prefix}{key}"
         if isinstance(inner, dict):
             yield from flat(inner, prefix=f"{name}.")
         elif isinstance(inner, str):
             yield name, inner
+        elif isinstance(inner, list) and all(isinstance(part, str) for part in inner):
+            yield name, ", ".join(inner)
         elif inner is not None:
             yield name, json.dumps(inner, ensure_ascii=False)

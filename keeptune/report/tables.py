@@ -166,8 +166,9 @@ class Report:
 
     def difference(self, model: str, metric: str, *, task: str = ALL_TASKS) -> Paired | None:
         """Return a model's paired difference from the base, None where it was not measured."""
-        found = (p for p in self.paired if (p.model, p.metric, p.task) == (model, metric, task))
-        return next(found, None)
+        wanted = (model, metric, task)
+        against_base = (p for p in self.paired if p.against not in self.methods)
+        return next((p for p in against_base if (p.model, p.metric, p.task) == wanted), None)
 
     def cost(self, model: str | None) -> Cost | None:
         """Return a method's cost, None where it was not trained to the end."""

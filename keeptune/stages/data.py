@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,11 +12,13 @@ from typing import TYPE_CHECKING, Any
 from keeptune import __version__
 from keeptune.config import Recipe
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName, record_from_json, record_to_json
+from keeptune.errors import DataError
 from keeptune.progress import Progress
 from keeptune.stages.run import Context, Run, is_done, stage_key
-from keeptune.storage import read_json, staged_folder, storage_errors, write_jsonl
+from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
 
 if TYPE_CHECKING:
+    from keeptune.data.audit import Audit, TokenAudit
     from keeptune.evaluation.evaluate import Split
     from keeptune.model.folder import ModelFacts
     from keeptune.text.table import TokenTable
@@ -191,15 +193,47 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
     with storage_errors(folder):
         (folder / "tokens").mkdir()
     tables: dict[SplitName, TokenTable] = {}
+    too_long: list[tuple[str, SplitName]] = []
     for split in SPLIT_NAMES:
         records = prepared.records[split]
-        progress.start(f"Tokenise {split}", total=len(records), unit="records")
+        progress.start(f"Tokenising {split}", total=len(records), unit="records")
         tokenized = tokenize(records, **_rendering(recipe, base), **_length_policy(recipe))
-        tables[split] = TokenTable.write(folder / "tokens" / f"{split}.arrow", _counted(tokenized, progress=progress))
+        table = TokenTable.write(folder / "tokens" / f"{split}.arrow", _counted(tokenized, progress=progress))
         progress.finish()
-        kept = set(tables[split].record_ids)
+        kept = set(table.record_ids)
+        too_long.extend((record.task, split) for record in records if record.id not in kept)
         write_jsonl(folder / f"{split}.jsonl", (record_to_json(record) for record in records if record.id in kept))
-    ...
+        tables[split] = table
+    audit = prepared.audit.with_tokens(_token_audit(tables.values()), too_long=too_long)
+    _require_every_split(tables, audit=audit)
+    write_json(folder / "audit.json", audit.to_json())
+
+
+def _token_audit(tables: Collection[TokenTable]) -> TokenAudit:
+    from keeptune.data.audit import token_audit
+
+    return token_audit(
+        [int(length) for table in tables for length in table.prompt_lengths],
+        [int(length) for table in tables for length in table.completion_lengths],
+        truncated=sum(table.counts.num_truncated for table in tables),
+        completion_cut=sum(table.counts.num_completions_cut for table in tables),
+        too_long=sum(table.counts.num_dropped for table in tables),
+        supervised_tokens=sum(table.counts.num_targets for table in tables),
+    )
+
+
+def _require_every_split(tables: Mapping[SplitName, TokenTable], *, audit: Audit) -> None:
+    counts = {split: len(table) for split, table in tables.items()}
+    empty = [split for split, count in counts.items() if count == 0]
+    if empty:
+        split = empty[0]
+        remedy = "Give more data" if split == "train" else f"Raise data.{split}_fraction, or give the task its own file"
+        dropped = ", ".join(f"{count} {reason}" for reason, count in audit.dropped.items()) or "none"
+        raise DataError(
+            f"data: found no {split} record ({audit.rows_in} rows read; dropped: {dropped}; "
+            f"train {counts['train']}, validation {counts['validation']}, test {counts['test']}); "
+            f"expected at least one in each split. {remedy}."
+        )
 
 
 def _counted(tokenized: Iterable[Tokenized], *, progress: Progress) -> Iterator[Tokenized]:

@@ -17,7 +17,7 @@ from keeptune.storage import MANIFEST, read_json, write_json
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
+    from torch import Tensor, nn
 
     from keeptune.evaluation.evaluate import Bench
     from keeptune.model.methods import Method
@@ -30,10 +30,12 @@ _DEFAULT_RATES = {False: 2e-5, True: 2e-4}
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a model's batches are laid out and computed on its device."""
+    """How a model's batches are laid out and computed on its device; both losses are in nats, `batch_loss` summed."""
 
     layout: Layout
     collate: Callable[[Sequence[Example]], Batch]
+    batch_loss: Callable[[nn.Module, Batch], Tensor]
+    target_losses: Callable[[nn.Module, Batch], Tensor]
     device: torch.device
     autocast: torch.dtype | None
 
@@ -75,19 +77,33 @@ def artifact_folder(folder: Path, method: Method) -> Path:
 
 
 def fit_model(model: nn.Module, *, data: Data, device: torch.device) -> Fit:
-    """Choose packed batches where the model is exact on them, else padded ones."""
+    """Choose packed batches and the chunked loss where the model is exact under them, else padding and logits."""
     import torch
 
+    from keeptune.model.loss import batch_loss, loss_is_exact, target_losses
+
+    layout, collate = _layout(model, data=data)
+    through_logits = not loss_is_exact(model)
+    return Fit(
+        layout=layout,
+        collate=collate,
+        batch_loss=partial(batch_loss, through_logits=through_logits),
+        target_losses=partial(target_losses, through_logits=through_logits),
+        device=device,
+        autocast=torch.bfloat16 if device.type == "cuda" else None,
+    )
+
+
+def _layout(model: nn.Module, *, data: Data) -> tuple[Layout, Callable[[Sequence[Example]], Batch]]:
     from keeptune.model.attention import can_pack, uses_virtual_tokens
     from keeptune.text.batches import pack, pad, pad_pairs
 
-    autocast = torch.bfloat16 if device.type == "cuda" else None
     pad_id = data.base.tokenizer.pad_id
     if data.base.facts.encoder_decoder:
-        return Fit("pairs", partial(pad_pairs, pad_id=pad_id), device, autocast)
+        return "pairs", partial(pad_pairs, pad_id=pad_id)
     if not uses_virtual_tokens(model) and can_pack(model):
-        return Fit("packed", pack, device, autocast)
-    return Fit("padded", partial(pad, pad_id=pad_id), device, autocast)
+        return "packed", pack
+    return "padded", partial(pad, pad_id=pad_id)
 
 
 def _train_method(run: Run, data: Data, method: Method) -> Path:
@@ -168,7 +184,15 @@ def make_bench(run: Run, data: Data, model: nn.Module, *, fit: Fit) -> Bench:
         encoder_decoder=base.facts.encoder_decoder,
         max_positions=base.facts.max_positions,
     )
-    return Bench(base.tokenizer, decoding, fit.collate, fit.autocast, run.context.progress, run.context.stop_requested)
+    return Bench(
+        tokenizer=base.tokenizer,
+        decoding=decoding,
+        collate=fit.collate,
+        target_losses=fit.target_losses,
+        autocast=fit.autocast,
+        progress=run.context.progress,
+        stop_requested=run.context.stop_requested,
+    )
 
 
 def _weight_type(device: torch.device, method: Method) -> torch.dtype:
@@ -181,7 +205,6 @@ def _weight_type(device: torch.device, method: Method) -> torch.dtype:
 def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fit, key: str) -> TrainingResult:
     from keeptune.evaluation.evaluate import validation_value
     from keeptune.evaluation.metrics import METRICS
-    from keeptune.model.loss import batch_loss
     from keeptune.training.loop import train as run_loop
     from keeptune.training.world import SINGLE
 
@@ -197,7 +220,7 @@ def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fi
         model=model,
         train_table=data.table("train"),
         validation_table=split.examples,
-        loss=batch_loss,
+        loss=fit.batch_loss,
         collate=fit.collate,
         settings=_settings(run.recipe, data, method, layout=fit.layout),
         folder=run.folder / method.name,

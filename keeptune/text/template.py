@@ -215,8 +215,7 @@ class _TurnTemplate:
             text = part if isinstance(part, str) else written.get(part)
             if text is None:
                 known, literal = values[int(part)], after if isinstance(after, str) else ""
-                options = (known, known.lstrip(), known.rstrip(), known.strip())
-                text = next((o for o in options if rendered.startswith(o + literal, place)), known)
+                text = next((o for o in _trimmed(known) if rendered.startswith(o + literal, place)), known)
                 written[int(part)] = text
             if not rendered.startswith(text, place):
                 break
@@ -262,6 +261,16 @@ def _append(segments: list[Segment], piece: Segment) -> None:
     elif before is not None and not (before.special or before.completion or piece.special or piece.completion):
         piece = Segment(segments.pop().text + piece.text)
     segments.append(piece)
+
+
+def _trimmed(text: str) -> Iterator[str]:
+    """Yield the text as it is, then without the newlines or the spaces at its start, its end or both."""
+    core = text.strip()
+    lead = text[: len(text) - len(text.lstrip())]
+    trail = text[len(lead) + len(core) :]
+    for before in dict.fromkeys((lead, lead.lstrip("\n"), "")):
+        for after in dict.fromkeys((trail, trail.rstrip("\n"), "")):
+            yield before + core + after
 
 
 class _PairTemplate:

@@ -125,7 +125,8 @@ def clear_gradients(work: Work) -> None:
 
 def record_ids(table: Examples, step: Step) -> tuple[str, ...]:
     """Return the ids of the records in a step, in the order of its micro-batches."""
-    return tuple(table.record_ids[i] for micro_batch in step.micro_batches for i in micro_batch)
+    ids = table.record_ids
+    return tuple(ids[i] for micro_batch in step.micro_batches for i in micro_batch)
 
 
 def ids_sha256(ids: Sequence[str]) -> str:

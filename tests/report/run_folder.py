@@ -138,21 +138,36 @@ def training(method: str, num_steps: int) -> dict[str, Any]:
 
 
 def audit(tasks: Sequence[str]) -> dict[str, Any]:
+    pair = {"first": "ag_news.jsonl:12", "second": "ag_news.jsonl:711", "jaccard": 0.87}
+    leak = {"train": "ag_news.jsonl:31", "held_out": "ag_news.jsonl:905", "split": "test", "share": 0.61}
     return {
         "rows_in": 1_020,
         "kept": 1_000,
         "dropped": {"exact_duplicate": 12, "leak": 6, "empty_completion": 2},
-        "truncated": 4,
-        "num_exact_duplicates": 12,
-        "num_near_pairs": 2,
-        "near_pairs": [{"first": "ag_news.jsonl:12", "second": "ag_news.jsonl:711", "jaccard": 0.87}],
-        "splits": {task: {"train": 812, "validation": 92, "test": 96} for task in tasks},
-        "leaks": {"exact": {"count": 0}, "near": {"count": 4}, "ngram_cover": {"count": 2}, "ngram_13": {"count": 31}},
-        "lengths": {
+        "dropped_rows": [{"origin": "ag_news.jsonl:77", "reason": "empty_completion"}],
+        "exact_duplicates": 12,
+        "near_duplicates": {"num_pairs": 2, "examples": [pair]},
+        "groups": {"num_groups": 998, "num_joined": 2, "num_moved": 1, "largest_group": 2},
+        "tasks": {task: {"train": 812, "validation": 92, "test": 96} for task in tasks},
+        "leaks": {
+            "exact": {"num_train_records": 0, "num_removed": 0, "examples": []},
+            "near": {"num_train_records": 4, "num_removed": 4, "examples": []},
+            "ngram_cover": {"num_train_records": 2, "num_removed": 2, "examples": [leak]},
+            "ngram_13": {"num_train_records": 31, "num_removed": 0, "examples": [leak] * 9},
+        },
+        "tokens": {
             "prompt": {"p50": 61, "p90": 112, "p99": 240, "max": 611, "mean": 70.25},
             "completion": {"p50": 3, "p90": 5, "p99": 5, "max": 6, "mean": 3.4},
             "total": {"p50": 65, "p90": 117, "p99": 244, "max": 615, "mean": 73.7},
+            "truncated": 4,
+            "completion_cut": 0,
+            "too_long": 0,
+            "supervised_tokens": 30_120,
+            "truncated_fraction": 0.004,
         },
+        "splits": {"train": 812 * len(tasks), "validation": 92 * len(tasks), "test": 96 * len(tasks)},
+        "kept_whole": 996,
+        "truncated": 4,
     }
 
 
@@ -185,9 +200,11 @@ def write_run(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_steps: int 
         write_lines(run / method / "test/samples.jsonl", samples(method, tasks))
     pairs = [paired_row(m, "all", metric) for metric in METRICS for m in ("full", "lora")]
     pairs += [paired_row(m, t, metric, factor=0.8) for metric in METRICS for m in ("full", "lora") for t in tasks]
-    write_json(run / "paired.json", {"paired": pairs})
+    pairs += [paired_row("lora", "all", metric, factor=0.05) | {"against": "full"} for metric in METRICS]
+    write_json(run / "paired.json", {"paired": pairs[::-1]})
     values = {"full": 0.3991, "lora": 0.4312}
     selection = {"selected": "lora", "metric": "rougeL", "split": "validation", "values": values}
     write_json(run / "selection.json", selection)
-    write_lines(run / "test_openings.jsonl", [{"time": "2026-11-23T21:02:11Z", "models": "base, full, lora"}])
+    opening = {"opened": "2026-11-23T21:02:11Z", "models": ["base", "full", "lora"], "test_sha256": "ab12"}
+    write_lines(run / "test_openings.jsonl", [opening])
     return run

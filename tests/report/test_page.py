@@ -93,13 +93,13 @@ def assert_safe(page: Page) -> None:
 
 
 def poisoned(value: Any, payload: str) -> Any:
-    """Put the payload behind every text of a JSON value, but for the names of events and splits."""
+    """Put the payload behind every text of a JSON value, but for the names of events, splits and all tasks."""
     if isinstance(value, dict):
         kept = {"event", "split"}
         return {key: inner if key in kept else poisoned(inner, payload) for key, inner in value.items()}
     if isinstance(value, list):
         return [poisoned(inner, payload) for inner in value]
-    return f"{value}{payload}" if isinstance(value, str) else value
+    return f"{value}{payload}" if isinstance(value, str) and value != "all" else value
 
 
 def write_poisoned_run(run: Path, payload: str) -> Path:
@@ -114,7 +114,7 @@ def write_poisoned_run(run: Path, payload: str) -> Path:
             values = [v | {"metrics": {f"{k}{payload}": x for k, x in v["metrics"].items()}} for v in values]
         if path.name == "audit.json":
             audit = values[0]
-            for part in ("dropped", "leaks", "splits", "lengths"):
+            for part in ("dropped", "leaks", "tasks"):
                 audit[part] = {f"{key}{payload}": inner for key, inner in audit[part].items()}
             audit[f"odd{payload}"] = payload
         if path.name == "manifest.json":
@@ -174,7 +174,7 @@ def test_no_text_of_a_run_becomes_markup(tmp_path: Path, payload: str) -> None:
     page = page_of(run)
     assert_safe(page)
     shown = " ".join(payload.split())
-    assert page.words.count(shown) > 60
+    assert page.words.count(shown) > 90
     for place in ("a", "base", "key", "World", "0.1.0", "ag_news.jsonl:12", "the article is about", "seed: 0"):
         assert f"{place}{shown}" in page.words or f"{place} {shown}" in page.words, place
 
@@ -337,10 +337,14 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
     before = write_report(run).read_bytes()
     write_lines(run / "lora/events.jsonl", events(9))
 
-    def refuse(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    replace = Path.replace
 
-    monkeypatch.setattr("keeptune.storage.os.fsync", refuse)
+    def refuse_the_page(self: Path, target: Path) -> Path:
+        if target.name == "report.html":
+            raise OSError(28, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", refuse_the_page)
     with pytest.raises(StorageError, match="no space left"):
         write_report(run)
     assert (run / "report.html").read_bytes() == before

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from keeptune.data import audit as data_audit
 from keeptune.errors import StorageError
 from keeptune.report.audit import SplitCounts
 from keeptune.report.curves import MAX_POINTS, read_curve
@@ -112,7 +113,7 @@ def test_wrong_types_in_every_field_count_as_missing(tmp_path: Path) -> None:
     write_json(run / "lora/training.json", {"trained_parameters": "many", "train_seconds": [1], "peft_type": 3})
     write_json(run / "paired.json", {"paired": [1, None, {"model": 4, "difference": "x"}]})
     write_json(run / "lora/test/scores.json", {"scores": {"a": 1}, "metrics": [1], "decoding": "greedy"})
-    write_json(run / "data/audit.json", {"rows_in": "x", "dropped": [1], "splits": {"t": 3}, "lengths": None})
+    write_json(run / "data/audit.json", {"rows_in": "x", "dropped": [1], "tasks": {"t": 3}, "tokens": None})
     report = read_report(run)
     cost = report.cost("lora")
     assert cost is not None
@@ -137,9 +138,45 @@ def test_numbers_are_numbers_and_nothing_else() -> None:
     assert [whole(v) for v in (3, 2.0, math.nan, math.inf)] == [3, 2, None, None]
 
 
-def test_the_audit_reads_either_order_of_task_and_split(tmp_path: Path) -> None:
-    write_json(tmp_path / "data/audit.json", {"splits": {"train": {"a": 8, "b": 2}, "test": {"a": 1}}})
-    assert read_report(tmp_path).audit.splits == (SplitCounts("a", 8, 0, 1), SplitCounts("b", 2, 0, 0))
+def test_the_audit_is_read_as_the_data_room_writes_it(tmp_path: Path) -> None:
+    read = read_report(write_run(tmp_path, num_steps=1)).audit
+    assert (read.rows_in, read.kept, read.truncated) == (1020, 1000, 4)
+    assert read.dropped == (("exact_duplicate", 12), ("leak", 6), ("empty_completion", 2))
+    assert read.splits == (SplitCounts("ag_news", 812, 92, 96),)
+    assert [(leak.kind, leak.num_train_records, leak.num_removed) for leak in read.leaks][2:] == [
+        ("ngram_cover", 2, 2),
+        ("ngram_13", 31, 0),
+    ]
+    assert [(lengths.part, lengths.p99) for lengths in read.lengths] == [
+        ("prompt", 240),
+        ("completion", 5),
+        ("total", 244),
+    ]
+    assert ("near_duplicates.num_pairs", "2") in read.other
+    assert ("tokens.supervised_tokens", "30120") in read.other
+    shown = {group.title: (len(group.cases), group.num_more) for group in read.examples}
+    assert shown["leaks.ngram_13.examples"] == (6, 3)
+
+
+def test_an_audit_of_the_data_room_itself_is_read(tmp_path: Path) -> None:
+    written = data_audit.Audit(
+        rows_in=12,
+        kept=10,
+        dropped={"leak": 2},
+        dropped_rows=(),
+        exact_duplicates=0,
+        near_duplicates=data_audit.NearAudit(0, ()),
+        groups=data_audit.GroupAudit(10, 0, 0, 1),
+        tasks={"a": data_audit.SplitCounts(8, 1, 1)},
+        leaks=data_audit.leak_audits([], removed=frozenset()),
+        tokens=data_audit.token_audit([5, 7], [2, 2], truncated=3, completion_cut=0, too_long=0, supervised_tokens=4),
+    )
+    write_json(tmp_path / "data/audit.json", written.to_json())
+    read = read_report(tmp_path).audit
+    assert (read.rows_in, read.kept, read.truncated, read.num_train) == (12, 10, 3, 8)
+    assert (read.splits, read.dropped) == ((SplitCounts("a", 8, 1, 1),), (("leak", 2),))
+    assert [leak.num_removed for leak in read.leaks] == [0, 0, 0, 0]
+    assert [lengths.max for lengths in read.lengths] == [7, 2, 9]
 
 
 def test_the_audit_hides_no_count_that_it_does_not_know(tmp_path: Path) -> None:
@@ -147,6 +184,13 @@ def test_the_audit_hides_no_count_that_it_does_not_know(tmp_path: Path) -> None:
     audit = read_report(tmp_path).audit
     assert audit.other == (("num_odd", "7"), ("inner.share", "0.5"))
     assert audit.examples[0].cases == ((("a", "1"),),)
+
+
+def test_the_headline_compares_with_the_base_and_not_with_another_method(tmp_path: Path) -> None:
+    report = read_report(write_run(tmp_path, num_steps=1))
+    pair = report.difference("lora", "rougeL")
+    assert pair is not None
+    assert pair.against == "base"
 
 
 def test_weights_are_named_by_their_hashes(tmp_path: Path) -> None:

@@ -232,6 +232,14 @@ def test_a_content_that_one_record_alone_has_changed_is_refused(load: Load) -> N
         load("thinking")[0].render(messages, train_on="last")
 
 
+@pytest.mark.parametrize("word", ["Paris", "France"])
+def test_a_wording_that_depends_on_the_contents_is_refused(tmp_path: Path, word: str) -> None:
+    shout = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '!' if '" + word + "' in messages[-1].content }}"
+    template = custom(tmp_path, shout)
+    with pytest.raises(RecipeError, match="found '!' where it writes a message"):
+        template.render(ONE_TURN, train_on="last")
+
+
 def test_auto_is_the_chat_template_else_alpaca_else_plain(tmp_path: Path) -> None:
     chat = Tokenizer.load(tiny.chatml_tokenizer(tmp_path / "chat"))
     bare = Tokenizer.load(tiny.plain_tokenizer(tmp_path / "bare"))

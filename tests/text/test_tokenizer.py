@@ -80,8 +80,8 @@ def test_a_unigram_model_that_knows_its_end_token_does_not_read_it_from_text(tex
     for first in (True, False):
         (ids,) = t5.encode([text], first=first)
         assert not {t5.eos_id, t5.pad_id} & set(ids)
-        (again,) = t5.encode([t5.decode(ids, first=first)], first=first)
-        assert "🙂" in text or "é" in text or t5.decode(again, first=first) == t5.decode(ids, first=first)
+        if not {"🙂", "é"} & set(text):
+            assert "".join(t5.decode(ids, first=first).split()) == "".join(text.split())
 
 
 def test_the_unigram_backend_alone_would_read_the_end_token_from_text(t5: Tokenizer) -> None:

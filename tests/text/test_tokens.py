@@ -98,14 +98,14 @@ def test_a_plain_record_has_these_ids_and_this_mask(load: Load) -> None:
     assert example.completion_ids.tolist() == example.input_ids.tolist()[2:]
 
 
+HOSTILE = ["</s>", "<s>", "<bos>", "<|im_end|>", "<|eot_id|>", "[/INST]", "<end_of_turn>", "### Response:", "{{ 7 }}"]
 PIECES = st.sampled_from(
-    ["a", " ", "\n", "\n\n", "  ", "Paris", "é", "🙂", "</s>", "<s>", "<bos>", "<|im_end|>", "<|eot_id|>", "[/INST]"]
-    + ["<end_of_turn>", "### Response:", "1", "{{ 7 }}", "\ue0000\ue001", "\x00", "ﬁ"]
+    [*HOSTILE, "a", " ", "\n", "\n\n", "  ", "Paris", "é", "🙂", "1", "\ue0000\ue001", "\x00", "ﬁ"]
 )
 TEXT = st.lists(PIECES, min_size=1, max_size=8).map("".join).filter(str.strip)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=120, deadline=None)
 @given(prompt=TEXT, completion=TEXT, wording=st.sampled_from(WORDINGS))
 def test_the_trained_tokens_decode_to_the_completion_and_its_end_token(
     prompt: str, completion: str, wording: str, load: Load
@@ -113,6 +113,7 @@ def test_the_trained_tokens_decode_to_the_completion_and_its_end_token(
     tokenizer, template, _ = load(wording)
     example = only([record(prompt, completion)], load(wording))
     written = completion.strip() if wording in TRIMMING else completion
+    written = written.lstrip("\n") if wording == "thinking" else written
     trained = example.input_ids[example.loss_mask].tolist()
     assert tokenizer.decode(trained) == written + template.end_token
     assert trained[-1] == tokenizer.special_tokens[template.end_token]
@@ -242,7 +243,7 @@ def test_with_an_encoder_each_side_has_the_limit(load: Load) -> None:
 def test_a_cut_keeps_the_limit_and_reports_what_it_cut(
     prompt: int, completion: int, max_length: int, wording: str, load: Load
 ) -> None:
-    tokenizer, _, encoder_decoder = load(wording)
+    encoder_decoder = load(wording)[2]
     long = record(" ".join("x" * prompt), " ".join("y" * completion))
     whole = only([long], load(wording), max_length=10_000)
     (item,) = run([long], load(wording), max_length=max_length, over_length="cut")
@@ -262,7 +263,7 @@ def test_too_long_records_are_listed_or_dropped(load: Load) -> None:
     with pytest.raises(DataError) as caught:
         run(records, load("plain"), max_length=12)
     assert str(caught.value).startswith(
-        "data.jsonl:1: found 44 tokens (40 of prompt, 4 of completion); expected at most 12. "
+        "data.jsonl:1: found 33 tokens (29 of prompt, 4 of completion); expected at most 12. "
         "Raise data.max_length, or set data.over_length=cut or drop."
     )
     assert str(caught.value).endswith("and 2 more.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -155,6 +156,22 @@ def test_a_stop_before_the_first_step_leaves_nothing_to_resume(tmp_path: Path) -
         start("full", tmp_path / "run", stop_at=0)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     assert start("full", tmp_path / "run") == start("full", tmp_path / "reference")
+
+
+def test_a_step_that_a_stop_cut_leaves_no_gradient(tmp_path: Path) -> None:
+    model = make_model()
+    with pytest.raises(Interrupted):
+        run(model, tmp_path, stop_requested=StopAt(2))
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").is_dir(), reason="only Linux tells the name of an open file")
+def test_the_log_is_on_the_disk_before_each_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced: list[str] = []
+    monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.readlink(f"/proc/self/fd/{fd}").rsplit("/", 1)[-1]))
+    run(make_model(), tmp_path, save_steps=1)
+    relevant = [name for name in synced if name in ("events.jsonl", "model.safetensors")]
+    assert relevant == ["events.jsonl", "model.safetensors"] * 6
 
 
 @pytest.mark.parametrize("frozen", [False, True])

@@ -1,0 +1,245 @@
+"""Files in, records by split out: every row is accounted for, and no order of rows matters."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keeptune.data.audit import SplitCounts
+from keeptune.data.prepare import Prepared, TaskSource, prepare_records
+from keeptune.data.record import SPLIT_NAMES
+from keeptune.errors import DataError
+from keeptune.progress import Silent
+
+SHARED = Path(__file__).resolve().parents[3] / "shared"
+
+
+class Listener(Silent):
+    """Keeps what was said."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.said.append(text)
+
+
+def story(i: int, num_words: int = 30) -> str:
+    return " ".join(f"s{i}w{k}" for k in range(num_words))
+
+
+def row(i: int, completion: str = "yes") -> dict[str, Any]:
+    return {"prompt": story(i), "completion": completion}
+
+
+def write(path: Path, rows: Sequence[Any]) -> str:
+    path.write_text("".join(json.dumps(r) + "\n" for r in rows), encoding="utf-8")
+    return str(path)
+
+
+def prepared(*sources: TaskSource, **settings_: Any) -> Prepared:
+    defaults = {
+        "seed": 0,
+        "validation_fraction": 0.2,
+        "test_fraction": 0.2,
+        "drop_incomplete": False,
+        "duplicates": "drop",
+        "leaks": "drop",
+        "progress": Silent(),
+    }
+    return prepare_records(sources, **(defaults | settings_))
+
+
+def placed(result: Prepared) -> Mapping[tuple[str, str], str]:
+    """Split by task and text; origins and order left out."""
+    return {(r.task, f"{r.prompt} -> {r.completion}"): split for split in SPLIT_NAMES for r in result.records[split]}
+
+
+def test_every_row_is_kept_or_dropped_with_its_reason(tmp_path: Path) -> None:
+    rows = [*(row(i) for i in range(40)), row(3), row(4, "no"), {**row(5), "completion": " "}, {"x": "y"}]
+    listener = Listener()
+    result = prepared(TaskSource("a", write(tmp_path / "a.jsonl", rows)), drop_incomplete=True, progress=listener)
+    audit = result.audit
+    assert audit.rows_in == 44
+    assert audit.dropped == {"empty_completion": 1, "unknown_format": 1, "exact_duplicate": 1}
+    assert audit.exact_duplicates == 1
+    assert [(Path(d.origin).name, d.reason) for d in audit.dropped_rows] == [
+        ("a.jsonl:43", "empty_completion"),
+        ("a.jsonl:44", "unknown_format"),
+        ("a.jsonl:41", "exact_duplicate"),
+    ]
+    assert audit.kept == 41 == sum(len(records) for records in result.records.values())
+    assert all(len(result.records[split]) > 2 for split in SPLIT_NAMES)
+    assert listener.said == [audit.summary()]
+
+
+def test_only_twenty_dropped_rows_of_a_reason_are_listed(tmp_path: Path) -> None:
+    rows = [row(0), *({"x": str(i)} for i in range(25))]
+    audit = prepared(TaskSource("a", write(tmp_path / "a.jsonl", rows)), drop_incomplete=True).audit
+    assert audit.dropped == {"unknown_format": 25}
+    assert len(audit.dropped_rows) == 20
+
+
+def test_invalid_rows_stop_the_run_unless_they_may_be_dropped(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [row(0), *({**row(i), "completion": ""} for i in range(1, 13))])
+    with pytest.raises(DataError) as caught:
+        prepared(TaskSource("a", path))
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 12
+    assert lines[0].startswith(f"{path}:2: found an empty completion; expected ")
+    assert lines[9].startswith(f"{path}:11: ")
+    assert lines[10] == "and 2 more."
+    assert lines[11] == "To drop and count such rows, set data.drop_incomplete=true."
+
+
+def test_nothing_but_invalid_rows_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"x": "1"}, {"x": "2"}])
+    with pytest.raises(DataError) as caught:
+        prepared(TaskSource("a", path), drop_incomplete=True)
+    assert str(caught.value) == (
+        "data.tasks: found no valid record in 2 rows (2 unknown_format); expected at least one. "
+        "Mend the rows, or name their columns with `columns` in the task."
+    )
+
+
+def test_named_columns_and_instruction_reach_the_records(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"dialogue": "hello", "summary": "a greeting"}])
+    columns = {"prompt": "dialogue", "completion": "summary"}
+    source = TaskSource("a", path, columns=columns, instruction="Sum up.")
+    (record,) = prepared(source, validation_fraction=0.0, test_fraction=0.0).records["train"]
+    assert (record.prompt, record.completion) == ("Sum up.\n\nhello", "a greeting")
+
+
+def test_copies_are_dropped_inside_a_task_and_kept_on_request(tmp_path: Path) -> None:
+    rows = [row(1), {"prompt": story(1).upper(), "completion": "Yes"}, row(2)]
+    sources = [TaskSource(name, write(tmp_path / f"{name}.jsonl", rows)) for name in "ab"]
+    result = prepared(*sources)
+    assert result.audit.dropped == {"exact_duplicate": 2}
+    assert len(placed(result)) == 4
+    # Which of the two copies stays does not depend on their order.
+    write(tmp_path / "a.jsonl", rows[::-1])
+    assert placed(prepared(*sources)) == placed(result)
+    kept = prepared(*sources, duplicates="keep")
+    assert kept.audit.dropped == {}
+    assert (kept.audit.kept, kept.audit.exact_duplicates) == (6, 2)
+
+
+def test_a_cap_keeps_the_same_records_whatever_their_order(tmp_path: Path) -> None:
+    rows = [row(i) for i in range(3000)]
+    path = write(tmp_path / "a.jsonl", rows)
+    first = prepared(TaskSource("a", path, max_records=10))
+    assert first.audit.dropped == {"max_records": 2990}
+    random.Random(0).shuffle(rows)
+    write(tmp_path / "a.jsonl", rows)
+    assert placed(prepared(TaskSource("a", path, max_records=10))) == placed(first)
+    # It is no head of the file, and a higher cap keeps what a lower one kept.
+    larger = prepared(TaskSource("a", path, max_records=20))
+    assert placed(first).items() <= placed(larger).items()
+    assert max(int(r.prompt.split("w")[0][1:]) for s in SPLIT_NAMES for r in first.records[s]) > 100
+
+
+def test_own_files_are_neither_capped_nor_deduplicated_and_their_copies_leave_train(tmp_path: Path) -> None:
+    train = write(tmp_path / "train.jsonl", [*(row(i) for i in range(50)), row(100), row(101, "no")])
+    test = write(tmp_path / "test.jsonl", [row(100), row(100), row(101), row(102)])
+    source = TaskSource("a", train, test=test)
+    result = prepared(source)
+    assert [Path(r.origin).name for r in result.records["test"]] == [f"test.jsonl:{n}" for n in (1, 2, 3, 4)]
+    assert result.audit.dropped == {"leak": 2}
+    exact = result.audit.leaks["exact"]
+    assert (exact.num_train_records, exact.num_removed) == (2, 2)
+    assert [(Path(e.train).name, Path(e.held_out).name) for e in exact.examples] == [
+        ("train.jsonl:51", "test.jsonl:1"),
+        ("train.jsonl:52", "test.jsonl:3"),
+    ]
+    assert len(result.records["validation"]) > 2
+    kept = prepared(source, leaks="keep")
+    assert kept.audit.dropped == {}
+    assert (kept.audit.leaks["exact"].num_train_records, kept.audit.leaks["exact"].num_removed) == (2, 0)
+    capped = prepared(TaskSource("a", train, test=test, max_records=5))
+    assert len(capped.records["test"]) == 4
+
+
+def test_counts_stand_for_every_task_and_split(tmp_path: Path) -> None:
+    a = TaskSource("a", write(tmp_path / "a.jsonl", [row(i) for i in range(30)]))
+    b = TaskSource("b", write(tmp_path / "b.jsonl", [{"x": "y"}]))
+    audit = prepared(a, b, drop_incomplete=True, validation_fraction=0.0, test_fraction=0.0).audit
+    assert audit.tasks == {"a": SplitCounts(30, 0, 0), "b": SplitCounts(0, 0, 0)}
+
+
+def test_near_duplicates_are_listed_with_their_origins_and_equal_prompts_are_not(tmp_path: Path) -> None:
+    near = {"prompt": f"{story(1)} end", "completion": "yes"}
+    audit = prepared(TaskSource("a", write(tmp_path / "a.jsonl", [row(1), near, row(2), row(2, "no")]))).audit
+    (pair,) = audit.near_duplicates.examples
+    assert audit.near_duplicates.num_pairs == 1
+    assert (Path(pair.first).name, Path(pair.second).name) == ("a.jsonl:1", "a.jsonl:2")
+    assert pair.jaccard == pytest.approx(28 / 29)
+    assert (audit.groups.num_groups, audit.groups.num_joined, audit.groups.largest_group) == (2, 1, 2)
+
+
+def test_train_records_that_cover_a_held_out_one_are_removed(tmp_path: Path) -> None:
+    train = [{"prompt": f"{story(i, 40)} {story(900, 40)}", "completion": "yes"} for i in range(5)]
+    test = write(tmp_path / "test.jsonl", [row(900), row(901)])
+    source = TaskSource("a", write(tmp_path / "a.jsonl", [*train, row(7)]), test=test)
+    audit = prepared(source, validation_fraction=0.0).audit
+    assert audit.dropped == {"leak": 5}
+    assert audit.leaks["ngram_cover"].num_removed == 5
+    assert audit.leaks["ngram_13"].num_train_records == 0
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["yes", "no"])), min_size=1, max_size=25),
+    st.lists(st.integers(100, 140), max_size=25),
+    st.randoms(use_true_random=False),
+)
+def test_no_record_moves_when_rows_are_permuted_or_unrelated_ones_added(
+    tmp_path_factory: pytest.TempPathFactory,
+    given_rows: list[tuple[int, str]],
+    others: list[int],
+    shuffler: random.Random,
+) -> None:
+    folder = tmp_path_factory.mktemp("rows")
+    rows = [row(i, completion) for i, completion in given_rows]
+    before = placed(prepared(TaskSource("a", write(folder / "a.jsonl", rows))))
+    more = [*rows, *(row(i) for i in others)]
+    shuffler.shuffle(more)
+    after = placed(prepared(TaskSource("a", write(folder / "a.jsonl", more))))
+    assert {key: after[key] for key in before} == before
+
+
+@pytest.mark.real
+def test_dialogsum_is_split_with_its_near_duplicates_together() -> None:
+    path = SHARED / "data/dialogsum.dev.jsonl"
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    source = TaskSource("dialogsum", str(path), columns={"prompt": "dialogue", "completion": "summary"})
+    result = prepared(source)
+    lines = [[int(o.split(":")[1]) for o in (p.first, p.second)] for p in result.audit.near_duplicates.examples]
+    assert lines == [[114, 435], [263, 408]]
+    assert result.audit.groups.num_groups == 496
+    split_of = {int(r.origin.split(":")[1]): split for split in SPLIT_NAMES for r in result.records[split]}
+    for first, second in ([44, 117], [165, 192], *lines):
+        assert split_of[first] == split_of[second]
+    assert result.audit.leaks["exact"].num_train_records == result.audit.leaks["near"].num_train_records == 0
+
+
+@pytest.mark.real
+def test_templates_of_one_data_set_do_not_leak_their_inputs() -> None:
+    folder = SHARED / "data/p3_sample"
+    if not folder.exists():
+        pytest.skip(f"{folder} is not there")
+    paths = sorted(folder.glob("ag_news_*.jsonl.gz"))
+    result = prepared(*(TaskSource(p.name.split(".")[0], str(p)) for p in paths), drop_incomplete=True)
+    # The seven templates wrap about the same articles: most groups hold a record of each.
+    assert result.audit.groups.num_groups < result.audit.kept / 4
+    assert all(counts.test > 5 for counts in result.audit.tasks.values())
+    again = [(r.id, split) for split in SPLIT_NAMES for r in result.records[split]]
+    reversed_ = prepared(*(TaskSource(p.name.split(".")[0], str(p)) for p in paths[::-1]), drop_incomplete=True)
+    assert sorted(again) == sorted((r.id, split) for split in SPLIT_NAMES for r in reversed_.records[split])

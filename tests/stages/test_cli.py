@@ -1,0 +1,98 @@
+"""The command line as a user meets it: help at once, one message for a fault, the right exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.stages import world
+
+
+def keeptune(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "keeptune.cli", *map(str, arguments)]
+    limits = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **limits}, check=False)
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cli")
+    return world.recipe_file(
+        folder, model=world.llama(folder / "base"), data=world.records(folder / "data.jsonl", number=40)
+    )
+
+
+def test_a_fault_is_one_message_and_its_exit_code(path: Path) -> None:
+    result = keeptune("run", path, "--set", "training.num_epochs=1")
+    assert result.returncode == 2
+    assert result.stderr.startswith("keeptune: ")
+    assert "Did you mean 'num_train_epochs'?" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert keeptune("run").returncode == 2
+    assert keeptune("run", path, "--no-such-flag").returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "code", "message"),
+    [
+        ("data.tasks.0.path=none.jsonl", 3, "none.jsonl"),
+        ("model=./none", 2, "found no folder './none'"),
+        ("evaluation.metrics=[rougL]", 2, "Did you mean rougeL?"),
+        ("methods.lora.rank=4", 2, "expected an argument of PEFT's LoraConfig"),
+        ("output_dir=/dev/null/x", 4, "a file stands where a folder is expected"),
+        ("data.max_length=8", 3, "data.over_length"),
+    ],
+)
+def test_each_kind_of_fault_has_its_exit_code(path: Path, override: str, code: int, message: str) -> None:
+    result = keeptune("train", path, "--quiet", "--set", override, "--set", f"seed={code}")
+    assert (result.returncode, message in result.stderr) == (code, True), result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_a_run_prints_its_outcome_and_quiet_prints_less(path: Path) -> None:
+    loud = keeptune("run", path)
+    assert loud.returncode == 0, loud.stderr
+    assert "Selected on validation:" in loud.stdout
+    assert "steps" in loud.stderr
+    quiet = keeptune("report", path, "--quiet")
+    assert quiet.stderr == ""
+    assert quiet.stdout == f"Report: {path.parent / 'run' / 'report.html'}\n"
+
+
+def test_ctrl_c_saves_says_how_to_go_on_and_exits_143(path: Path) -> None:
+    overrides = ["--set", f"output_dir={path.parent / 'stopped'}", "--set", "training.num_train_epochs=500"]
+    command = [sys.executable, "-m", "keeptune.cli", "train", str(path), *overrides, "--set", "training.patience=null"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        events = path.parent / "stopped" / "full" / "events.jsonl"
+        until = time.monotonic() + 60
+        while time.monotonic() < until and not (events.exists() and '"step"' in events.read_text()):
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143, stderr
+    assert "everything up to this step is saved. Give the same command again to go on." in stderr
+    assert list((path.parent / "stopped" / "full" / "checkpoints").glob("step-*"))
+
+
+def test_check_prints_audit_mask_and_tokens(path: Path) -> None:
+    result = keeptune("check", path)
+    assert result.returncode == 0, result.stderr
+    assert "Template: chat" in result.stdout
+    assert "⟦" in result.stdout
+    assert "near-duplicate pairs" in result.stdout
+
+
+def test_a_second_process_is_refused(path: Path) -> None:
+    from keeptune.storage import locked_folder
+
+    with locked_folder(path.parent / "held"):
+        result = keeptune("prepare", path, "--set", f"output_dir={path.parent / 'held'}")
+    assert result.returncode == 7
+    assert "found in use by another keeptune process" in result.stderr

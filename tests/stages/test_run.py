@@ -1,0 +1,274 @@
+"""A whole run from data to instruct model and report, on tiny models, decoder-only and encoder-decoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from keeptune import stages
+from keeptune.errors import DataError, FolderInUseError, Interrupted, RecipeError
+from keeptune.storage import read_json, verify_folder
+from tests.stages import world
+
+torch.set_num_threads(1)
+# PEFT itself asks transformers for a deprecated property.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+
+
+def finished(path: Path, **overrides: Any) -> tuple[stages.Run, world.Notes]:
+    notes = world.Notes()
+    with stages.open_run(world.recipe(path, **overrides), context=world.context(notes=notes)) as run:
+        stages.train(run)
+        stages.evaluate(run)
+        stages.report(run)
+    return run, notes
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    base = world.llama(folder / "base")
+    path = world.recipe_file(folder, model=base, data=world.records(folder / "data.jsonl"))
+    finished(path)
+    return path, folder / "run"
+
+
+def test_a_run_leaves_everything_that_it_promises(done: tuple[Path, Path]) -> None:
+    _, run = done
+    names = {p.relative_to(run).as_posix() for p in run.rglob("*") if p.is_file()}
+    assert {
+        "recipe.yaml",
+        "manifest.json",
+        "report.html",
+        "report.json",
+        "selection.json",
+        "paired.json",
+        "test_openings.jsonl",
+        "data/train.jsonl",
+        "data/validation.jsonl",
+        "data/test.jsonl",
+        "data/audit.json",
+        "base/zero-shot/samples.jsonl",
+        "base/zero-shot/scores.json",
+        "full/events.jsonl",
+        "full/model/model.safetensors",
+        "full/test/scores.json",
+        "lora/adapter/adapter_model.safetensors",
+        "lora/test/samples.jsonl",
+        "instruct-model/README.md",
+        "instruct-model/tokenizer.json",
+        "instruct-model/chat_template.jinja",
+    } <= names
+    assert not any(".tmp-" in name for name in names)
+
+
+def test_the_report_has_the_promised_fields(done: tuple[Path, Path]) -> None:
+    report = read_json(done[1] / "report.json")
+    assert {score["model"] for score in report["scores"]} == {"base", "full", "lora"}
+    assert set(report["scores"][0]) >= {
+        "model", "shots", "task", "metric", "mean", "standard_error", "num_records", "num_clusters"
+    }  # fmt: skip
+    assert set(report["paired"][0]) >= {
+        "model", "against", "task", "metric", "difference", "low", "high", "better", "worse"
+    }  # fmt: skip
+    assert {cost["model"] for cost in report["cost"]} == {"full", "lora"}
+    assert all(cost["peak_memory_bytes"] > 0 and cost["artifact_bytes"] > 0 for cost in report["cost"])
+    assert report["selected"] == read_json(done[1] / "selection.json")["selected"]
+
+
+def test_rows_in_equal_kept_and_dropped_everywhere(done: tuple[Path, Path]) -> None:
+    audit = read_json(done[1] / "data" / "audit.json")
+    lines = sum(
+        len((done[1] / "data" / f"{s}.jsonl").read_text().splitlines()) for s in ("train", "validation", "test")
+    )
+    assert audit["rows_in"] == 80 == lines + sum(audit["dropped"].values())
+
+
+def test_the_same_command_again_runs_nothing_again(done: tuple[Path, Path]) -> None:
+    path, folder = done
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")}
+    openings = (folder / "test_openings.jsonl").read_text()
+    _, notes = finished(path)
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*.safetensors")} == before
+    assert (folder / "test_openings.jsonl").read_text() == openings
+    unchanged = [line for line in notes.lines if "unchanged" in line]
+    assert {line.split(":")[0].rsplit("/", 1)[-1] for line in unchanged} == {"data", "full", "lora", "run"}
+
+
+def test_the_test_split_is_opened_once_for_all_models(done: tuple[Path, Path]) -> None:
+    openings = [json.loads(line) for line in (done[1] / "test_openings.jsonl").read_text().splitlines()]
+    assert [opening["models"] for opening in openings] == [["base", "full", "lora"]]
+
+
+def test_every_folder_stands_whole(done: tuple[Path, Path]) -> None:
+    for name in ("data", "full/model", "lora/adapter", "base/zero-shot", "full/test", "lora/test", "instruct-model"):
+        assert verify_folder(done[1] / name) is not None, name
+
+
+@pytest.mark.parametrize("method", ["full", "lora"])
+def test_the_artifact_loaded_without_keeptune_gives_the_reported_answers(done: tuple[Path, Path], method: str) -> None:
+    path, folder = done
+    base = str(world.recipe(path).model)
+    place = folder / "full" / "model" if method == "full" else folder / "lora" / "adapter"
+    model: Any = AutoModelForCausalLM.from_pretrained(place if method == "full" else base)
+    if method == "lora":
+        model = PeftModel.from_pretrained(model, str(place))
+    model.eval()
+    tokenizer = AutoTokenizer.from_pretrained(place)
+    samples = [json.loads(line) for line in (folder / method / "test" / "samples.jsonl").read_text().splitlines()]
+    test = [json.loads(line) for line in (folder / "data" / "test.jsonl").read_text().splitlines()]
+    assert [sample["id"] for sample in samples] == [record["id"] for record in test]
+    for sample, record in list(zip(samples, test, strict=True))[:6]:
+        prompt = tokenizer.apply_chat_template(record["messages"][:-1], add_generation_prompt=True, tokenize=False)
+        ids = tokenizer(prompt, add_special_tokens=False, return_tensors="pt")
+        out = model.generate(**ids, max_new_tokens=8, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(out, skip_special_tokens=True) == sample["prediction"]
+
+
+def test_a_merged_model_is_exported(done: tuple[Path, Path], tmp_path: Path) -> None:
+    merged = stages.export(done[1] / "lora", merged=tmp_path / "merged", base=None)
+    adapted = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(world.recipe(done[0]).model), str(done[1] / "lora" / "adapter")
+    ).eval()
+    ids = torch.arange(10)[None]
+    with torch.no_grad():
+        expected = adapted(input_ids=ids).logits
+        found = AutoModelForCausalLM.from_pretrained(merged)(input_ids=ids).logits
+    assert torch.allclose(found, expected, atol=1e-4)
+    with pytest.raises(RecipeError, match=r"found no adapter_config\.json"):
+        stages.export(done[1] / "full", merged=tmp_path / "other", base=None)
+
+
+def test_settings_that_decide_weights_may_not_change_in_a_used_folder(done: tuple[Path, Path]) -> None:
+    with pytest.raises(
+        FolderInUseError, match=r"found results of another recipe \(training\.num_train_epochs was 2, now 5"
+    ):
+        finished(done[0], **{"training.num_train_epochs": 5})
+
+
+def test_metrics_may_change_and_the_second_look_at_test_is_written_down(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
+    path.write_text(path.read_text().replace('"full": {"learning_rate": 0.001}, ', ""))
+    finished(path)
+    weights = (tmp_path / "run" / "lora" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
+    finished(path, **{"evaluation.metrics": ["exact_match", "rougeL", "token_f1"]})
+    assert (tmp_path / "run" / "lora" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == weights
+    assert len((tmp_path / "run" / "test_openings.jsonl").read_text().splitlines()) == 2
+    metrics = {score["metric"] for score in read_json(tmp_path / "run" / "report.json")["scores"]}
+    assert metrics == {"exact_match", "rougeL", "token_f1", "loss", "perplexity"}
+
+
+def stop_after(number: int) -> Callable[[], bool]:
+    calls = iter(range(10**9))
+    return lambda: next(calls) >= number
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, reference = done
+    moved = json.loads(path.read_text()) | {"output_dir": str(tmp_path / "run")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(moved))
+    recipe = world.recipe(tmp_path / "recipe.yaml")
+    interruptions = 0
+    for number in (3, 7, 25, 40, 70, 10**9):
+        try:
+            with stages.open_run(recipe, context=world.context(stop_requested=stop_after(number))) as run:
+                stages.train(run)
+                stages.evaluate(run)
+        except Interrupted as stopped:
+            assert "Give the same command again to go on" in str(stopped)
+            interruptions += 1
+    assert interruptions >= 3
+    for name in ("full/model/model.safetensors", "lora/adapter/adapter_model.safetensors"):
+        assert (tmp_path / "run" / name).read_bytes() == (reference / name).read_bytes()
+    samples = "lora/test/samples.jsonl"
+    assert (tmp_path / "run" / samples).read_text() == (reference / samples).read_text()
+
+
+def test_an_encoder_decoder_model_runs_from_end_to_end(tmp_path: Path) -> None:
+    base = world.t5(tmp_path / "base")
+    data = world.records(tmp_path / "data.jsonl", number=40)
+    evaluation = {"metrics": ["exact_match"], "select_by": "exact_match", "max_new_tokens": 8}
+    path = world.recipe_file(tmp_path, model=base, data=data, evaluation=evaluation)
+    _, notes = finished(path)
+    report = read_json(tmp_path / "run" / "report.json")
+    assert {score["model"] for score in report["scores"]} == {"base", "full", "lora"}
+    assert any("pairs batches" in line for line in notes.lines)
+    config = read_json(tmp_path / "run" / "lora" / "adapter" / "adapter_config.json")
+    assert config["task_type"] == "SEQ_2_SEQ_LM"
+
+
+def test_tasks_are_scored_apart_and_together(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    one = world.records(tmp_path / "one.jsonl", number=40)
+    two = world.records(tmp_path / "two.jsonl", number=60, seed=1)
+    path = world.recipe_file(
+        tmp_path,
+        model=base,
+        data=one,
+        data_section=None,
+        methods={"lora": {"peft_type": "LORA", "learning_rate": 1e-2}},
+    )
+    value = json.loads(path.read_text())
+    del value["data_section"]
+    value["data"]["tasks"] = [{"path": str(one)}, {"path": str(two)}]
+    path.write_text(json.dumps(value))
+    finished(path)
+    scores = read_json(tmp_path / "run" / "report.json")["scores"]
+    counts = {s["task"]: s["num_records"] for s in scores if s["model"] == "lora" and s["metric"] == "rougeL"}
+    assert counts["all"] == counts["one"] + counts["two"]
+
+
+def test_an_empty_split_is_told(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=1))
+    with pytest.raises(DataError, match=r"found no .* record \(1 rows read; dropped: none"):
+        finished(path)
+
+
+def test_a_method_that_is_not_in_the_recipe_is_refused(done: tuple[Path, Path]) -> None:
+    with (
+        stages.open_run(world.recipe(done[0]), context=world.context()) as run,
+        pytest.raises(RecipeError, match="--method lorra: found no such method in the recipe"),
+    ):
+        stages.train(run, methods=["lorra"])
+
+
+def test_evaluating_before_training_is_refused(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
+    with (
+        stages.open_run(world.recipe(path), context=world.context()) as run,
+        pytest.raises(DataError, match="found no trained model; expected `keeptune train` to have finished"),
+    ):
+        stages.evaluate(run)
+    assert not (tmp_path / "run" / "test_openings.jsonl").exists()
+
+
+def test_a_changed_tokenizer_never_meets_old_tokens(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
+    with stages.open_run(world.recipe(path), context=world.context()) as run:
+        before = stages.prepare(run).key
+        (base / "tokenizer.json").write_text((base / "tokenizer.json").read_text() + "\n")
+        assert stages.prepare(run).key != before
+
+
+def test_check_shows_what_would_be_trained_on_and_writes_nothing(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
+    outcome = stages.check(world.recipe(path), context=world.context(), num_shown=3)
+    assert outcome.template == "chat"
+    assert len(outcome.previews) == 3
+    for title, tokens in outcome.previews:
+        assert title.startswith("first-word · ")
+        trained = "".join(token.text for token in tokens if token.trained)
+        assert trained.removesuffix("<|im_end|>") in world.WORDS
+    assert not (tmp_path / "run").exists()
