@@ -34,7 +34,7 @@ DOORS = {
     "huggingface_hub": ("model/folder.py", "data/source.py"),
     "datasets": ("data/source.py",),
     "typer": ("cli.py",),
-    "yaml": ("config.py", "model/card.py", "stages.py"),
+    "yaml": ("config.py", "model/card.py", "stages/run.py"),
 }
 TORCH_FREE = ("data/", "text/", "report/", "evaluation/metrics.py", "evaluation/scores.py", "config.py", "cli.py")
 

@@ -43,7 +43,7 @@ _STOCK_FRACTION = 0.5
 _GRAMS_PER_BATCH = 1 << 18
 _PAIRS_PER_BATCH = 1 << 14
 # Members this far apart in their bucket are not compared before the bucket is refined.
-_FAR = 64
+_FAR = 16
 _ROUNDING = 1e-9
 # A pair's number stands in the upper bits of a key, its gram's hash in the lower ones.
 _GRAM_BITS = 46

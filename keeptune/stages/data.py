@@ -14,7 +14,7 @@ from keeptune.config import Recipe
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName, record_from_json, record_to_json
 from keeptune.errors import DataError
 from keeptune.progress import Progress
-from keeptune.stages.run import Context, Run, is_done, stage_key
+from keeptune.stages.run import Context, Run, is_done, note_facts, stage_key
 from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -78,6 +78,7 @@ def prepare(run: Run) -> Data:
     """Read, audit, split and tokenise the data into `data/`, unless the same data stand there."""
     progress = run.context.progress
     base = _read_base(run.recipe, cache=run.folder)
+    note_facts(run, {"base": {"model_type": base.facts.model_type, "sha256": base.facts.sha256}})
     key = _data_key(run.recipe, base)
     folder = run.folder / "data"
     if is_done(folder, key):

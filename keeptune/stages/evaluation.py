@@ -49,7 +49,8 @@ def evaluate(run: Run) -> Path:
     """
     data = prepare(run)
     methods = [method_of(run.recipe, name) for name in run.recipe.methods]
-    entrants = [_entrant(run, data, method) for method in (None, *methods)]
+    baselines = [None] if "zero-shot" in run.recipe.evaluation.baselines else []
+    entrants = [_entrant(run, data, method) for method in (*baselines, *methods)]
     waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
     if waiting:
         _record_opening(run, data, entrants=waiting)
@@ -196,7 +197,8 @@ def _deliver(run: Run, data: Data, selected: Method) -> Path:
 def _card(run: Run, data: Data, selected: Method, *, scores: Sequence[Mapping[str, Any]]) -> ModelCard:
     from keeptune.model.card import CardScore, ModelCard
 
-    base_scores = read_json(run.folder / BASE / "zero-shot" / "scores.json")["scores"]
+    base_path = run.folder / BASE / "zero-shot" / "scores.json"
+    base_scores = read_json(base_path)["scores"] if base_path.exists() else []
     base_values = {(score["task"], score["metric"]): score["mean"] for score in base_scores}
     trained = _trained_facts(run, selected)
     return ModelCard(

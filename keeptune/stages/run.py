@@ -96,6 +96,14 @@ def is_done(folder: Path, key: str) -> bool:
     return path.exists() and read_json(path).get("key") == key and verify_folder(folder) is not None
 
 
+def note_facts(run: Run, facts: Mapping[str, Any]) -> None:
+    """Add facts that a stage found out to the run's manifest."""
+    path = run.folder / MANIFEST
+    before = read_json(path)
+    if before != {**before, **facts}:
+        write_json(path, {**before, **facts})
+
+
 def _refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
     """Let a run folder go on only with the recipe that its training came from.
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from keeptune.config import Recipe
 from keeptune.errors import RecipeError
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
-from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.run import Run, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, read_json, write_json
 
 if TYPE_CHECKING:
@@ -108,6 +108,8 @@ def _layout(model: nn.Module, *, data: Data) -> tuple[Layout, Callable[[Sequence
 
 def _train_method(run: Run, data: Data, method: Method) -> Path:
     """Train one method into its folder, unless the same training is finished there."""
+    import torch
+
     from keeptune.model.load import load_model, pick_device
     from keeptune.model.methods import apply_method, count_parameters
 
@@ -123,6 +125,8 @@ def _train_method(run: Run, data: Data, method: Method) -> Path:
     adapted = apply_method(model, method, seed=run.recipe.seed)
     fit = fit_model(adapted, data=data, device=device)
     counts = count_parameters(adapted)
+    dtype = "bfloat16" if fit.autocast is not None else "float32"
+    note_facts(run, {"device": device.type, "dtype": dtype, "threads": torch.get_num_threads()})
     progress.say(
         f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
         f"({100 * counts.trained / counts.total:.2f} %), {fit.layout} batches on {device.type}"
@@ -143,7 +147,7 @@ def _train_method(run: Run, data: Data, method: Method) -> Path:
             "artifact_bytes": artifact_bytes,
             "layout": fit.layout,
             "device": device.type,
-            "dtype": "bfloat16" if fit.autocast is not None else "float32",
+            "dtype": dtype,
         },
     )
     del model, adapted

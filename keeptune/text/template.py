@@ -278,11 +278,13 @@ class _PairTemplate:
 
     def __init__(self, name: Literal["alpaca", "plain"], *, tokenizer: Tokenizer) -> None:
         self.name = name
-        self.chat_template = {"alpaca": ALPACA, "plain": PLAIN_ENCODER}[name]
+        source = {"alpaca": ALPACA.replace(" + eos_token", ""), "plain": PLAIN_ENCODER}[name]
+        opening = "{{ bos_token }}" if tokenizer.adds_bos else ""
+        self.chat_template = f"{opening}{source}{{{{ eos_token }}}}"
         self.end_token = tokenizer.eos_token
         self.fingerprint = _fingerprint(f"{name}-pair", source=self.chat_template, tokenizer=tokenizer)
         self._bos = tokenizer.bos_token if tokenizer.adds_bos else None
-        self._wording = ChatWording(self.chat_template, role_tokens={"eos_token": ""})
+        self._wording = ChatWording(source, role_tokens={})
 
     def render(self, messages: Sequence[Message], *, train_on: TrainOn) -> list[Segment]:
         """Return the encoder's segments, then the decoder's, which are the trained ones."""

@@ -208,3 +208,16 @@ def test_the_near_duplicates_of_dialogsum_are_found() -> None:
         near = near_duplicates(texts, tasks=tasks)
         assert near.pairs == tuple(sorted(by_hand))
         assert near.similarities == pytest.approx([by_hand[pair] for pair in near.pairs])
+
+
+def test_a_large_bucket_of_template_texts_loses_no_link_and_is_not_compared_pair_by_pair() -> None:
+    # 38 runs of the template in 44: unrelated inputs reach 0.76, so that nearly all texts share a bucket.
+    template = " ".join(f"template{k}" for k in range(40))
+    texts = [f"{template} " + " ".join(f"t{i}w{k}" for k in range(6)) for i in range(400)]
+    # One word of the input differs: 40 or 41 runs in common, 0.83 or more.
+    texts += [f"{template} " + " ".join(f"t{i}w{k}" for k in range(4)) + f" x{i} y{i}" for i in range(0, 400, 4)]
+    near = near_duplicates(texts)
+    assert partition(near.groups) == {
+        *(frozenset({i, 400 + i // 4}) for i in range(0, 400, 4)),
+        *(frozenset({i}) for i in range(400) if i % 4),
+    }

@@ -336,6 +336,27 @@ def test_a_stop_leaves_nothing_half_written(after: int, tokenizer: Tokenizer, tm
     assert (tmp_path / "a/samples.jsonl").read_bytes() == before
 
 
+def test_a_stop_is_heard_between_losses(tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, calls = seeded(llama), iter([False, False])
+    monkeypatch.setattr(model, "generate", fails)
+    bench = replace(bench_of(tokenizer, tokens_per_batch=1), stop_requested=lambda: next(calls, True))
+    with pytest.raises(Interrupted, match=r"expected to finish the losses\. .*the same command makes it again\.$"):
+        validation_value(model, split=split_of(RECORDS, tokenizer), bench=bench, metric="loss", num_records=9)
+
+
+def test_special_tokens_in_an_answer_are_no_text(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, (hi,) = seeded(llama), tokenizer.encode(["hi"], first=False)
+
+    def says_hi(input_ids: Tensor, **_: Any) -> Tensor:
+        return torch.tensor([[*row, PAD, *hi, PAD, EOS] for row in input_ids.tolist()])
+
+    monkeypatch.setattr(model, "generate", says_hi)
+    evaluate(model, split_of(RECORDS, tokenizer), bench_of(tokenizer), tmp_path / "a")
+    assert {(found.prediction, found.ended) for found in read_answers(tmp_path / "a")} == {("hi", True)}
+
+
 def test_a_loss_without_memory_names_its_setting(tokenizer: Tokenizer, tmp_path: Path) -> None:
     def crowded(*_: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory")

@@ -247,6 +247,17 @@ def test_every_stop_id_ends_an_answer_and_none_stays_in_it() -> None:
         assert found.ended == (bool(ends) or plain.ended)
 
 
+def test_decoding_ends_as_soon_as_every_answer_has_met_any_stop_id() -> None:
+    model, decoding = seeded(llama)
+    calls: list[int] = []
+    decoding = replace(decoding, stop_ids=tuple(range(VOCAB)), tokens_per_batch=100_000)
+    found = generate(
+        model, prompts(5), decoding=decoding, progress=Silent(), stop_requested=lambda: bool(calls.append(1))
+    )
+    assert found == [Generated([], ended=True)] * 5
+    assert len(calls) == 2, "a stop is asked about after the only token, and after the batch"
+
+
 def test_virtual_tokens_take_their_positions_from_the_answers() -> None:
     model, decoding = seeded(prompt_tuned)
     decoding = replace(decoding, stop_ids=(2,))

@@ -56,8 +56,8 @@ def t5(folder: Path, *, width: int = 32) -> Path:
         dropout_rate=0.0,
         eos_token_id=tokenizer.eos_id,
         pad_token_id=tokenizer.pad_id,
-        decoder_start_token_id=tokenizer.pad_id,
     )
+    config.decoder_start_token_id = tokenizer.pad_id
     T5ForConditionalGeneration(config).save_pretrained(folder)
     return folder
 

@@ -143,9 +143,12 @@ def test_two_ranks_train_and_resume_as_one(tmp_path: Path) -> None:
 
     stops: list[int | None] = [None, 9]
 
+    # Made before the threads start: they share one random state.
+    models = [make_model(dropout=0.0) for _ in range(4)]
+
     def on_rank(world: World) -> str:
         stop = StopAt(stops[world.rank])
-        model = make_model(dropout=0.0)
+        model = models.pop()
         run(model, tmp_path / "two", world=world, stop_requested=stop)
         return weights_sha256(model)
 
@@ -170,8 +173,12 @@ def test_validation_is_the_mean_over_target_tokens_in_evaluation_mode() -> None:
     model.train()
     for micro_batches in ([(0, 1, 2, 3)], [(3,), (1, 0), (2,)]):
         assert validation_loss(work(model), VALIDATION, micro_batches=micro_batches) == pytest.approx(expected)
-        found = on_ranks(2, lambda w: validation_loss(work(model, world=w), VALIDATION, micro_batches=[(0, 1), (2, 3)]))
-        assert found == pytest.approx([expected, expected])
+    replicas = [copy.deepcopy(model) for _ in range(2)]
+
+    def on_rank(world: World) -> float:
+        return validation_loss(work(replicas[world.rank], world=world), VALIDATION, micro_batches=[(0, 1), (2, 3)])
+
+    assert on_ranks(2, on_rank) == pytest.approx([expected, expected])
     assert model.training and model.dropout.training
     assert math.isnan(validation_loss(work(model), Table((), ()), micro_batches=[]))
 
@@ -241,12 +248,16 @@ def test_the_gradient_is_clipped_and_logged_before_clipping(tmp_path: Path) -> N
     assert clipped[2]["loss"] != free[2]["loss"]
 
 
-@pytest.mark.parametrize("where", ["loss", "gradient"])
+@pytest.mark.parametrize("where", ["both", "loss", "gradient"])
 def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, where: str) -> None:
     def bad_loss(model: nn.Module, batch: Batch) -> Tensor:
         loss = tiny_loss(model, batch)
         if (tmp_path / "events.jsonl").read_text().count('"step"') and 5 in batch.input_ids:
-            return loss * math.nan if where == "loss" else loss + (model.head.bias - model.head.bias).sqrt().sum()  # pyright: ignore
+            return {
+                "both": loss * math.nan,
+                "loss": loss + math.nan,
+                "gradient": loss + (model.head.bias - model.head.bias).sqrt().sum(),  # pyright: ignore
+            }[where]
         return loss
 
     model = make_model()
@@ -259,7 +270,7 @@ def test_a_step_that_is_not_finite_is_not_taken(tmp_path: Path, where: str) -> N
     number = events[-1]["step"]
     assert events[-1]["event"] == "non_finite" and f"step {number}:" in str(caught.value)
     assert all(record_id in str(caught.value) for record_id in events[-1]["record_ids"][:10])
-    if where == "loss":
+    if where != "gradient":
         ids = events[-1]["record_ids"]
         assert any(5 in TRAIN[TRAIN.record_ids.index(record_id)].input_ids for record_id in ids) and len(ids) <= 3
     saved = load_file(tmp_path / "checkpoints" / f"step-{number - 1}" / "model.safetensors")
