@@ -40,7 +40,8 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        found, remedy = _REMEDIES.get(error.errno or 0, (str(error), "check the disk, then give the same command again"))
+        unknown = (str(error), "check the disk, then give the same command again")
+        found, remedy = _REMEDIES.get(error.errno or 0, unknown)
         raise StorageError(f"{path}: {found}; expected a place to read and write. Remedy: {remedy}.") from error
 
 
@@ -126,20 +127,20 @@ def staged_folder(target: Path, *, facts: Mapping[str, Any]) -> Iterator[Path]:
             staging.mkdir(parents=True)
         yield staging
         with storage_errors(target):
-            files = {}
-            for path in sorted(p for p in staging.rglob("*") if p.is_file()):
-                with path.open("rb") as file:
-                    os.fsync(file.fileno())
-                files[path.relative_to(staging).as_posix()] = {
-                    "bytes": path.stat().st_size,
-                    "sha256": file_sha256(path),
-                }
+            paths = sorted(path for path in staging.rglob("*") if path.is_file())
+            files = {path.relative_to(staging).as_posix(): _synced_file(path) for path in paths}
             write_json(staging / MANIFEST, {**facts, "files": files})
             for folder in [p for p in staging.rglob("*") if p.is_dir()]:
                 _sync_folder(folder)
             _swap_in(staging, target)
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _synced_file(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
 
 
 def _swap_in(staging: Path, target: Path) -> None:

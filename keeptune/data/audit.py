@@ -68,7 +68,7 @@ class DroppedRow:
 
 @dataclass(frozen=True, slots=True)
 class NearPair:
-    """Two near-duplicate prompts by the origins of their records."""
+    """Two near-duplicate prompts by the origins of their records, and how alike they are beside template wording."""
 
     first: str
     second: str

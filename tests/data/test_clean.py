@@ -9,11 +9,12 @@ import re
 import unicodedata
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keeptune.data.clean import exact_key, jaccard, near_duplicates, prompt_key
+from keeptune.data.clean import _GramSets, _refined, exact_key, jaccard, near_duplicates, prompt_key
 from keeptune.data.ngrams import normalised, words
 from keeptune.data.record import Message, Record, record_id
 
@@ -221,3 +222,41 @@ def test_a_large_bucket_of_template_texts_loses_no_link_and_is_not_compared_pair
         *(frozenset({i, 400 + i // 4}) for i in range(0, 400, 4)),
         *(frozenset({i}) for i in range(400) if i % 4),
     }
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(0, 2), st.integers(0, 3), st.integers(0, 12)), min_size=2, max_size=12),
+    st.integers(18, 45),
+)
+def test_refined_buckets_hold_every_pair_that_reaches_the_threshold(
+    kinds: list[tuple[int, int, int]], num_template_grams: int
+) -> None:
+    # Twenty texts of each of three templates, with none to three pieces of own wording, some shared with others.
+    gram_sets = [
+        {1000 * template + k for k in range(num_template_grams)}
+        | {10_000 + 100 * wording + k for k in range(num_own)}
+        | {100_000 + 100 * copy + k for k in range(copy % 5)}
+        for copy, (template, num_own, wording) in enumerate(kinds * 20)
+    ]
+    grams = np.concatenate([np.array(sorted(grams), np.uint64) for grams in gram_sets])
+    lengths = np.array([len(grams) for grams in gram_sets])
+    members = np.arange(len(gram_sets))
+    sets = _GramSets(grams, np.cumsum(lengths) - lengths, lengths, members)
+    buckets = _refined(sets, members, threshold=0.8)
+    together = set()
+    for number in set(buckets.numbers.tolist()):
+        together |= set(itertools.combinations(sorted(buckets.members[buckets.numbers == number].tolist()), 2))
+    for i, j in itertools.combinations(range(len(gram_sets)), 2):
+        if len(gram_sets[i] & gram_sets[j]) >= 0.8 * len(gram_sets[i] | gram_sets[j]):
+            assert (i, j) in together
+
+
+def test_refined_buckets_leave_out_what_only_the_template_shares() -> None:
+    # 40 common n-grams of 50: unrelated ones reach 40 / 60. The last two share 5 more: 45 / 55.
+    gram_sets = [np.array([*range(40), *range(1000 * i, 1000 * i + 10)], np.uint64) for i in range(1, 41)]
+    gram_sets[-1][40:45] = gram_sets[-2][40:45]
+    starts, lengths = np.arange(0, 2000, 50), np.full(40, 50)
+    sets = _GramSets(np.concatenate(gram_sets), starts, lengths, np.arange(40))
+    buckets = _refined(sets, np.arange(40), threshold=0.8)
+    assert set(buckets.members.tolist()) == {38, 39}
