@@ -1,8 +1,8 @@
 """From files to tokens on the disk: keeptune's `prepare` against TRL's preparation of the same rows.
 
 keeptune reads, checks, deduplicates, splits, audits for overlap, renders, tokenises and writes; TRL's SFTTrainer
-renders and tokenises (its `dataset.map`). Each runs in a process of its own, in turn; memory is counted above the size that
-the interpreter has before it imports anything.
+renders and tokenises (its `dataset.map`). Each runs in a process of its own, in turn; memory is counted above what
+the interpreter takes before it imports anything.
 
     python benchmarks/preparation.py --data FOLDER --model FOLDER [--records 40000]
 """

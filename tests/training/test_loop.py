@@ -53,9 +53,9 @@ def on_ranks(size: int, function: Callable[[World], Any]) -> list[Any]:
     def sum_for(rank: int) -> Callable[[Tensor], Tensor]:
         def sum_over_ranks(tensor: Tensor) -> Tensor:
             slots[rank] = tensor.detach().clone()
-            barrier.wait(timeout=60)
+            barrier.wait(timeout=20)
             total = torch.stack(slots).sum(dim=0)
-            barrier.wait(timeout=60)
+            barrier.wait(timeout=20)
             return total
 
         return sum_over_ranks
@@ -137,11 +137,12 @@ def test_training_equals_a_plain_loop(tmp_path: Path) -> None:
         assert torch.allclose(tensor, plain.get_parameter(name), rtol=0, atol=1e-5), name
 
 
-def test_two_ranks_train_and_resume_as_one(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop_at", [1, 2, 3, 4, 5, 9])
+def test_two_ranks_train_and_resume_as_one(tmp_path: Path, stop_at: int) -> None:
     single = make_model(dropout=0.0)
     run(single, tmp_path / "one")
 
-    stops: list[int | None] = [None, 9]
+    stops: list[int | None] = [None, stop_at]
 
     # Made before the threads start: they share one random state.
     models = [make_model(dropout=0.0) for _ in range(4)]
