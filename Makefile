@@ -15,10 +15,10 @@ $(BIN)/keeptune: pyproject.toml constraints.txt
 	touch $(BIN)/keeptune
 
 test: setup
-	$(BIN)/python -m pytest -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "not slow"
 
 test-slow: setup
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow
 
 lint: setup
 	$(BIN)/ruff check .

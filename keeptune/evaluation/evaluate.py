@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import Record, SplitName
 from keeptune.errors import Interrupted, NonFiniteError, OutOfMemoryError
-from keeptune.evaluation.generate import Decoding, Generated, generate, lacks_memory
+from keeptune.evaluation.generate import Decoding, Generated, generate
 from keeptune.evaluation.metrics import (
     LOSS_METRICS,
     METRICS,
@@ -33,6 +33,7 @@ from keeptune.storage import staged_folder, storage_errors, write_json, write_js
 from keeptune.text.batches import NOT_TRAINED, Batch
 from keeptune.text.tokenizer import Tokenizer
 from keeptune.text.tokens import Example
+from keeptune.training.cost import lacks_memory
 from keeptune.training.modes import evaluating
 from keeptune.training.plan import Examples
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from keeptune.errors import DataError, Interrupted, OutOfMemoryError
 from keeptune.model.attention import base_of, uses_virtual_tokens
 from keeptune.progress import Progress
+from keeptune.training.cost import lacks_memory
 from keeptune.training.modes import evaluating
 
 
@@ -53,13 +54,6 @@ class Generated:
 
     ids: list[int]
     ended: bool
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Tell whether torch or Python raised `error` for want of memory, on a GPU or on the host."""
-    # torch has no exception of its own for host memory.
-    host = any(message in str(error) for message in ("can't allocate memory", "not enough memory"))
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or host
 
 
 def auto_max_new_tokens(completion_lengths: NDArray[np.int64]) -> int:

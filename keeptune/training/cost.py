@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
+import gc
 import resource
 import sys
 from collections.abc import Iterator
@@ -19,9 +21,13 @@ _HOST_MEMORY_MESSAGES = ("can't allocate memory", "not enough memory")
 
 def reset_peak_memory(device: torch.device) -> None:
     """Let the peak count from now on; where the system cannot, it counts from the start of the process."""
+    gc.collect()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return
+    # What earlier work freed but the allocator still holds would count as this work's.
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
     # A kernel without this file, or a sandbox that forbids it, leaves the peak of the whole process.
     with contextlib.suppress(OSError):
         (_PROCESS / "clear_refs").write_text("5")
@@ -42,14 +48,19 @@ def peak_memory_bytes(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
 
 
+def lacks_memory(error: BaseException) -> bool:
+    """Tell whether torch or Python raised `error` for want of memory, on a GPU or on the host."""
+    host = any(message in str(error) for message in _HOST_MEMORY_MESSAGES)
+    return host or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 @contextlib.contextmanager
 def memory_errors(where: str, *, tokens_per_micro_batch: int) -> Iterator[None]:
     """Turn a lack of memory inside the block, on a GPU or on the host, into one `OutOfMemoryError`."""
     try:
         yield
     except (MemoryError, RuntimeError) as error:
-        host = any(message in str(error) for message in _HOST_MEMORY_MESSAGES)
-        if not isinstance(error, MemoryError | torch.OutOfMemoryError) and not host:
+        if not lacks_memory(error):
             raise
         raise OutOfMemoryError(
             f"{where}: found too little memory for micro-batches of {tokens_per_micro_batch:,} tokens; expected room "

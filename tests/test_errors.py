@@ -1,0 +1,34 @@
+"""Faults are collected, and a missing library names its extra."""
+
+from __future__ import annotations
+
+import pytest
+
+from keeptune.errors import DataError, KeeptuneError, RecipeError, import_extra, raise_collected
+
+
+def test_the_first_ten_problems_are_listed_and_the_rest_counted() -> None:
+    with pytest.raises(DataError) as caught:
+        raise_collected(DataError, [f"row {i}" for i in range(13)])
+    lines = str(caught.value).splitlines()
+    assert lines == [*(f"row {i}" for i in range(10)), "and 3 more."]
+
+
+def test_every_kind_has_its_exit_code() -> None:
+    codes = {kind.__name__: kind.exit_code for kind in KeeptuneError.__subclasses__()}
+    assert codes == {
+        "RecipeError": 2,
+        "DataError": 3,
+        "StorageError": 4,
+        "OutOfMemoryError": 5,
+        "NonFiniteError": 6,
+        "FolderInUseError": 7,
+        "CheckpointError": 8,
+        "Interrupted": 143,
+    }
+
+
+def test_a_missing_library_names_the_extra_to_install() -> None:
+    assert import_extra("json", extra="hub").dumps([]) == "[]"
+    with pytest.raises(RecipeError, match=r"no_such_library: not installed.*pip install 'keeptune\[hub\]'"):
+        import_extra("no_such_library", extra="hub")
