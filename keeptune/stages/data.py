@@ -207,6 +207,10 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
         tables[split] = table
     audit = prepared.audit.with_tokens(_token_audit(tables.values()), too_long=too_long)
     _require_every_split(tables, audit=audit)
+    for task, counts in audit.tasks.items():
+        empty = [split for split in SPLIT_NAMES if not getattr(counts, split)]
+        if empty:
+            progress.say(f"{task}: no record in {' and '.join(empty)}; it is not scored there")
     write_json(folder / "audit.json", audit.to_json())
 
 

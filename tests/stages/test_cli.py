@@ -39,18 +39,20 @@ def test_a_fault_is_one_message_and_its_exit_code(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("override", "code", "message"),
+    ("command", "override", "code", "message"),
     [
-        ("data.tasks.0.path=none.jsonl", 3, "none.jsonl"),
-        ("model=./none", 2, "found no folder './none'"),
-        ("evaluation.metrics=[rougL]", 2, "Did you mean rougeL?"),
-        ("methods.lora.rank=4", 2, "expected an argument of PEFT's LoraConfig"),
-        ("output_dir=/dev/null/x", 4, "a file stands where a folder is expected"),
-        ("data.max_length=8", 3, "data.over_length"),
+        ("prepare", "data.tasks.0.path=none.jsonl", 3, "none.jsonl"),
+        ("prepare", "model=./none", 2, "found no folder './none'"),
+        ("prepare", "evaluation.metrics=[rougL]", 2, "Did you mean rougeL?"),
+        ("train", "methods.lora.rank=4", 2, "expected an argument of PEFT's LoraConfig"),
+        ("prepare", "output_dir=/dev/null/x", 4, "a file stands where a folder is expected"),
+        ("prepare", "data.max_length=8", 3, "data.over_length"),
     ],
 )
-def test_each_kind_of_fault_has_its_exit_code(path: Path, override: str, code: int, message: str) -> None:
-    result = keeptune("train", path, "--quiet", "--set", override, "--set", f"seed={code}")
+def test_each_kind_of_fault_has_its_exit_code(
+    path: Path, command: str, override: str, *, code: int, message: str
+) -> None:
+    result = keeptune(command, path, "--quiet", "--set", override, "--set", f"seed={code}")
     assert (result.returncode, message in result.stderr) == (code, True), result.stderr
     assert "Traceback" not in result.stderr
 

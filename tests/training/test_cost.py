@@ -14,6 +14,7 @@ from .tiny import CPU
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="only Linux can reset a process's peak")
 def test_the_peak_counts_from_the_reset() -> None:
+    reset_peak_memory(CPU)
     before = peak_memory_bytes(CPU)
     block = torch.ones(40_000_000)
     assert peak_memory_bytes(CPU) > before + 100_000_000
