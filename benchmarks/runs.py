@@ -34,6 +34,7 @@ EIGHT_TASKS = (
     "imdb_Movie_Expressed_Sentiment",
     "wiqa_effect_with_string_answer",
 )
+EPOCHS = {"alpaca": 2, "classification": 4, "eight-tasks": 4}
 METHODS = {
     "full": {"learning_rate": 1e-3},
     "lora": {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "learning_rate": 4e-3},
@@ -63,7 +64,7 @@ def recipes(model: Path, data: Path, out: Path) -> dict[str, dict[str, Any]]:
             "output_dir": str(out / name),
             "data": {"tasks": tasks[name], "over_length": "cut", "max_length": 512},
             "methods": METHODS,
-            "training": {"num_train_epochs": 4},
+            "training": {"num_train_epochs": EPOCHS[name]},
             "evaluation": evaluation[name],
         }
         for name in tasks

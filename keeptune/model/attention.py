@@ -2,8 +2,8 @@
 
 transformers asks two registered functions: one for the mask (once a forward pass) and one for the attention (in each
 layer). Here the mask function answers with a slip of numbers, (1, 1, 1, 1 + B): the layer's sliding window (0: none)
-and the B lengths. It travels where masks travel, through gradient checkpointing too, and the attention function reads it. Without
-a slip both functions pass everything on to transformers' own, so generation and padded batches are untouched.
+and the B lengths. It travels where masks travel, through gradient checkpointing too, and the attention function reads
+it. Without a slip both functions pass everything on to transformers' own: generation and padded batches are untouched.
 
 Shape key: T tokens of the pack, H query heads, K key heads, L tokens of an example, E width of a head.
 """
@@ -100,7 +100,7 @@ def can_pack(model: nn.Module, *, tolerance: float | None = None) -> bool:
 
 
 def _probe_difference(base: PreTrainedModel, lengths: list[int]) -> float:
-    device = base.get_input_embeddings().weight.device
+    device = base.device
     generator = torch.Generator().manual_seed(0)
     vocab_size = base.config.get_text_config().vocab_size
     examples = [torch.randint(vocab_size, (length,), generator=generator).to(device) for length in lengths]
@@ -154,7 +154,7 @@ def _slip(lengths: tuple[int, ...], **asked: Any) -> Tensor:
 
 
 def _packing_attention(original: Callable[..., Any]) -> Callable[..., Any]:
-    def attend(
+    def attend(  # noqa: PLR0917 (transformers' own signature)
         module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
         if attention_mask is None or attention_mask.dtype != torch.int64:

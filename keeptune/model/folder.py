@@ -79,8 +79,8 @@ def _hub_snapshot(path: str) -> Path:
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(
-            f"model: found neither a folder {path!r} nor such a model on the hub ({reason}); expected a model folder or "
-            "a hub id owner/name[@revision]. Mend the name, or download the model and name its folder."
+            f"model: found neither a folder {path!r} nor such a model on the hub ({reason}); expected a model folder "
+            "or a hub id owner/name[@revision]. Mend the name, or download the model and name its folder."
         ) from error
 
 

@@ -19,7 +19,7 @@ class LinearCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # noqa: PLR0917  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, targets_N: Tensor, chunk_targets: int
     ) -> Tensor:
         _, needs_weight, needs_bias, *_ = ctx.needs_input_grad

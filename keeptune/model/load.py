@@ -59,7 +59,7 @@ def load_model(
                 f"{folder}: found fp16 for a {config.model_type} model; expected bf16 or fp32, because its activations "
                 "overflow fp16. Use dtype=bf16 or dtype=fp32."
             )
-        auto = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
         model_class = auto._model_mapping.get(type(config), None)
         supported = attn_implementation != "sdpa" or getattr(model_class, "_supports_sdpa", True)
         try:
@@ -82,8 +82,8 @@ def load_model(
 def _unknown(folder: Path, error: Exception) -> RecipeError:
     reason = str(error).strip().splitlines()[0]
     return RecipeError(
-        f"{folder}: found a model that transformers cannot load as a language model ({reason}); expected a decoder-only "
-        "or encoder-decoder one. Choose another model, or install a transformers that knows it."
+        f"{folder}: found a model that transformers cannot load as a language model ({reason}); expected a "
+        "decoder-only or encoder-decoder one. Choose another model, or install a transformers that knows it."
     )
 
 
@@ -102,7 +102,7 @@ def _differences(loading: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def convert_tokenizer(folder: Path, into: Path) -> None:
-    """Write the folder's tokenizer into `into` in the fast format (`tokenizer.json`), for models that ship only a slow one.
+    """Write the folder's tokenizer into `into` in the fast format (`tokenizer.json`), for a model with a slow one only.
 
     Raises:
         RecipeError: transformers cannot convert it.

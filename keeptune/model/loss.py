@@ -147,7 +147,7 @@ def _output_layer_input(model: nn.Module, batch: Batch) -> Tensor:
 
 def _run(model: nn.Module, batch: Batch) -> Any:
     base = base_of(model)
-    device = base.get_input_embeddings().weight.device
+    device = base.device
     input_ids = torch.from_numpy(batch.input_ids).to(device)
     if batch.packed:
         assert not uses_virtual_tokens(model), "virtual tokens cannot be put before the examples of a pack"
@@ -216,7 +216,7 @@ class _HeadCrossEntropy(torch.autograd.Function):
     """The chunked loss for any output layer: autograd runs on a chunk's logits while they are there."""
 
     @staticmethod
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride]
+    def forward(  # noqa: PLR0917  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
         hidden_ND: Tensor,
         targets_N: Tensor,

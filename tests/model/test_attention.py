@@ -6,6 +6,7 @@ import copy
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -114,7 +115,7 @@ def test_an_unknown_attention_is_not_packed() -> None:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3"])
 def test_generation_and_padded_batches_are_untouched_by_packing(name: str) -> None:
-    model = make_model(CONFIGS[name]).eval()
+    model: Any = make_model(CONFIGS[name]).eval()
     ids = torch.randint(3, VOCAB_SIZE, (2, 9), generator=torch.Generator().manual_seed(0))
     mask = torch.ones_like(ids)
     mask[1, :4] = 0
@@ -160,7 +161,7 @@ def test_no_mask_of_all_tokens_by_all_tokens_is_built() -> None:
 
 
 def reference_kernel(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, *rest: object
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, bounds: torch.Tensor, *rest: Any
 ) -> torch.Tensor:
     """What `varlen_attn` and flash-attn compute, written plainly: (T, H, E) and bounds in, (T, H, E) out."""
     _, (left, right), scale = rest
@@ -190,5 +191,6 @@ def test_processors_and_fp32_have_no_variable_length_kernel() -> None:
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 @pytest.mark.parametrize("name", ["llama", "mistral", "gemma3"])
 def test_packing_holds_on_a_gpu_in_bf16(name: str) -> None:
-    model = make_model(CONFIGS[name]).to("cuda", torch.bfloat16)
+    model: Any = make_model(CONFIGS[name])
+    model.to("cuda", torch.bfloat16)
     assert can_pack(model)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -89,7 +90,7 @@ def test_sharded_weights_are_counted_together(tmp_path: Path) -> None:
         ({"parts": [{"custom_pipelines": {}}]}, "parts.0.custom_pipelines"),
     ],
 )
-def test_a_configuration_that_asks_for_code_is_refused(tmp_path: Path, extra: dict[str, object], key: str) -> None:
+def test_a_configuration_that_asks_for_code_is_refused(tmp_path: Path, extra: dict[str, Any], key: str) -> None:
     with pytest.raises(RecipeError, match=f"found '{key}', which asks for code"):
         check_model_folder(model_folder(tmp_path / "m", **extra))
 
@@ -112,13 +113,13 @@ def test_pickled_weights_are_refused_with_the_way_to_convert(tmp_path: Path, nam
 def test_a_folder_without_weights_or_configuration_is_refused(tmp_path: Path) -> None:
     path = model_folder(tmp_path / "m")
     (path / "model.safetensors").unlink()
-    with pytest.raises(RecipeError, match="found no weights; expected model.safetensors"):
+    with pytest.raises(RecipeError, match=r"found no weights; expected model\.safetensors"):
         check_model_folder(path)
     (path / "config.json").unlink()
     with pytest.raises(RecipeError, match=r"found no config.json; expected a model folder"):
         check_model_folder(path)
     (path / "adapter_config.json").write_text("{}", encoding="utf-8")
-    with pytest.raises(RecipeError, match="found an adapter; expected a model folder. Merge it first"):
+    with pytest.raises(RecipeError, match=r"found an adapter; expected a model folder\. Merge it first"):
         check_model_folder(path)
 
 
@@ -146,7 +147,7 @@ def test_an_existing_folder_wins_and_a_missing_one_names_its_neighbour(tmp_path:
     assert resolve_model(str(path)) == path
     with pytest.raises(RecipeError, match=r"found no folder .*Did you mean '.*/english-3m'\?"):
         resolve_model(str(tmp_path / "english-3n"))
-    with pytest.raises(RecipeError, match="found no folder './nowhere/at/all'.*Mend the path"):
+    with pytest.raises(RecipeError, match=r"found no folder './nowhere/at/all'.*Mend the path"):
         resolve_model("./nowhere/at/all")
     with pytest.raises(RecipeError, match="found the file"):
         resolve_model(str(path / "config.json"))

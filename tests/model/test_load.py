@@ -47,13 +47,13 @@ def test_missing_left_over_and_misshapen_weights_are_refused(tmp_path: Path) -> 
     path = saved(tmp_path) / "model.safetensors"
     weights = load_file(path)
     save_file({k: v for k, v in weights.items() if k != "model.norm.weight"}, path, metadata={"format": "pt"})
-    with pytest.raises(RecipeError, match="found missing weights, the first is 'model.norm.weight'"):
+    with pytest.raises(RecipeError, match=r"found missing weights, the first is 'model.norm.weight'"):
         load_model(tmp_path, device=CPU, dtype=torch.float32)
     save_file({**weights, "model.extra": torch.zeros(1)}, path, metadata={"format": "pt"})
-    with pytest.raises(RecipeError, match="found left-over weights, the first is 'model.extra'"):
+    with pytest.raises(RecipeError, match=r"found left-over weights, the first is 'model.extra'"):
         load_model(tmp_path, device=CPU, dtype=torch.float32)
     save_file({**weights, "model.norm.weight": torch.zeros(3)}, path, metadata={"format": "pt"})
-    with pytest.raises(RecipeError, match="found misshapen weights, the first is 'model.norm.weight'"):
+    with pytest.raises(RecipeError, match=r"found misshapen weights, the first is 'model.norm.weight'"):
         load_model(tmp_path, device=CPU, dtype=torch.float32)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def test_an_output_layer_with_a_bias() -> None:
 
 
 @pytest.mark.parametrize("modules", [{"target_modules": ["q_proj", "lm_head"]}, {"modules_to_save": ["lm_head"]}])
-def test_an_output_layer_that_peft_wrapped(modules: dict[str, list[str]]) -> None:
+def test_an_output_layer_that_peft_wrapped(modules: dict[str, Any]) -> None:
     config = LoraConfig(task_type=TaskType.CAUSAL_LM, r=4, init_lora_weights=False, **modules)
     model = get_peft_model(make_model(CONFIGS["llama"]), config)
     reference = copy.deepcopy(model)
@@ -222,7 +223,8 @@ def test_a_loss_on_the_first_token_of_an_example_is_our_own_mistake() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_loss_is_fp32_under_autocast(dtype: torch.dtype) -> None:
-    model = make_model(CONFIGS["llama"]).to(dtype)
+    model: Any = make_model(CONFIGS["llama"])
+    model.to(dtype)
     examples = make_examples(LENGTHS)
     expected = loss_one_by_one(make_model(CONFIGS["llama"]), examples).item()
     with torch.autocast("cpu", torch.bfloat16):

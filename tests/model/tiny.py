@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from transformers import (
 from keeptune.text.batches import NOT_TRAINED, Batch
 
 VOCAB_SIZE = 61
-_SMALL = {
+_SMALL: dict[str, Any] = {
     "vocab_size": VOCAB_SIZE,
     "hidden_size": 32,
     "intermediate_size": 48,
@@ -45,9 +46,22 @@ _SMALL = {
     "pad_token_id": 0,
 }
 _GROUPED = {**_SMALL, "num_key_value_heads": 2}
-_GPT2 = {"vocab_size": VOCAB_SIZE, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.3}
+_GPT2: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "n_embd": 32,
+    "n_layer": 2,
+    "n_head": 4,
+    "n_positions": 64,
+    "initializer_range": 0.3,
+}
 _GPT2 |= {"bos_token_id": 1, "eos_token_id": 2, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
-_OPT = {"vocab_size": VOCAB_SIZE, "hidden_size": 32, "num_hidden_layers": 2, "ffn_dim": 48, "num_attention_heads": 4}
+_OPT: dict[str, Any] = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "ffn_dim": 48,
+    "num_attention_heads": 4,
+}
 _OPT |= {"max_position_embeddings": 64, "word_embed_proj_dim": 32, "init_std": 0.3, "dropout": 0.0}
 CONFIGS: dict[str, PreTrainedConfig] = {
     "llama": LlamaConfig(**_GROUPED),
@@ -78,8 +92,8 @@ T5 = T5Config(
     num_heads=4,
     dropout_rate=0.0,
     initializer_factor=3.0,
-    decoder_start_token_id=0,
 )
+T5.decoder_start_token_id = 0
 
 
 def make_model(config: PreTrainedConfig, *, seed: int = 0) -> PreTrainedModel:
