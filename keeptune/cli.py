@@ -49,7 +49,9 @@ class _Signals:
 
     def install(self) -> None:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, self._receive)
+            # What `nohup` ignores stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
 
     def _receive(self, number: int, _frame: Any) -> None:
         self.received += 1
@@ -79,8 +81,9 @@ def check(
     """Read, audit and render the data without training; show what would be trained on."""
     from keeptune import stages, terminal
 
-    context = _context(quiet=quiet)
-    outcome = stages.check(_load(recipe, set_), context=context, num_shown=records)
+    loaded = _load(recipe, set_)
+    stages.check_methods(loaded)
+    outcome = stages.check(loaded, context=_context(quiet=quiet, signals=False), num_shown=records)
     terminal.show_check(_console(), outcome)
 
 
@@ -134,6 +137,7 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
     from keeptune import stages, terminal
 
     with _run(recipe, set_, quiet=quiet) as opened:
+        stages.check_methods(opened.recipe)
         prepared = stages.prepare(opened)
         if not quiet:
             terminal.show_audit(_console(), prepared.audit)
@@ -172,16 +176,17 @@ def _run(path: Path, overrides: list[str] | None, *, quiet: bool) -> Iterator[Ru
         yield opened
 
 
-def _context(*, quiet: bool) -> Context:
+def _context(*, quiet: bool, signals: bool = True) -> Context:
     from keeptune import stages, terminal
 
-    signals = _Signals()
-    signals.install()
+    received = _Signals()
+    if signals:
+        received.install()
     console = _console(stderr=True)
     live = console.is_terminal and not quiet
     return stages.Context(
         progress=terminal.LiveProgress(console) if live else terminal.PlainProgress(console, quiet=quiet),
-        stop_requested=signals.stop_requested,
+        stop_requested=received.stop_requested,
         command=shlex.join(["keeptune", *sys.argv[1:]]),
         now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
@@ -195,7 +200,7 @@ def _console(*, stderr: bool = False) -> Any:
 
 def main() -> None:
     """Run one command; a fault of the user's is one message and its exit code, a fault of ours a traceback."""
-    # A forked or threaded tokenizer must not warn or deadlock, and nothing may look for a hub behind the user's back.
+    # The hub's client reports its use unless told not to.
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     try:
         app(standalone_mode=False)

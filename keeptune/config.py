@@ -240,6 +240,8 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
         RecipeError: the file is missing or not YAML, or any key or value is wrong; all such problems at once.
     """
     value = _read_yaml(path)
+    if any(override.startswith("methods.") for override in overrides):
+        value.setdefault("methods", {"full": {}, "lora": {"peft_type": "LORA"}})
     for override in overrides:
         _apply_override(value, override)
     try:

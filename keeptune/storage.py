@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,6 +22,8 @@ from keeptune.errors import FolderInUseError, StorageError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
+# Exactly the names that this project gives: a user's own `x.tmp-backup` is none of them.
+_LEFTOVER = re.compile(r".+\.tmp-([a-z]+-)?[0-9a-f]{8}")
 _REMEDIES = {
     errno.ENOSPC: ("no space left", "free space on the disk, then give the same command again"),
     errno.EDQUOT: ("the disk quota is used up", "free space, then give the same command again"),
@@ -28,6 +31,7 @@ _REMEDIES = {
     errno.EACCES: ("permission denied", "choose a folder that you may write to with output_dir"),
     errno.EPERM: ("operation not permitted", "choose a folder that you may write to with output_dir"),
     errno.EROFS: ("the file system is read-only", "choose another folder with output_dir"),
+    errno.EEXIST: ("a file stands where a folder is expected", "move that file, or choose another output_dir"),
     errno.ENOTDIR: ("a file stands where a folder is expected", "move that file, or choose another output_dir"),
     errno.EISDIR: ("a folder stands where a file is expected", "move that folder, or choose another output_dir"),
     errno.ENOENT: ("no such file or folder", "check that nothing removed it, then give the same command again"),
@@ -174,7 +178,7 @@ def remove_leftovers(folder: Path) -> None:
         return
     with storage_errors(folder):
         for path in sorted(folder.iterdir()):
-            if _TEMPORARY not in path.name or path.is_symlink():
+            if not _LEFTOVER.fullmatch(path.name) or path.is_symlink():
                 continue
             target = path.with_name(path.name.split(_TEMPORARY)[0])
             if f"{_TEMPORARY}old-" in path.name and not target.exists():

@@ -160,12 +160,13 @@ def test_leftovers_go_and_links_stay(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.mkdir()
     run = tmp_path / "run"
-    (run / "x.tmp-1").mkdir(parents=True)
-    (run / ".y.tmp-2").write_text("")
+    (run / "x.tmp-0123abcd").mkdir(parents=True)
+    (run / ".y.tmp-0123abcd").write_text("")
     (run / "keep").write_text("")
-    (run / "z.tmp-3").symlink_to(victim)
+    (run / "x.tmp-backup").mkdir()
+    (run / "z.tmp-0123abcd").symlink_to(victim)
     remove_leftovers(run)
-    assert sorted(os.listdir(run)) == ["keep", "z.tmp-3"]
+    assert sorted(os.listdir(run)) == ["keep", "x.tmp-backup", "z.tmp-0123abcd"]
     assert victim.exists()
     remove_leftovers(tmp_path / "none")
 

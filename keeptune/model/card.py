@@ -20,7 +20,7 @@ class CardScore:
     task: str
     metric: str
     value: float
-    standard_error: float
+    standard_error: float | None
     num_records: int
     base_value: float | None
 
@@ -130,10 +130,9 @@ def _score_table(card: ModelCard) -> str:
     lines = ["| task | metric | this model | base model | records |", "| --- | --- | ---: | ---: | ---: |"]
     for score in card.scores:
         base = "–" if score.base_value is None else f"{score.base_value:.4f}"
-        lines.append(
-            f"| {_plain(score.task)} | {_plain(score.metric)} | {score.value:.4f} ± {score.standard_error:.4f} "
-            f"| {base} | {score.num_records} |"
-        )
+        error = "" if score.standard_error is None else f" ± {score.standard_error:.4f}"
+        names = f"{_plain(score.task)} | {_plain(score.metric)}"
+        lines.append(f"| {names} | {score.value:.4f}{error} | {base} | {score.num_records} |")
     return "\n".join([*lines, "", "On the locked test split; ± is one standard error of the mean.", ""])
 
 

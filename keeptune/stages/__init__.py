@@ -9,7 +9,7 @@ from keeptune.stages.data import CheckOutcome, Data, check, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
 from keeptune.stages.run import Context, Run, open_run
-from keeptune.stages.training import train
+from keeptune.stages.training import check_methods, train
 
 __all__ = [
     "CheckOutcome",
@@ -17,6 +17,7 @@ __all__ = [
     "Data",
     "Run",
     "check",
+    "check_methods",
     "evaluate",
     "export",
     "open_run",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune import __version__
 from keeptune.config import Recipe
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName, record_from_json, record_to_json
-from keeptune.errors import DataError
+from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import Progress
 from keeptune.stages.run import Context, Run, is_done, note_facts, stage_key
 from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
@@ -84,9 +84,19 @@ def prepare(run: Run) -> Data:
     if is_done(folder, key):
         progress.say(f"{folder}: prepared before and unchanged")
     else:
+        _refuse_other_data(run.folder, folder)
         with staged_folder(folder, facts={"key": key, "template": base.template.name}) as staging:
             _write_data(run.recipe, base, staging, progress=progress)
     return Data(base, folder, key)
+
+
+def _refuse_other_data(run_folder: Path, folder: Path) -> None:
+    """Keep the data that methods were trained on: other data would move records between train and test."""
+    if folder.exists() and any(run_folder.glob("*/events.jsonl")):
+        raise FolderInUseError(
+            f"{folder}: found methods trained on other data, another tokenizer or other base weights than the recipe "
+            "names now; expected the same. Choose another output_dir, or put the files back."
+        )
 
 
 def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
@@ -137,6 +147,11 @@ def _read_base(recipe: Recipe, *, cache: Path) -> Base:
         tokenizer_folder = cache / "tokenizer"
         convert_tokenizer(folder, tokenizer_folder)
     tokenizer = Tokenizer.load(tokenizer_folder)
+    if max(tokenizer.eos_id, tokenizer.pad_id) >= facts.vocab_size:
+        raise RecipeError(
+            f"{folder}: found a tokenizer with id {max(tokenizer.eos_id, tokenizer.pad_id)} for a model of "
+            f"{facts.vocab_size} embeddings; expected every id to have one. Use the model's own tokenizer."
+        )
     template = make_template(recipe.data.template, tokenizer=tokenizer, encoder_decoder=facts.encoder_decoder)
     return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template)
 
@@ -151,8 +166,10 @@ def _rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
     }
 
 
-def _length_policy(recipe: Recipe) -> dict[str, Any]:
-    return {"max_length": recipe.data.max_length, "over_length": recipe.data.over_length}
+def _length_policy(recipe: Recipe, base: Base) -> dict[str, Any]:
+    """Return the recipe's limit, or the model's where that is lower, and what happens above it."""
+    limit = min(recipe.data.max_length, base.facts.max_positions or recipe.data.max_length)
+    return {"max_length": limit, "over_length": recipe.data.over_length}
 
 
 def _data_key(recipe: Recipe, base: Base) -> str:
@@ -165,7 +182,7 @@ def _data_key(recipe: Recipe, base: Base) -> str:
         for task in recipe.data.tasks
     ]
     tokens = token_cache_key(
-        data_sha256=stage_key(sources=sources), **_rendering(recipe, base), **_length_policy(recipe)
+        data_sha256=stage_key(sources=sources), **_rendering(recipe, base), **_length_policy(recipe, base)
     )
     return stage_key(tokens=tokens, data=recipe.data.model_dump(mode="json"), seed=recipe.seed, version=__version__)
 
@@ -198,7 +215,7 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
     for split in SPLIT_NAMES:
         records = prepared.records[split]
         progress.start(f"Tokenising {split}", total=len(records), unit="records")
-        tokenized = tokenize(records, **_rendering(recipe, base), **_length_policy(recipe))
+        tokenized = tokenize(records, **_rendering(recipe, base), **_length_policy(recipe, base))
         table = TokenTable.write(folder / "tokens" / f"{split}.arrow", _counted(tokenized, progress=progress))
         progress.finish()
         kept = set(table.record_ids)

@@ -30,7 +30,11 @@ def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
         )
     from keeptune.model.folder import resolve_model
 
-    named = base or read_json(folder / "adapter_config.json").get("base_model_name_or_path")
+    config = read_json(folder / "adapter_config.json")
+    revision = config.get("revision")
+    named = base or config.get("base_model_name_or_path")
+    if not base and named and revision:
+        named = f"{named}@{revision}"
     if not named:
         raise RecipeError(f"{folder}: found no name of the base model; expected one. Give it with --base.")
     from keeptune.model.merge import merge_adapter

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.errors import DataError
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of
+from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, training_key
 from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, storage_errors, write_json
 
 if TYPE_CHECKING:
@@ -70,6 +70,11 @@ def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
     trained = None
     if method is not None:
         trained = _trained_facts(run, method)["key"]
+        if trained != training_key(run.recipe, data, method):
+            raise DataError(
+                f"{run.folder / method.name}: found a model trained on other data, settings or base weights; expected "
+                "those of this recipe. Run `keeptune train` first, or choose another output_dir."
+            )
     key = stage_key(
         data=data.key,
         weights=data.base.facts.sha256,
@@ -84,12 +89,13 @@ def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
 
 def _trained_facts(run: Run, method: Method) -> Mapping[str, Any]:
     path = run.folder / method.name / "training.json"
-    if not path.exists() or not artifact_folder(path.parent, method).is_dir():
+    facts = read_json(path) if path.exists() else {}
+    if not facts or not is_done(artifact_folder(path.parent, method), facts["key"]):
         raise DataError(
-            f"{path.parent}: found no trained model; expected `keeptune train` to have finished. "
+            f"{path.parent}: found no whole trained model; expected `keeptune train` to have finished. "
             "Run `keeptune train` with this recipe first, or `keeptune run`."
         )
-    return read_json(path)
+    return facts
 
 
 def _record_opening(run: Run, data: Data, *, entrants: list[_Entrant]) -> None:

@@ -77,11 +77,12 @@ def open_run(recipe: Recipe, *, context: Context) -> Iterator[Run]:
     check_metrics(recipe.evaluation.metrics)
     folder = Path(recipe.output_dir)
     with locked_folder(folder):
+        _refuse_a_foreign_folder(folder)
         for place in [folder, *(folder / name for name in ("base", *recipe.methods))]:
             remove_leftovers(place)
         _refuse_another_recipe(folder, recipe)
-        write_atomic(folder / "recipe.yaml", recipe.to_yaml())
         _write_run_manifest(folder, recipe, context=context)
+        write_atomic(folder / "recipe.yaml", recipe.to_yaml())
         yield Run(recipe, folder, context)
 
 
@@ -104,17 +105,37 @@ def note_facts(run: Run, facts: Mapping[str, Any]) -> None:
         write_json(path, {**before, **facts})
 
 
+def _refuse_a_foreign_folder(folder: Path) -> None:
+    """Leave a folder alone that holds anything and is no run of keeptune's: a run replaces what it finds by name."""
+    with storage_errors(folder):
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    path = folder / MANIFEST
+    ours = path.is_file() and {"commands", "versions"} <= read_json(path).keys()
+    if names and not ours:
+        raise FolderInUseError(
+            f"{folder}: found {', '.join(names[:5])} and no run of keeptune; expected an empty or a new folder. "
+            "Choose another output_dir."
+        )
+
+
 def _refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
     """Let a run folder go on only with the recipe that its training came from.
 
     Metrics, further methods and the speed of decoding may change; what decides weights may not.
     """
     path = folder / "recipe.yaml"
-    trained = [name for name in recipe.methods if (folder / name / "events.jsonl").exists()]
-    if not path.exists() or not trained:
+    if not path.exists() or not any(folder.glob("*/events.jsonl")):
         return
+    trained = [name for name in recipe.methods if (folder / name / "events.jsonl").exists()]
     with storage_errors(path):
-        before = _weight_deciding(yaml.safe_load(path.read_text(encoding="utf-8")), methods=trained)
+        text = path.read_text(encoding="utf-8")
+    try:
+        before = _weight_deciding(yaml.safe_load(text), methods=trained)
+    except (yaml.YAMLError, AttributeError) as error:
+        raise FolderInUseError(
+            f"{path}: found a recipe that was changed by hand and cannot be read; expected it as keeptune wrote it. "
+            "Put it back, or choose another output_dir."
+        ) from error
     after = _weight_deciding(recipe.model_dump(mode="json"), methods=trained)
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if changed:
@@ -156,4 +177,8 @@ def _write_run_manifest(folder: Path, recipe: Recipe, *, context: Context) -> No
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": versions,
     }
-    write_json(folder / MANIFEST, facts)
+    path = folder / MANIFEST
+    # The first command made the run; later ones are added, and what stages found out stays.
+    before = read_json(path) if path.exists() else {}
+    given = {"time": facts["created"], "command": context.command, "keeptune": __version__}
+    write_json(path, {**facts, **before, "commands": [*before.get("commands", []), given]})

@@ -46,8 +46,6 @@ def train(run: Run, *, methods: Sequence[str] | None = None) -> list[Path]:
     Raises:
         RecipeError: a method is not in the recipe, or PEFT does not know one of its arguments.
     """
-    from keeptune.model.methods import check_method
-
     chosen = list(methods or run.recipe.methods)
     for name in chosen:
         if name not in run.recipe.methods:
@@ -55,11 +53,25 @@ def train(run: Run, *, methods: Sequence[str] | None = None) -> list[Path]:
                 f"--method {name}: found no such method in the recipe; expected one of "
                 f"{', '.join(run.recipe.methods)}. Add it under methods."
             )
+    check_methods(run.recipe)
     data = prepare(run)
-    facts = data.base.facts
-    for name in chosen:
-        check_method(method_of(run.recipe, name), encoder_decoder=facts.encoder_decoder, quantised=facts.quantised)
     return [_train_method(run, data, method_of(run.recipe, name)) for name in chosen]
+
+
+def check_methods(recipe: Recipe) -> None:
+    """Refuse methods that PEFT does not know and a device that is not there, before any data are prepared.
+
+    Raises:
+        RecipeError: the first that cannot be used.
+    """
+    from keeptune.model.folder import check_model_folder, resolve_model
+    from keeptune.model.load import pick_device
+    from keeptune.model.methods import check_method
+
+    facts = check_model_folder(resolve_model(recipe.model))
+    pick_device(recipe.device)
+    for name in recipe.methods:
+        check_method(method_of(recipe, name), encoder_decoder=facts.encoder_decoder, quantised=facts.quantised)
 
 
 def method_of(recipe: Recipe, name: str) -> Method:

@@ -107,6 +107,11 @@ def test_chunked_and_bidirectional_masks_are_refused() -> None:
         model(input_ids=torch.ones(1, 3, dtype=torch.long), position_ids=torch.arange(3)[None])
 
 
+def test_attention_sinks_are_refused_before_they_are_computed() -> None:
+    with pytest.raises(CannotPack, match="s_aux"):
+        batch_loss(make_model(UNPACKABLE), packed(make_examples([3, 2])))
+
+
 def test_an_unknown_attention_is_not_packed() -> None:
     model = make_model(CONFIGS["llama"])
     model.set_attn_implementation("flex_attention")

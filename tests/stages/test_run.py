@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -246,7 +247,7 @@ def test_evaluating_before_training_is_refused(tmp_path: Path) -> None:
     path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
     with (
         stages.open_run(world.recipe(path), context=world.context()) as run,
-        pytest.raises(DataError, match="found no trained model; expected `keeptune train` to have finished"),
+        pytest.raises(DataError, match="found no whole trained model; expected `keeptune train` to have finished"),
     ):
         stages.evaluate(run)
     assert not (tmp_path / "run" / "test_openings.jsonl").exists()
@@ -272,3 +273,72 @@ def test_check_shows_what_would_be_trained_on_and_writes_nothing(tmp_path: Path)
         trained = "".join(token.text for token in tokens if token.trained)
         assert trained.removesuffix("<|im_end|>") in world.WORDS
     assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
+    (tmp_path / "run" / "data").mkdir(parents=True)
+    (tmp_path / "run" / "data" / "mine.txt").write_text("mine")
+    with pytest.raises(FolderInUseError, match="found data and no run of keeptune; expected an empty or a new folder"):
+        finished(path)
+    assert (tmp_path / "run" / "data" / "mine.txt").read_text() == "mine"
+
+
+def test_trained_methods_keep_the_data_that_they_were_trained_on(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    data = world.records(tmp_path / "data.jsonl", number=40)
+    methods = {"lora": {"peft_type": "LORA", "learning_rate": 1e-2}}
+    path = world.recipe_file(tmp_path, model=base, data=data, methods=methods)
+    finished(path)
+    before = (tmp_path / "run" / "data" / "test.jsonl").read_text()
+    world.records(data, number=40, seed=5)
+    for stage in (stages.prepare, stages.evaluate):
+        with (
+            stages.open_run(world.recipe(path), context=world.context()) as run,
+            pytest.raises(FolderInUseError, match="found methods trained on other data"),
+        ):
+            stage(run)
+    assert (tmp_path / "run" / "data" / "test.jsonl").read_text() == before
+
+
+def test_another_recipe_is_refused_under_other_method_names_too(done: tuple[Path, Path]) -> None:
+    value = json.loads(done[0].read_text())
+    value["methods"] = {"other": {"peft_type": "LORA"}}
+    value["seed"] = 9
+    other = done[0].with_name("other.yaml")
+    other.write_text(json.dumps(value))
+    with pytest.raises(FolderInUseError, match="found results of another recipe"):
+        finished(other)
+
+
+def test_a_damaged_artifact_is_neither_tested_nor_delivered(done: tuple[Path, Path], tmp_path: Path) -> None:
+    shutil.copytree(done[1], tmp_path / "run")
+    moved = json.loads(done[0].read_text()) | {"output_dir": str(tmp_path / "run")}
+    (tmp_path / "recipe.yaml").write_text(json.dumps(moved))
+    weights = tmp_path / "run" / "lora" / "adapter" / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x01")
+    with (
+        stages.open_run(world.recipe(tmp_path / "recipe.yaml"), context=world.context()) as run,
+        pytest.raises(DataError, match="found no whole trained model"),
+    ):
+        stages.evaluate(run)
+
+
+def test_the_manifest_keeps_the_first_command_and_adds_the_later_ones(done: tuple[Path, Path]) -> None:
+    with stages.open_run(world.recipe(done[0]), context=world.context()) as run:
+        manifest = read_json(run.folder / "manifest.json")
+    assert manifest["command"] == "keeptune run"
+    assert manifest["base"]["model_type"] == "llama"
+    assert manifest["device"] == "cpu"
+    assert len(manifest["commands"]) >= 2
+
+
+def test_no_record_is_longer_than_the_models_positions(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    config = read_json(base / "config.json") | {"max_position_embeddings": 40}
+    (base / "config.json").write_text(json.dumps(config))
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
+    with stages.open_run(world.recipe(path, **{"data.over_length": "cut"}), context=world.context()) as run:
+        data = stages.prepare(run)
+    assert data.table("train").lengths.max() <= 40
