@@ -67,7 +67,7 @@ def test_a_run_prints_its_outcome_and_quiet_prints_less(path: Path) -> None:
     assert quiet.stdout == f"Report: {path.parent / 'run' / 'report.html'}\n"
 
 
-def test_ctrl_c_saves_says_how_to_go_on_and_exits_143(path: Path) -> None:
+def test_a_signal_saves_says_how_to_go_on_and_exits_143(path: Path) -> None:
     overrides = ["--set", f"output_dir={path.parent / 'stopped'}", "--set", "training.num_train_epochs=500"]
     command = [sys.executable, "-m", "keeptune.cli", "train", str(path), *overrides, "--set", "training.patience=null"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -76,7 +76,7 @@ def test_ctrl_c_saves_says_how_to_go_on_and_exits_143(path: Path) -> None:
         until = time.monotonic() + 60
         while time.monotonic() < until and not (events.exists() and '"step"' in events.read_text()):
             time.sleep(0.05)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
         _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143, stderr
     assert "everything up to this step is saved. Give the same command again to go on." in stderr
