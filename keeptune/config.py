@@ -46,9 +46,8 @@ class TaskFields(_Section):
 
     @model_validator(mode="after")
     def _named(self) -> TaskFields:
-        name = self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", Path(self.path.split("@")[0]).name.split(".")[0]).strip(
-            "-."
-        )
+        stem = Path(self.path.split("@")[0]).name.split(".")[0]
+        name = self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64]
         if not _NAME.fullmatch(name) or name == "all":
             raise ValueError(
                 f"found the task name {name!r}; expected letters, digits, '.', '_' or '-'. Give the task a `name`"

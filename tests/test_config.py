@@ -141,3 +141,8 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "keeptune" / "recipes").glob("*.yaml")), ids=str)
 def test_the_recipes_that_ship_are_valid(path: Path) -> None:
     assert yaml.safe_load(load_recipe(path).to_yaml())["model"]
+
+
+def test_a_task_is_named_by_its_file_up_to_64_characters(tmp_path: Path) -> None:
+    text = f"model: base\noutput_dir: x\ndata: {{tasks: [{{path: 'my data/{'n' * 70}.jsonl.gz'}}]}}\n"
+    assert load_recipe(write(tmp_path, text)).data.tasks[0].name == "n" * 64
