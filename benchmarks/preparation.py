@@ -42,7 +42,9 @@ def with_trl(data: Path, model: Path) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
 
-    rows = [json.loads(line) for path in sorted(data.iterdir()) for line in path.read_text("utf-8").splitlines()]
+    # Not splitlines(): records hold other line separators.
+    lines = (line for path in sorted(data.iterdir()) for line in path.read_text("utf-8").split("\n"))
+    rows = [json.loads(line) for line in lines if line]
     with tempfile.TemporaryDirectory() as out:
         SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(model),
