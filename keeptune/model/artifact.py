@@ -23,6 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
+from keeptune.model.attention import base_of
 from keeptune.model.folder import resolve_model
 from keeptune.model.load import load_model
 from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
@@ -56,13 +57,6 @@ def stop_token_ids(model: nn.Module, *, tokenizer: Tokenizer, template: Template
     found = own.eos_token_id if own is not None else None
     ids = {tokenizer.eos_id, tokenizer.special_tokens[template.end_token]}
     return tuple(sorted(ids | set(found if isinstance(found, list) else [] if found is None else [found])))
-
-
-def base_of(model: nn.Module) -> PreTrainedModel:
-    """Return the transformers model inside an adapted one, or the model itself."""
-    inner = model.get_base_model() if isinstance(model, PeftModel) else model
-    assert isinstance(inner, PreTrainedModel)
-    return inner
 
 
 def save_artifact(
