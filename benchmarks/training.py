@@ -3,6 +3,7 @@
 Both sides train one epoch over the same records with the same 19M-parameter Llama, tokenizer and prompt wording, each
 run in a process of its own. TRL runs with its documented defaults, completion-only loss and a batch of 8 records;
 keeptune's step has as many tokens as 8 records have on average, so that both make about the same number of updates.
+TRL's default computes in bf16; keeptune runs in bf16 (`training.bf16: true`) and in fp32, its default on a CPU.
 Target-bearing tokens are those of the records that carry loss: all tokens of all records trained on, padding excluded.
 
     python benchmarks/training.py --data alpaca=FILE.json --data p3=FILE.jsonl.gz,FILE.jsonl.gz --pairs 2
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import random
 import statistics
@@ -24,6 +26,7 @@ from typing import Any
 
 RESULTS = Path(__file__).parent / "results" / "training.json"
 METHODS = ("full", "lora")
+PRECISIONS = ("bf16", "fp32")
 LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32, "target_modules": "all-linear"}
 MODEL: dict[str, Any] = {
     "vocab_size": 16384,
@@ -131,7 +134,7 @@ def train_with_trl(base: Path, records_path: Path, *, method: str, as_shipped: b
     }
 
 
-def train_with_keeptune(base: Path, records_path: Path, *, method: str, seed: int = 0) -> dict[str, float]:
+def train_with_keeptune(base: Path, records_path: Path, *, method: str, bf16: bool, seed: int = 0) -> dict[str, float]:
     """Train one epoch with keeptune's loop and return tokens, targets, CPU-seconds, seconds and peak bytes."""
     import torch
 
@@ -204,7 +207,7 @@ def train_with_keeptune(base: Path, records_path: Path, *, method: str, seed: in
             higher_is_better=False,
             world=SINGLE,
             device=device,
-            autocast=None,
+            autocast=torch.bfloat16 if bf16 else None,
             progress=Silent(),
             stop_requested=lambda: False,
             run_key="benchmark",
@@ -220,15 +223,16 @@ def train_with_keeptune(base: Path, records_path: Path, *, method: str, seed: in
     }
 
 
-def gemm_rate(*, seconds: float = 0.3) -> float:
-    """Return this machine's best rate in FLOP/s over the matrix products of the model's layers, fp32."""
+def gemm_rate(precision: str, *, seconds: float = 0.3) -> float:
+    """Return this machine's best rate in FLOP/s over the matrix products of the model's layers."""
     import torch
 
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[precision]
     shapes = [(1024, 384, 1024), (1024, 1024, 384), (1024, 384, 384), (512, 384, 16384)]
     best = 0.0
     for rows, inner, columns in shapes:
-        left, right = torch.randn(rows, inner), torch.randn(inner, columns)
-        out = torch.empty(rows, columns)
+        left, right = torch.randn(rows, inner).to(dtype), torch.randn(inner, columns).to(dtype)
+        out = torch.empty(rows, columns, dtype=dtype)
         torch.mm(left, right, out=out)
         count, start = 0, time.perf_counter()
         while time.perf_counter() - start < seconds:
@@ -259,7 +263,9 @@ def needed_flops(measured: dict[str, float], *, method: str, lengths: list[int])
 def run_child(side: str, base: Path, records: Path, *, method: str) -> dict[str, float]:
     """Run one side in a process of its own and return what it measured."""
     command = [sys.executable, __file__, "--child", side, "--method", method, str(base), str(records)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    # What keeptune's command line sets for itself.
+    environment = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"} if side.startswith("keeptune") else None
+    result = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     if result.returncode != 0:
         raise RuntimeError(f"{' '.join(command)} failed:\n{result.stderr[-4000:]}")
     return json.loads(result.stdout.splitlines()[-1])
@@ -267,33 +273,50 @@ def run_child(side: str, base: Path, records: Path, *, method: str) -> dict[str,
 
 def child(side: str, base: Path, records: Path, *, method: str) -> dict[str, Any]:
     """Measure one side in this process."""
-    if side == "keeptune":
-        return train_with_keeptune(base, records, method=method)
+    if side.startswith("keeptune-"):
+        return train_with_keeptune(base, records, method=method, bf16=side == "keeptune-bf16")
     if side == "gemm":
-        return {"gemm_rate": gemm_rate()}
+        return {precision: gemm_rate(precision) for precision in PRECISIONS}
     return train_with_trl(base, records, method=method, as_shipped=side == "trl-as-shipped")
 
 
 def compare(name: str, base: Path, records: Path, *, method: str, pairs: int, as_shipped: bool) -> dict[str, Any]:
-    """Alternate the sides and return every measurement and the ratios keeptune : TRL, pair by pair."""
-    sides = ["keeptune", "trl", *(["trl-as-shipped"] if as_shipped else [])]
+    """Alternate the sides; return every measurement, and the medians over the rounds of keeptune : TRL."""
+    ours = [f"keeptune-{precision}" for precision in PRECISIONS]
+    theirs = ["trl", *(["trl-as-shipped"] if as_shipped else [])]
+    sides = [*ours, *theirs]
     runs: dict[str, list[dict[str, float]]] = {side: [] for side in [*sides, "gemm"]}
     for pair in range(pairs):
         for side in ["gemm", *(sides if pair % 2 == 0 else reversed(sides))]:
             runs[side].append(run_child(side, base, records, method=method))
-    row: dict[str, Any] = {"data": name, "method": method, "runs": runs}
-    for side in sides[1:]:
-        pairs_of = list(zip(runs["keeptune"], runs[side], strict=True))
-        speed = [(a["num_tokens"] / a["cpu_seconds"]) / (b["num_tokens"] / b["cpu_seconds"]) for a, b in pairs_of]
-        memory = [a["peak_bytes"] / b["peak_bytes"] for a, b in pairs_of]
-        row[side] = {"speed_ratio": statistics.median(speed), "memory_ratio": statistics.median(memory)}
     lengths = json.loads((base / "lengths.json").read_text())
-    rates = [
-        needed_flops(run, method=method, lengths=lengths) / run["seconds"] / gemm["gemm_rate"]
-        for run, gemm in zip(runs["keeptune"], runs["gemm"], strict=True)
-    ]
-    row["gemm_share"] = statistics.median(rates)
-    return row
+    return {
+        "data": name,
+        "method": method,
+        "runs": runs,
+        "ratios": {left: {right: ratios(runs[left], runs[right]) for right in theirs} for left in ours},
+        "gemm_share": {
+            precision: statistics.median(
+                needed_flops(run, method=method, lengths=lengths) / run["seconds"] / gemm[precision]
+                for run, gemm in zip(runs[f"keeptune-{precision}"], runs["gemm"], strict=True)
+            )
+            for precision in PRECISIONS
+        },
+    }
+
+
+def ratios(left: list[dict[str, float]], right: list[dict[str, float]]) -> dict[str, float]:
+    """Return the median over pairs of runs of left ÷ right, in tokens per CPU-second and in peak memory."""
+    pairs = list(zip(left, right, strict=True))
+    return {
+        "speed": statistics.median(speed(a) / speed(b) for a, b in pairs),
+        "memory": statistics.median(a["peak_bytes"] / b["peak_bytes"] for a, b in pairs),
+    }
+
+
+def speed(run: dict[str, float]) -> float:
+    """Return the tokens that a run trained on per CPU-second."""
+    return run["num_tokens"] / run["cpu_seconds"]
 
 
 def prepare_records(folder: Path, paths: list[str], *, limit: int) -> Path:
@@ -343,35 +366,47 @@ def main() -> None:
                 )
                 rows.append(row)
                 print(describe(row), flush=True)
-    speed = statistics.mean(row["trl"]["speed_ratio"] for row in rows)
-    memory = statistics.mean(row["trl"]["memory_ratio"] for row in rows)
-    print(f"mean of {len(rows)}: {speed:.2f}x the tokens per CPU-second, {memory:.2f}x the peak memory")
+    means = mean_ratios(rows)
+    for ours, against in means.items():
+        for theirs, mean in against.items():
+            print(f"{ours} : {theirs}, mean of {len(rows)}: {mean['speed']:.2f}x tokens, {mean['memory']:.2f}x memory")
     arguments.out.parent.mkdir(exist_ok=True)
-    facts = {"machine": machine(), "versions": versions(), "rows": rows}
-    arguments.out.write_text(json.dumps({**facts, "mean_speed_ratio": speed, "mean_memory_ratio": memory}, indent=1))
+    facts = {"machine": machine(), "versions": versions(), "records": arguments.records, "pairs": arguments.pairs}
+    arguments.out.write_text(json.dumps({**facts, "rows": rows, "mean_ratios": means}, indent=1) + "\n")
+
+
+def mean_ratios(rows: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
+    """Return the mean over all rows of each ratio."""
+    return {
+        ours: {
+            theirs: {
+                kind: statistics.mean(row["ratios"][ours][theirs][kind] for row in rows) for kind in ("speed", "memory")
+            }
+            for theirs in against
+        }
+        for ours, against in rows[0]["ratios"].items()
+    }
 
 
 def describe(row: dict[str, Any]) -> str:
-    """Return a row as a line of text."""
-    ours = row["runs"]["keeptune"][-1]
-    theirs = row["runs"]["trl"][-1]
-    line = (
-        f"{row['data']} {row['method']}: {row['trl']['speed_ratio']:.2f}x the tokens per CPU-second of TRL "
-        f"({ours['num_tokens'] / ours['cpu_seconds']:.0f} : {theirs['num_tokens'] / theirs['cpu_seconds']:.0f}), "
-        f"{row['trl']['memory_ratio']:.2f}x its peak memory "
-        f"({ours['peak_bytes'] / 1e6:.0f} : {theirs['peak_bytes'] / 1e6:.0f} MB), "
-        f"{100 * row['gemm_share']:.0f} % of the matrix-multiply rate"
-    )
-    if "trl-as-shipped" in row:
-        shipped = row["trl-as-shipped"]
-        line += f"; as TRL ships: {shipped['speed_ratio']:.2f}x, {shipped['memory_ratio']:.2f}x"
-    return line
+    """Return a row of the result as rows of the table in README.md."""
+    lines = []
+    for precision in PRECISIONS:
+        side = f"keeptune-{precision}"
+        for against, ratio in row["ratios"][side].items():
+            ours, theirs = row["runs"][side], row["runs"][against]
+            speeds = [statistics.median(speed(run) for run in runs) for runs in (ours, theirs)]
+            peaks = [statistics.median(run["peak_bytes"] / 1e6 for run in runs) for runs in (ours, theirs)]
+            cells = [row["data"], row["method"], precision, against]
+            cells += [f"{speeds[0]:.0f} : {speeds[1]:.0f}", f"{ratio['speed']:.2f}"]
+            cells += [f"{peaks[0]:.0f} : {peaks[1]:.0f} MB", f"{ratio['memory']:.2f}"]
+            cells += [f"{100 * row['gemm_share'][precision]:.0f} %"]
+            lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
-    import os
-
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     model = next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "unknown")
     return {"processor": model, "cores": os.cpu_count(), "system": platform.platform()}

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from keeptune.errors import RecipeError, raise_collected
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_RESERVED_NAMES = frozenset({"all", "base", "data", "instruct-model"})
+_RESERVED_NAMES = frozenset({"all", "base", "data", "instruct-model", "tokenizer"})
 _MAX_RECIPE_BYTES = 1 << 20
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
@@ -149,6 +149,8 @@ class TrainingFields(_Section):
     """AdamW's decay of the squared gradient's mean."""
     adam_epsilon: Annotated[float, Field(gt=0.0)] = 1e-8
     """AdamW's addend to the denominator."""
+    bf16: bool | None = None
+    """Compute in bf16 while the trained weights stay fp32; null: on a GPU, not on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
     evals_per_epoch: Positive = 2

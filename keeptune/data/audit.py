@@ -100,7 +100,7 @@ class LeakExample:
     train: str
     held_out: str
     split: SplitName
-    share: float
+    overlap_fraction: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,6 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.data.ngrams import (
+    HALF,
+    MULTIPLIER,
     Hashes,
     Indices,
     batches,
@@ -47,8 +49,6 @@ _FAR = 16
 _ROUNDING = 1e-9
 # A pair's number stands in the upper bits of a key, its gram's hash in the lower ones.
 _GRAM_BITS = 46
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
-_HALF = np.uint64(32)
 
 
 @dataclass(frozen=True, slots=True)
@@ -283,7 +283,7 @@ def _signatures(sets: _GramSets) -> NDArray[np.uint32]:
     for part in batches(sets.lengths[nonempty], at_most=_GRAMS_PER_BATCH):
         rows = nonempty[part]
         lengths = sets.lengths[rows]
-        halves = (sets.grams[joined_ranges(sets.starts[rows], lengths)] >> _HALF).astype(np.uint32)
+        halves = (sets.grams[joined_ranges(sets.starts[rows], lengths)] >> HALF).astype(np.uint32)
         starts = np.cumsum(lengths) - lengths
         for k, factor in enumerate(factors):
             signatures[rows, k] = np.minimum.reduceat(halves * factor, starts)
@@ -305,9 +305,9 @@ def _buckets(signatures: NDArray[np.uint32], *, nonempty: Indices) -> _Buckets:
     for band in range(_NUM_BANDS):
         keys = np.zeros(len(nonempty), np.uint64)
         for k in range(_ROWS_PER_BAND):
-            keys *= _MULTIPLIER
+            keys *= MULTIPLIER
             keys += signatures[nonempty, band * _ROWS_PER_BAND + k]
-            keys ^= keys >> _HALF
+            keys ^= keys >> HALF
         order = np.argsort(keys, kind="stable")
         keys = keys[order]
         starts = run_starts(keys)

@@ -17,9 +17,9 @@ _Integer = TypeVar("_Integer", np.uint64, np.int64)
 # Scripts written without spaces: each of their characters is a word (Thai to Khmer, kana, Han).
 _UNSPACED = "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff"
 _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
-_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
+MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xD6E8FEB86659FD93)
-_HALF = np.uint64(32)
+HALF = np.uint64(32)
 
 
 def normalised(text: str) -> str:
@@ -42,12 +42,12 @@ def ngram_hashes(symbols: NDArray[np.uint32], n: int) -> Hashes:
     num_grams = max(len(symbols) - n + 1, 0)
     hashes = np.zeros(num_grams, np.uint64)
     for i in range(n):
-        hashes *= _MULTIPLIER
+        hashes *= MULTIPLIER
         hashes += symbols[i : i + num_grams]
     for _ in range(2):
-        hashes ^= hashes >> _HALF
+        hashes ^= hashes >> HALF
         hashes *= _MIXER
-    hashes ^= hashes >> _HALF
+    hashes ^= hashes >> HALF
     return hashes
 
 

@@ -253,4 +253,4 @@ def _leak_examples(
         origins.setdefault((record.id, split), record.origin)
     for leak in found:
         train, held_out = origins[leak.train_id, "train"], origins[leak.held_out_id, leak.split]
-        yield leak.kind, LeakExample(train, held_out, leak.split, leak.share)
+        yield leak.kind, LeakExample(train, held_out, leak.split, leak.overlap_fraction)

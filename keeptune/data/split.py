@@ -63,16 +63,17 @@ class Assigned:
 class Leak:
     """A train record that overlaps with a held-out one, under the first kind of `LEAK_KINDS` that holds.
 
-    exact: the same normalised prompt. near: in one group of near-duplicates; `share` is the Jaccard similarity of the
-    two prompts. ngram_cover: `share` of the held-out record's words, more than half, stands in runs of 8 words that the
-    train record has too. ngram_13: the same for 13 words, where any share counts; such a record is no leak to remove.
+    exact: the same normalised prompt. near: in one group of near-duplicates; `overlap_fraction` is the Jaccard
+    similarity of the two prompts. ngram_cover: `overlap_fraction` of the held-out record's words, more than half,
+    stands in runs of 8 words that the train record has too. ngram_13: the same for 13 words, where any fraction
+    counts; such a record is no leak to remove.
     """
 
     train_id: str
     held_out_id: str
     split: SplitName
     kind: LeakKind
-    share: float
+    overlap_fraction: float
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import Record, SplitName
-from keeptune.errors import Interrupted, NonFiniteError, OutOfMemoryError
+from keeptune.errors import Interrupted, NonFiniteError
 from keeptune.evaluation.generate import Decoding, Generated, generate
 from keeptune.evaluation.metrics import (
     LOSS_METRICS,
@@ -28,13 +28,13 @@ from keeptune.evaluation.metrics import (
     with_loss,
 )
 from keeptune.evaluation.scores import ALL_TASKS, Score, score_answers
+from keeptune.model.memory import memory_errors
+from keeptune.model.modes import evaluating
 from keeptune.progress import Progress
 from keeptune.storage import staged_folder, storage_errors, write_json, write_jsonl
 from keeptune.text.batches import NOT_TRAINED, Batch
 from keeptune.text.tokenizer import Tokenizer
 from keeptune.text.tokens import Example
-from keeptune.training.cost import lacks_memory
-from keeptune.training.modes import evaluating
 from keeptune.training.plan import Examples
 
 SAMPLES = "samples.jsonl"
@@ -43,11 +43,12 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The records of a split and their tokens; a record without tokens was dropped by the length policy."""
+    """The records of a split and their tokens; `num_left_out` further ones were dropped by the length policy."""
 
     name: SplitName
     records: Sequence[Record]
     examples: Examples
+    num_left_out: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +102,7 @@ def evaluate_model(
             "prompt_sha256": _prompts_sha256(split.examples),
             "decoding": {"strategy": "greedy", **asdict(bench.decoding)},
             "num_records": len(answers),
-            "num_left_out": len(split.records) - len(answers),
+            "num_left_out": split.num_left_out,
             "cut_fraction": sum(not answer.ended for answer in answers) / max(1, len(answers)),
             "metrics": _described(names, answers),
         }
@@ -196,6 +197,10 @@ class _Loss:
 def _losses(model: nn.Module, examples: Sequence[Example], *, ids: Sequence[str], bench: Bench) -> list[_Loss]:
     """Return each example's loss; batches hold examples of like length."""
     losses: dict[int, _Loss] = {}
+    too_large = (
+        f"evaluation.tokens_per_batch: found no memory for the loss of {bench.decoding.tokens_per_batch} tokens; "
+        "expected them to fit. Lower evaluation.tokens_per_batch."
+    )
     bench.progress.start("Losses", total=len(examples), unit="records")
     try:
         for positions in _by_length([len(example.input_ids) for example in examples], bench.decoding.tokens_per_batch):
@@ -205,7 +210,7 @@ def _losses(model: nn.Module, examples: Sequence[Example], *, ids: Sequence[str]
                     "was written; the same command makes it again."
                 )
             batch = bench.collate([examples[i] for i in positions])
-            with evaluating(model), _memory_errors(bench):
+            with evaluating(model), memory_errors(too_large):
                 nats = bench.target_losses(model, batch).double().cpu().numpy()
             losses.update(zip(positions, _split_by_example(nats, batch), strict=True))
             bench.progress.advance(len(positions))
@@ -256,19 +261,6 @@ def _computing(model: nn.Module, bench: Bench) -> Iterator[None]:
     device = next(model.parameters()).device
     with torch.autocast(device.type, dtype=bench.autocast):
         yield
-
-
-@contextlib.contextmanager
-def _memory_errors(bench: Bench) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not lacks_memory(error):
-            raise
-        raise OutOfMemoryError(
-            "evaluation.tokens_per_batch: found no memory for the loss of "
-            f"{bench.decoding.tokens_per_batch} tokens; expected them to fit. Lower evaluation.tokens_per_batch."
-        ) from error
 
 
 def _described(names: Sequence[str], answers: Sequence[Answer]) -> dict[str, dict[str, Any]]:

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 
 from keeptune.errors import DataError, Interrupted, OutOfMemoryError
 from keeptune.model.attention import base_of, uses_virtual_tokens
+from keeptune.model.memory import lacks_memory
+from keeptune.model.modes import evaluating
 from keeptune.progress import Progress
-from keeptune.training.cost import lacks_memory
-from keeptune.training.modes import evaluating
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,9 @@ from keeptune.errors import RecipeError, StorageError
 from keeptune.model.attention import base_of
 from keeptune.model.folder import resolve_model
 from keeptune.model.load import load_model
+from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
+from keeptune.model.modes import evaluating
 from keeptune.storage import read_json, staged_folder, storage_errors, write_atomic, write_json
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
@@ -231,9 +233,9 @@ def _complete_adapter(folder: Path) -> Iterator[None]:
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             yield
-        except torch.OutOfMemoryError:
-            raise
         except (UserWarning, RuntimeError, KeyError) as error:
+            if lacks_memory(error):
+                raise
             raise _incomplete(folder, " ".join(str(error).split())[:300]) from error
 
 
@@ -292,7 +294,6 @@ def require_same_logits(found: Tensor, expected: Tensor, *, dtype: torch.dtype, 
         )
 
 
-@torch.no_grad()
 def probe_logits(model: nn.Module) -> Tensor:
     """Return fp32 logits of two fixed inputs on the CPU; the model keeps its mode."""
     base = base_of(model)
@@ -303,17 +304,6 @@ def probe_logits(model: nn.Module) -> Tensor:
         inputs["decoder_input_ids"] = ids.flip(0)
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
     half = next((dtype for dtype in dtypes if dtype.itemsize == 2), torch.bfloat16)
-    with _evaluating(model), torch.autocast(base.device.type, dtype=half, enabled=len(dtypes) > 1):
+    with evaluating(model), torch.autocast(base.device.type, dtype=half, enabled=len(dtypes) > 1):
         logits = model(**inputs).logits
     return logits[:, -_PROBE_TOKENS:].float().cpu()
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes:
-            module.training = training

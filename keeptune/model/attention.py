@@ -25,6 +25,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from keeptune.model.modes import evaluating
 from keeptune.model.varlen import attend_varlen, has_varlen
 
 _LENGTHS: ContextVar[tuple[int, ...] | None] = ContextVar("packed_lengths", default=None)
@@ -86,17 +87,12 @@ def can_pack(model: nn.Module, *, tolerance: float | None = None) -> bool:
     window = getattr(config, "sliding_window", None)
     # One example outgrows a short window, so that the probe sees it.
     lengths = [7, 1, 12, 5 + (window if window and window <= 256 else 0)]
-    modes = {module: module.training for module in base.modules()}
-    base.eval()
     try:
-        with torch.no_grad():
+        with evaluating(base):
             return _probe_difference(base, lengths) <= tolerance
     # Models that compute with the mask, or know nothing of packs, fail in their own ways: they are padded.
     except (CannotPack, RuntimeError, ValueError, TypeError, IndexError):
         return False
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 def _probe_difference(base: PreTrainedModel, lengths: list[int]) -> float:
@@ -170,9 +166,13 @@ def _packing_attention(original: Callable[..., Any]) -> Callable[..., Any]:
         softcap = kwargs.get("softcap")
         if not dropout and not softcap and has_varlen(query):
             return attend_varlen((query, key, value), lengths, window=window, scale=scale), None
+        # On a processor, attention in half precision is slower than in fp32, which rotary embeddings leave anyway.
+        if query.device.type == "cpu":
+            query, key, value = query.float(), key.float(), value.float()
         parts = []
-        for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
-            parts.append(_attend_one(q, k, v, window=window, scale=scale, dropout=dropout, softcap=softcap))
+        with torch.autocast("cpu", enabled=False):
+            for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
+                parts.append(_attend_one(q, k, v, window=window, scale=scale, dropout=dropout, softcap=softcap))
         return (torch.cat(parts, 1) if len(parts) > 1 else parts[0]), None
 
     return attend

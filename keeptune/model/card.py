@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +41,17 @@ class ModelCard:
     recipe: str
     limits: tuple[str, ...]
     versions: Mapping[str, str]
+
+
+def card_to_json(card: ModelCard) -> dict[str, Any]:
+    """Return what `card_from_json` makes the same card of."""
+    return asdict(card)
+
+
+def card_from_json(value: Mapping[str, Any]) -> ModelCard:
+    """Return the card that `card_to_json` wrote."""
+    scores = tuple(CardScore(**score) for score in value["scores"])
+    return ModelCard(**{**value, "scores": scores, "limits": tuple(value["limits"])})
 
 
 def write_model_card(folder: Path, *, card: ModelCard, merged: bool = False) -> None:

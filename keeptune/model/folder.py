@@ -22,7 +22,8 @@ from keeptune.storage import file_sha256, storage_errors
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-_ENCODER_DECODERS = {"t5", "mt5", "umt5", "longt5", "bart", "mbart", "pegasus", "marian", "blenderbot", "led"}
+T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
+_ENCODER_DECODERS = T5_FAMILY | {"bart", "mbart", "pegasus", "marian", "blenderbot", "led"}
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -217,7 +218,7 @@ def _check_safetensors(path: Path) -> None:
 
 def _max_positions(config: dict[str, Any]) -> int | None:
     # T5 has relative positions; its n_positions is the length of its pre-training, not a limit.
-    if config.get("model_type") in {"t5", "mt5", "umt5", "longt5"}:
+    if config.get("model_type") in T5_FAMILY:
         return None
     for key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
         if isinstance(config.get(key), int):

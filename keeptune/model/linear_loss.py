@@ -5,6 +5,7 @@ Shape key: D width, V vocabulary, N targets, C targets of a chunk.
 
 from __future__ import annotations
 
+import itertools
 from typing import Any
 
 import torch
@@ -27,12 +28,11 @@ class LinearCrossEntropy(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden_ND.dtype
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden_ND = torch.empty_like(hidden_ND)
-        grad_weight_VD = torch.zeros_like(weight_VD) if needs_weight else None
+        grad_weight_VD: Tensor | None = None
         grad_bias_V = torch.zeros_like(bias_V) if needs_bias and bias_V is not None else None
         with torch.autocast(device, enabled=False):
             matrix_VD = weight_VD.to(dtype)
-            for start in range(0, len(targets_N), chunk_targets):
-                rows = slice(start, start + chunk_targets)
+            for rows in even_chunks(len(targets_N), chunk_targets):
                 hidden_CD = hidden_ND[rows].to(dtype)
                 logits_CV = torch.mm(hidden_CD, matrix_VD.t())
                 if bias_V is not None:
@@ -43,8 +43,8 @@ class LinearCrossEntropy(torch.autograd.Function):
                     grad_bias_V += grad_logits_CV.sum(0)
                 grad_logits_CV = grad_logits_CV.to(dtype)
                 grad_hidden_ND[rows] = torch.mm(grad_logits_CV, matrix_VD)
-                if grad_weight_VD is not None:
-                    _add_product(grad_weight_VD, grad_logits_CV.t(), hidden_CD)
+                if needs_weight:
+                    grad_weight_VD = _add_product(grad_weight_VD, grad_logits_CV.t(), hidden_CD)
         ctx.grads = (grad_hidden_ND, grad_weight_VD, grad_bias_V)
         return total
 
@@ -54,6 +54,13 @@ class LinearCrossEntropy(torch.autograd.Function):
         grads = ctx.grads
         del ctx.grads  # a second backward pass would scale these gradients twice: let it fail
         return (*(None if grad is None else grad.mul_(grad_total) for grad in grads), None, None)
+
+
+def even_chunks(number: int, largest: int) -> list[slice]:
+    """Return slices that cut `number` rows into the fewest chunks of at most `largest`, of nearly equal length."""
+    num_chunks = -(-number // largest)
+    bounds = [number * i // num_chunks for i in range(num_chunks + 1)] if num_chunks else []
+    return [slice(start, end) for start, end in itertools.pairwise(bounds)]
 
 
 def row_losses(logits_CV: Tensor, targets_C: Tensor) -> Tensor:
@@ -75,8 +82,10 @@ def _loss_and_gradient(logits_CV: Tensor, targets_C: Tensor) -> tuple[Tensor, Te
     return loss, weights_CV
 
 
-def _add_product(total_VD: Tensor, left_VC: Tensor, right_CD: Tensor) -> None:
+def _add_product(total_VD: Tensor | None, left_VC: Tensor, right_CD: Tensor) -> Tensor:
+    """Return total + left @ right in fp32; overwrites the total."""
+    if total_VD is None:
+        return torch.mm(left_VC, right_CD).float()
     if total_VD.dtype == left_VC.dtype:
-        total_VD.addmm_(left_VC, right_CD)
-    else:
-        total_VD += torch.mm(left_VC, right_CD)
+        return total_VD.addmm_(left_VC, right_CD)
+    return total_VD.add_(torch.mm(left_VC, right_CD))

@@ -20,9 +20,9 @@ from transformers import (
 from transformers.utils import logging
 
 from keeptune.errors import RecipeError
-from keeptune.storage import storage_errors
+from keeptune.model.folder import T5_FAMILY
+from keeptune.storage import staged_folder, storage_errors
 
-_T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
 # Buffers that older checkpoints carry and that are computed at construction.
 _COMPUTED = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
 
@@ -54,7 +54,7 @@ def load_model(
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         except (ValueError, KeyError) as error:
             raise _unknown(folder, error) from error
-        if dtype == torch.float16 and config.model_type in _T5_FAMILY:
+        if dtype == torch.float16 and config.model_type in T5_FAMILY:
             raise RecipeError(
                 f"{folder}: found fp16 for a {config.model_type} model; expected bf16 or fp32, because its activations "
                 "overflow fp16. Use dtype=bf16 or dtype=fp32."
@@ -102,7 +102,7 @@ def _differences(loading: dict[str, Any]) -> Iterator[tuple[str, str]]:
 
 
 def convert_tokenizer(folder: Path, into: Path) -> None:
-    """Write the folder's tokenizer into `into` in the fast format (`tokenizer.json`), for a model with a slow one only.
+    """Write the folder's tokenizer as `into` in the fast format (`tokenizer.json`), for a model with a slow one only.
 
     Raises:
         RecipeError: transformers cannot convert it.
@@ -114,9 +114,8 @@ def convert_tokenizer(folder: Path, into: Path) -> None:
             raise _no_tokenizer(folder, str(error).strip().splitlines()[0]) from error
     if not isinstance(tokenizer, PreTrainedTokenizerFast):
         raise _no_tokenizer(folder, f"{type(tokenizer).__name__} has no fast form")
-    with storage_errors(into):
-        into.mkdir(parents=True, exist_ok=True)
-        tokenizer.save_pretrained(into)
+    with staged_folder(into, facts={"kind": "tokenizer"}) as staging, storage_errors(into):
+        tokenizer.save_pretrained(staging)
 
 
 def _no_tokenizer(folder: Path, reason: str) -> RecipeError:

@@ -8,8 +8,7 @@ Shape key: B examples, T tokens (of the pack, or padded), D width, V vocabulary,
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +20,7 @@ from transformers import PreTrainedModel
 
 from keeptune.model.attention import base_of, packed_attention, uses_virtual_tokens
 from keeptune.model.linear_loss import LinearCrossEntropy, row_losses
+from keeptune.model.modes import evaluating
 from keeptune.text.batches import NOT_TRAINED, Batch
 
 
@@ -78,21 +78,10 @@ def loss_is_exact(model: nn.Module, *, tolerance: float | None = None) -> bool:
     if not pairs:
         labels[:, 0] = NOT_TRAINED
     batch = Batch(input_ids, labels, lengths=lengths, packed=False, label_lengths=lengths if pairs else None)
-    with _evaluating(model):
+    with evaluating(model):
         ours = target_losses(model, batch)
         reference = target_losses(model, batch, through_logits=True)
     return bool(torch.allclose(ours, reference, rtol=tolerance, atol=tolerance))
-
-
-@contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training
 
 
 @dataclass(frozen=True, slots=True)

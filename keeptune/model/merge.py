@@ -23,17 +23,21 @@ from keeptune.model.artifact import (
     save_whole_model,
     writing,
 )
+from keeptune.model.card import ModelCard, write_model_card
 from keeptune.model.folder import check_model_folder
 from keeptune.model.load import load_model
+from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft
 from keeptune.storage import MANIFEST, read_json, staged_folder, write_atomic
 
 
-def merge_adapter(adapter_folder: Path, *, base: Path, out: Path, dtype: torch.dtype = torch.float32) -> None:
+def merge_adapter(
+    adapter_folder: Path, *, base: Path, out: Path, card: ModelCard | None = None, dtype: torch.dtype = torch.float32
+) -> None:
     """Write to `out` a model that transformers alone loads and that gives the adapted model's logits.
 
     Folding is done in fp32 on the CPU, then rounded to `dtype`; the result is loaded again and compared before `out`
-    appears. Where an adapter touches only one of two tied matrices, they are written apart.
+    appears, with `card` as its model card. Where an adapter touches only one of two tied matrices, both are written.
 
     Raises:
         RecipeError: the base model is quantised, or the method cannot be folded into weights.
@@ -49,6 +53,8 @@ def merge_adapter(adapter_folder: Path, *, base: Path, out: Path, dtype: torch.d
         for name in TEXT_FILES:
             if (adapter_folder / name).exists():
                 write_atomic(staging / name, (adapter_folder / name).read_bytes())
+        if card is not None:
+            write_model_card(staging, card=card, merged=True)
         fresh = load_model(staging, device=torch.device("cpu"), dtype=dtype)
         require_same_logits(probe_logits(fresh), expected, dtype=dtype, where=out)
 
@@ -86,9 +92,9 @@ def _fold(adapted: PeftModel, *, where: Path) -> PreTrainedModel:
     try:
         with quiet_peft():
             merged = tuner.merge_and_unload(safe_merge=True)
-    except torch.OutOfMemoryError:
-        raise
     except (NotImplementedError, RuntimeError, ValueError, TypeError) as error:
+        if lacks_memory(error):
+            raise
         raise _unfoldable(config, where=where, reason=str(error).rstrip(".")) from error
     if untied:
         _tie_again(merged)

@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from peft import PeftConfig, PeftModel, get_peft_model
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
-from torch import Tensor, nn
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from keeptune.errors import CheckpointError, RecipeError, raise_collected
+from keeptune.errors import RecipeError, raise_collected
 
 _OWN_ARGUMENTS = frozenset(field.name for field in dataclasses.fields(PeftConfig))
 _PER_TASK = "it needs the number of a task beside each batch, which keeptune does not pass"
@@ -281,30 +281,3 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
         total=sum(parameter.numel() for parameter in parameters),
     )
-
-
-def trained_state(model: nn.Module) -> dict[str, Tensor]:
-    """Return the trained weights by name, detached and sharing memory with the model; tied weights appear once."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-def load_trained_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Copy `state` into the trained weights of `model`, in place.
-
-    Raises:
-        CheckpointError: a trained weight is missing, one is unexpected, or a shape differs; the model is unchanged.
-    """
-    own = trained_state(model)
-    problems = [f"{name}: missing" for name in sorted(own.keys() - state.keys())]
-    problems += [f"{name}: unexpected" for name in sorted(state.keys() - own.keys())]
-    for name in sorted(own.keys() & state.keys()):
-        if own[name].shape != state[name].shape:
-            problems.append(f"{name}: shape {tuple(state[name].shape)} instead of {tuple(own[name].shape)}")
-    if problems:
-        listed = "; ".join(problems[:10]) + (f"; and {len(problems) - 10} more" if len(problems) > 10 else "")
-        raise CheckpointError(
-            f"trained weights: found {listed}; expected exactly those of this method and model. "
-            "Give the recipe that wrote them, or choose another output_dir."
-        )
-    for name, tensor in own.items():
-        tensor.copy_(state[name])

@@ -19,7 +19,7 @@ from keeptune.report.reading import RunFolder, flat, mapping, number, rows, stri
 ALL_TASKS = "all"
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
-_NO_METHOD = frozenset({BASE, "data", "instruct-model"})
+_NO_METHOD = frozenset({BASE, "data", "instruct-model", "tokenizer"})
 # 97.5 % point of the normal distribution: mean ± 1.96 standard errors covers 95 %.
 _NORMAL_975 = 1.959964
 
@@ -188,7 +188,7 @@ def read_report(run: Path) -> Report:
     folder = RunFolder(run)
     manifest = folder.object("manifest.json")
     selection = _selection(folder.object("selection.json"))
-    methods = _methods(run, selection)
+    methods = _methods(run, selection, named=manifest.get("methods"))
     baselines = tuple(f"base/{path.name}" for path in _folders(run / BASE))
     evaluated = [(place, folder.object(f"{place}/scores.json")) for place in baselines]
     evaluated += [(f"{name}/test", folder.object(f"{name}/test/scores.json")) for name in methods]
@@ -241,10 +241,15 @@ def _folders(path: Path) -> list[Path]:
     return sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith(".") and ".tmp-" not in p.name)
 
 
-def _methods(run: Path, selection: Selection) -> tuple[str, ...]:
-    """Return the names of the folders that hold a method: those of the selection in its order, then the others'."""
+def _methods(run: Path, selection: Selection, *, named: Any) -> tuple[str, ...]:
+    """Return the names of the folders that hold a method: those of the selection in its order, then the others'.
+
+    Where `named` lists the methods of the last recipe, what an earlier one left is not among them.
+    """
     signs = ("training.json", "events.jsonl", "test", "checkpoints")
     found = [p.name for p in _folders(run) if p.name not in _NO_METHOD and any((p / s).exists() for s in signs)]
+    if isinstance(named, list):
+        found = [name for name in found if name in named]
     ordered = [name for name, _ in selection.values if name in found]
     return tuple(dict.fromkeys([*ordered, *found]))
 

@@ -76,16 +76,29 @@ class CheckOutcome:
 
 def prepare(run: Run) -> Data:
     """Read, audit, split and tokenise the data into `data/`, unless the same data stand there."""
-    progress = run.context.progress
+    progress = run.progress
     base = _read_base(run.recipe, cache=run.folder)
     note_facts(run, {"base": {"model_type": base.facts.model_type, "sha256": base.facts.sha256}})
-    key = _data_key(run.recipe, base)
+    sources = _source_hashes(run.recipe)
+    key = _data_key(run.recipe, base, sources=sources)
     folder = run.folder / "data"
     if is_done(folder, key):
         progress.say(f"{folder}: prepared before and unchanged")
     else:
         _refuse_other_data(run.folder, folder)
-        with staged_folder(folder, facts={"key": key, "template": base.template.name}) as staging:
+        facts = {
+            "key": key,
+            "keeptune": __version__,
+            "seed": run.recipe.seed,
+            "sources": [
+                {"path": task.path, "sha256": sha256}
+                for task, sha256 in zip(run.recipe.data.tasks, sources, strict=True)
+            ],
+            "tokenizer_sha256": base.tokenizer.fingerprint,
+            "template": base.template.name,
+            "template_sha256": base.template.fingerprint,
+        }
+        with staged_folder(folder, facts=facts) as staging:
             _write_data(run.recipe, base, staging, progress=progress)
     return Data(base, folder, key)
 
@@ -121,7 +134,8 @@ def evaluation_split(data: Data, split: SplitName) -> Split:
     """Open a split for evaluation; the caller writes down that test was opened."""
     from keeptune.evaluation.evaluate import Split
 
-    return Split(split, data.records(split), data.table(split))
+    table = data.table(split)
+    return Split(split, data.records(split), table, num_left_out=table.counts.num_dropped)
 
 
 def max_new_tokens(recipe: Recipe, data: Data) -> int:
@@ -148,10 +162,7 @@ def _read_base(recipe: Recipe, *, cache: Path) -> Base:
         convert_tokenizer(folder, tokenizer_folder)
     tokenizer = Tokenizer.load(tokenizer_folder)
     if max(tokenizer.eos_id, tokenizer.pad_id) >= facts.vocab_size:
-        raise RecipeError(
-            f"{folder}: found a tokenizer with id {max(tokenizer.eos_id, tokenizer.pad_id)} for a model of "
-            f"{facts.vocab_size} embeddings; expected every id to have one. Use the model's own tokenizer."
-        )
+        raise _no_embedding(folder, max(tokenizer.eos_id, tokenizer.pad_id), vocab_size=facts.vocab_size)
     template = make_template(recipe.data.template, tokenizer=tokenizer, encoder_decoder=facts.encoder_decoder)
     return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template)
 
@@ -167,22 +178,31 @@ def _rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
 
 
 def _length_policy(recipe: Recipe, base: Base) -> dict[str, Any]:
-    """Return the recipe's limit, or the model's where that is lower, and what happens above it."""
-    limit = min(recipe.data.max_length, base.facts.max_positions or recipe.data.max_length)
-    return {"max_length": limit, "over_length": recipe.data.over_length}
+    """Return what is too long, and what happens to it."""
+    return {"max_length": _max_length(recipe, base), "over_length": recipe.data.over_length}
 
 
-def _data_key(recipe: Recipe, base: Base) -> str:
-    """Return the key of all that decides the splits and their tokens."""
+def _max_length(recipe: Recipe, base: Base) -> int:
+    """Return the recipe's limit in tokens, or the model's where that is lower."""
+    return min(recipe.data.max_length, base.facts.max_positions or recipe.data.max_length)
+
+
+def _source_hashes(recipe: Recipe) -> list[str]:
+    """Return the SHA-256 of each task's files, in the recipe's order."""
     from keeptune.data.source import source_sha256
-    from keeptune.text.tokens import token_cache_key
 
-    sources = [
+    return [
         source_sha256(task.path, revision=task.revision, validation=task.validation, test=task.test)
         for task in recipe.data.tasks
     ]
+
+
+def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
+    """Return the key of all that decides the splits and their tokens."""
+    from keeptune.text.tokens import token_cache_key
+
     tokens = token_cache_key(
-        data_sha256=stage_key(sources=sources), **_rendering(recipe, base), **_length_policy(recipe, base)
+        data_sha256=stage_key(sources=list(sources)), **_rendering(recipe, base), **_length_policy(recipe, base)
     )
     return stage_key(tokens=tokens, data=recipe.data.model_dump(mode="json"), seed=recipe.seed, version=__version__)
 
@@ -198,6 +218,8 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
     from keeptune.text.tokens import tokenize
 
     data = recipe.data
+    if _max_length(recipe, base) < data.max_length:
+        progress.say(f"data.max_length: {base.facts.max_positions} tokens instead, as the model has no more positions")
     prepared = prepare_records(
         [TaskSource(**task.model_dump()) for task in data.tasks],
         seed=recipe.seed,
@@ -218,6 +240,7 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
         tokenized = tokenize(records, **_rendering(recipe, base), **_length_policy(recipe, base))
         table = TokenTable.write(folder / "tokens" / f"{split}.arrow", _counted(tokenized, progress=progress))
         progress.finish()
+        _require_embeddings(table, base=base)
         kept = set(table.record_ids)
         too_long.extend((record.task, split) for record in records if record.id not in kept)
         write_jsonl(folder / f"{split}.jsonl", (record_to_json(record) for record in records if record.id in kept))
@@ -229,6 +252,18 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
         if empty:
             progress.say(f"{task}: no record in {' and '.join(empty)}; it is not scored there")
     write_json(folder / "audit.json", audit.to_json())
+
+
+def _require_embeddings(table: TokenTable, *, base: Base) -> None:
+    if table.largest_id >= base.facts.vocab_size:
+        raise _no_embedding(base.folder, table.largest_id, vocab_size=base.facts.vocab_size)
+
+
+def _no_embedding(folder: Path, token_id: int, *, vocab_size: int) -> RecipeError:
+    return RecipeError(
+        f"{folder}: found a tokenizer with id {token_id} for a model of {vocab_size} embeddings; expected every id "
+        "to have one. Use the model's own tokenizer."
+    )
 
 
 def _token_audit(tables: Collection[TokenTable]) -> TokenAudit:

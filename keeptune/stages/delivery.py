@@ -8,6 +8,8 @@ from keeptune.errors import RecipeError
 from keeptune.stages.run import Run
 from keeptune.storage import read_json
 
+CARD = "card.json"
+
 
 def report(run: Run) -> Path:
     """Write `report.html` and `report.json` from what the run folder holds; return the page's path."""
@@ -17,7 +19,7 @@ def report(run: Run) -> Path:
 
 
 def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
-    """Fold an adapter into its base model, in a new folder that transformers loads alone.
+    """Fold an adapter into its base model, in a new folder that transformers loads alone, with the run's model card.
 
     Raises:
         RecipeError: there is no adapter, the output folder exists, or the base model is quantised.
@@ -37,7 +39,12 @@ def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
         named = f"{named}@{revision}"
     if not named:
         raise RecipeError(f"{folder}: found no name of the base model; expected one. Give it with --base.")
+    from keeptune.model.card import card_from_json
+    from keeptune.model.memory import memory_errors
     from keeptune.model.merge import merge_adapter
 
-    merge_adapter(folder, base=resolve_model(named), out=merged)
+    described = next((p for p in (folder / CARD, folder.parent / CARD) if p.is_file()), None)
+    card = card_from_json(read_json(described)) if described else None
+    with memory_errors(f"{folder}: found too little memory; expected room for the base model twice. Close programs."):
+        merge_adapter(folder, base=resolve_model(named), out=merged, card=card)
     return merged

@@ -9,15 +9,16 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.errors import DataError
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
+from keeptune.stages.delivery import CARD
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, training_key
+from keeptune.stages.training import artifact_folder, computes_in_bf16, fit_model, make_bench, method_of, training_key
 from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, storage_errors, write_json
 
 if TYPE_CHECKING:
@@ -41,13 +42,17 @@ class _Entrant:
     key: str
 
 
-def evaluate(run: Run) -> Path:
+def evaluate(run: Run, *, data: Data | None = None) -> Path:
     """Score base and methods on test, deliver the method that validation selected; return the instruct model's folder.
+
+    `data` is what `prepare` returned for this run; without it, data are prepared here.
 
     Raises:
         DataError: a method is not trained yet.
     """
-    data = prepare(run)
+    from keeptune.model.card import card_to_json
+
+    data = data or prepare(run)
     methods = [method_of(run.recipe, name) for name in run.recipe.methods]
     baselines = [None] if "zero-shot" in run.recipe.evaluation.baselines else []
     entrants = [_entrant(run, data, method) for method in (*baselines, *methods)]
@@ -61,8 +66,9 @@ def evaluate(run: Run) -> Path:
     else:
         run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
     _write_paired(run, entrants)
-    selected = _select(run, methods)
-    return _deliver(run, data, selected)
+    for method in methods:
+        write_json(run.folder / method.name / CARD, card_to_json(_card(run, data, method)))
+    return _deliver(run, data, _select(run, methods))
 
 
 def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
@@ -116,10 +122,12 @@ def _record_opening(run: Run, data: Data, *, entrants: list[_Entrant]) -> None:
 def _evaluate_one(run: Run, data: Data, entrant: _Entrant, *, split: Split) -> None:
     from keeptune.evaluation.evaluate import evaluate_model
     from keeptune.model.load import pick_device
+    from keeptune.model.memory import memory_errors
 
     device = pick_device(run.recipe.device)
-    model = _load(run, data, entrant)
-    fit = fit_model(model, data=data, device=device)
+    with memory_errors(f"{entrant.name}: found too little memory; expected room for the model. Close programs."):
+        model = _load(run, data, entrant)
+    fit = fit_model(model, recipe=run.recipe, data=data, device=device)
     evaluate_model(
         model,
         split=split,
@@ -142,7 +150,7 @@ def _load(run: Run, data: Data, entrant: _Entrant) -> nn.Module:
     from keeptune.model.load import load_model, pick_device
 
     device = pick_device(run.recipe.device)
-    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    dtype = torch.bfloat16 if device.type == "cuda" and computes_in_bf16(run.recipe, device) else torch.float32
     if entrant.method is None:
         return load_model(data.base.folder, device=device, dtype=dtype)
     folder = artifact_folder(run.folder / entrant.method.name, entrant.method)
@@ -185,32 +193,37 @@ def _select(run: Run, methods: list[Method]) -> Method:
 
 def _deliver(run: Run, data: Data, selected: Method) -> Path:
     """Copy the selected artifact to `instruct-model/` and write its card."""
-    from keeptune.model.card import write_model_card
+    from keeptune.model.card import card_to_json, write_model_card
 
     source = artifact_folder(run.folder / selected.name, selected)
     target = run.folder / "instruct-model"
     scores = read_json(run.folder / selected.name / "test" / "scores.json")["scores"]
-    key = stage_key(artifact=read_json(source / MANIFEST), scores=scores)
+    made = read_json(source / MANIFEST)
+    key = stage_key(artifact=made, scores=scores)
     if is_done(target, key):
         return target
-    with staged_folder(target, facts={"key": key}) as staging:
+    facts = {name: value for name, value in made.items() if name != "files"}
+    with staged_folder(target, facts={**facts, "key": key}) as staging:
         with storage_errors(target):
             shutil.copytree(source, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        write_model_card(staging, card=_card(run, data, selected, scores=scores))
+        card = _card(run, data, selected)
+        write_model_card(staging, card=card)
+        write_json(staging / CARD, card_to_json(card))
     return target
 
 
-def _card(run: Run, data: Data, selected: Method, *, scores: Sequence[Mapping[str, Any]]) -> ModelCard:
+def _card(run: Run, data: Data, method: Method) -> ModelCard:
     from keeptune.model.card import CardScore, ModelCard
 
+    scores = read_json(run.folder / method.name / "test" / "scores.json")["scores"]
     base_path = run.folder / BASE / "zero-shot" / "scores.json"
     base_scores = read_json(base_path)["scores"] if base_path.exists() else []
     base_values = {(score["task"], score["metric"]): score["mean"] for score in base_scores}
-    trained = _trained_facts(run, selected)
+    trained = _trained_facts(run, method)
     return ModelCard(
-        name=f"{Path(data.base.name.partition('@')[0]).name}, tuned by {selected.name}",
+        name=f"{Path(data.base.name.partition('@')[0]).name}, tuned by {method.name}",
         base_name=data.base.name,
-        peft_type=selected.peft_type,
+        peft_type=method.peft_type,
         encoder_decoder=data.base.facts.encoder_decoder,
         template=data.base.template.name,
         max_new_tokens=max_new_tokens(run.recipe, data),

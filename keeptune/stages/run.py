@@ -50,6 +50,11 @@ class Run:
     folder: Path
     context: Context
 
+    @property
+    def progress(self) -> Progress:
+        """The context's progress, which stops the work that reports to it where that was asked for."""
+        return _StoppableProgress(self)
+
     def poll(self) -> None:
         """Stop between two pieces of work where that was asked for.
 
@@ -61,6 +66,27 @@ class Run:
                 f"{self.folder}: found a request to stop; everything that is finished stands. "
                 "Give the same command again to go on."
             )
+
+
+class _StoppableProgress:
+    """A `Progress` that polls its run whenever work is done."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+
+    def start(self, title: str, *, total: int, unit: str) -> None:
+        self._run.poll()
+        self._run.context.progress.start(title, total=total, unit=unit)
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        self._run.poll()
+        self._run.context.progress.advance(count, note=note)
+
+    def finish(self) -> None:
+        self._run.context.progress.finish()
+
+    def say(self, text: str) -> None:
+        self._run.context.progress.say(text)
 
 
 @contextmanager
@@ -181,4 +207,5 @@ def _write_run_manifest(folder: Path, recipe: Recipe, *, context: Context) -> No
     # The first command made the run; later ones are added, and what stages found out stays.
     before = read_json(path) if path.exists() else {}
     given = {"time": facts["created"], "command": context.command, "keeptune": __version__}
-    write_json(path, {**facts, **before, "commands": [*before.get("commands", []), given]})
+    commands = [*before.get("commands", []), given]
+    write_json(path, {**facts, **before, "methods": list(recipe.methods), "commands": commands})

@@ -40,8 +40,10 @@ class Fit:
     autocast: torch.dtype | None
 
 
-def train(run: Run, *, methods: Sequence[str] | None = None) -> list[Path]:
+def train(run: Run, *, data: Data | None = None, methods: Sequence[str] | None = None) -> list[Path]:
     """Train the methods (default: all) of the recipe, each from the base model; return their folders.
+
+    `data` is what `prepare` returned for this run; without it, data are prepared here.
 
     Raises:
         RecipeError: a method is not in the recipe, or PEFT does not know one of its arguments.
@@ -53,9 +55,16 @@ def train(run: Run, *, methods: Sequence[str] | None = None) -> list[Path]:
                 f"--method {name}: found no such method in the recipe; expected one of "
                 f"{', '.join(run.recipe.methods)}. Add it under methods."
             )
+    from keeptune.model.memory import memory_errors
+
     check_methods(run.recipe)
-    data = prepare(run)
-    return [_train_method(run, data, method_of(run.recipe, name)) for name in chosen]
+    data = data or prepare(run)
+    folders = []
+    for name in chosen:
+        too_large = f"methods.{name}: found too little memory; expected room for the model twice. Choose a smaller one."
+        with memory_errors(too_large):
+            folders.append(_train_method(run, data, method_of(run.recipe, name)))
+    return folders
 
 
 def check_methods(recipe: Recipe) -> None:
@@ -88,7 +97,7 @@ def artifact_folder(folder: Path, method: Method) -> Path:
     return folder / ("model" if method.peft_type is None else "adapter")
 
 
-def fit_model(model: nn.Module, *, data: Data, device: torch.device) -> Fit:
+def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.device) -> Fit:
     """Choose packed batches and the chunked loss where the model is exact under them, else padding and logits."""
     import torch
 
@@ -102,8 +111,14 @@ def fit_model(model: nn.Module, *, data: Data, device: torch.device) -> Fit:
         batch_loss=partial(batch_loss, through_logits=through_logits),
         target_losses=partial(target_losses, through_logits=through_logits),
         device=device,
-        autocast=torch.bfloat16 if device.type == "cuda" else None,
+        autocast=torch.bfloat16 if computes_in_bf16(recipe, device) else None,
     )
+
+
+def computes_in_bf16(recipe: Recipe, device: torch.device) -> bool:
+    """Tell whether training computes in bf16, as the recipe says or by the device's default."""
+    bf16 = recipe.training.bf16
+    return device.type == "cuda" if bf16 is None else bf16
 
 
 def _layout(model: nn.Module, *, data: Data) -> tuple[Layout, Callable[[Sequence[Example]], Batch]]:
@@ -133,12 +148,12 @@ def _train_method(run: Run, data: Data, method: Method) -> Path:
         progress.say(f"{folder}: trained before and unchanged")
         return folder
     device = pick_device(run.recipe.device)
-    model = load_model(data.base.folder, device=device, dtype=_weight_type(device, method))
+    model = load_model(data.base.folder, device=device, dtype=_weight_type(run.recipe, device, method))
     adapted = apply_method(model, method, seed=run.recipe.seed)
-    fit = fit_model(adapted, data=data, device=device)
+    fit = fit_model(adapted, recipe=run.recipe, data=data, device=device)
     counts = count_parameters(adapted)
     dtype = "bfloat16" if fit.autocast is not None else "float32"
-    note_facts(run, {"device": device.type, "dtype": dtype, "threads": torch.get_num_threads()})
+    note_facts(run, {"device": device.type, "dtype": dtype, "num_threads": torch.get_num_threads()})
     progress.say(
         f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
         f"({100 * counts.trained / counts.total:.2f} %), {fit.layout} batches on {device.type}"
@@ -205,17 +220,19 @@ def make_bench(run: Run, data: Data, model: nn.Module, *, fit: Fit) -> Bench:
         decoding=decoding,
         collate=fit.collate,
         target_losses=fit.target_losses,
-        autocast=fit.autocast,
+        # Decoding would cast every weight anew for each token; on a processor that costs more than it saves.
+        autocast=fit.autocast if fit.device.type == "cuda" else None,
         progress=run.context.progress,
         stop_requested=run.context.stop_requested,
     )
 
 
-def _weight_type(device: torch.device, method: Method) -> torch.dtype:
-    """Return fp32 for weights that train or live on a CPU, bf16 for frozen weights on a GPU."""
+def _weight_type(recipe: Recipe, device: torch.device, method: Method) -> torch.dtype:
+    """Return fp32 for weights that train or live on a CPU, bf16 for frozen weights on a GPU that computes in it."""
     import torch
 
-    return torch.bfloat16 if device.type == "cuda" and method.peft_type is not None else torch.float32
+    frozen = device.type == "cuda" and method.peft_type is not None
+    return torch.bfloat16 if frozen and computes_in_bf16(recipe, device) else torch.float32
 
 
 def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fit, key: str) -> TrainingResult:
@@ -255,7 +272,7 @@ def _settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> 
     from keeptune.text.batches import auto_tokens_per_step
     from keeptune.training.settings import TrainingSettings
 
-    fields = recipe.training.model_dump()
+    fields = recipe.training.model_dump(exclude={"bf16"})
     if fields["tokens_per_step"] == "auto":
         lengths = data.table("train").lengths
         fields["tokens_per_step"] = auto_tokens_per_step(lengths, num_epochs=recipe.training.num_train_epochs)

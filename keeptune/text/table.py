@@ -113,6 +113,11 @@ class TokenTable:
             table = pa.ipc.open_file(pa.memory_map(str(path / _EXAMPLES))).read_all()
         return cls(table, counts=TokenCounts(**{**counts, "dropped_origins": tuple(counts["dropped_origins"])}))
 
+    @property
+    def largest_id(self) -> int:
+        """The largest token id, -1 where there is none; reads the whole table."""
+        return max((int(chunk.input_ids.max()) for chunk in self._chunks if len(chunk.input_ids)), default=-1)
+
     def __len__(self) -> int:
         return len(self.record_ids)
 

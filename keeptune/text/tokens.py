@@ -11,7 +11,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from keeptune.data.record import Message, Record
+from keeptune.data.record import Record
 from keeptune.errors import DataError, KeeptuneError, raise_collected
 from keeptune.text.template import Segment, Template, TrainOn
 from keeptune.text.tokenizer import Tokenizer
@@ -89,48 +89,33 @@ def tokenize(
     one token of prompt loses its own end; a quarter of `max_length` is then kept for the prompt.
 
     Raises:
-        DataError: records are too long under "error", or no record is left with a token to train on.
+        DataError: the template refuses records, some are too long under "error", or none is left to train on.
     """
-    too_long: list[str] = []
+    problems: list[str] = []
     num_targets = 0
     for start in range(0, len(records), _RECORDS_PER_CALL):
         chunk = records[start : start + _RECORDS_PER_CALL]
-        rows = [_render(record, template=template, train_on=train_on) for record in chunk]
-        examples = _encode(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
-        for record, example in zip(chunk, examples, strict=True):
+        rendered: list[tuple[Record, list[Segment]]] = []
+        for record in chunk:
+            try:
+                rendered.append((record, _render(record, template=template, train_on=train_on)))
+            except DataError as error:
+                problems.append(str(error))
+        examples = _encode([row for _, row in rendered], tokenizer=tokenizer, encoder_decoder=encoder_decoder)
+        for (record, _), example in zip(rendered, examples, strict=True):
             item = _fit(record, example, max_length=max_length, cut=over_length == "cut", pairs=encoder_decoder)
             if item.example is None and over_length == "error":
-                too_long.append(_length_problem(item, max_length=max_length))
+                problems.append(_length_problem(item, max_length=max_length))
                 continue
             num_targets += int(item.example.loss_mask.sum()) if item.example is not None else 0
             yield item
-    if too_long:
-        raise_collected(DataError, too_long)
+    if problems:
+        raise_collected(DataError, problems)
     if records and num_targets == 0:
         raise DataError(
             f"{records[0].origin} and {len(records) - 1} more: found no token to train on within {max_length} tokens; "
             "expected at least one. Raise data.max_length, or set data.over_length=cut."
         )
-
-
-def encode_prompts(
-    prompts: Sequence[Sequence[Message]],
-    *,
-    tokenizer: Tokenizer,
-    template: Template,
-    max_prompt_tokens: int | None,
-) -> list[NDArray[np.int32]]:
-    """Return what generation starts from, for messages without their completion: the prompt ids of training.
-
-    A longer prompt loses tokens from its middle.
-    """
-    encoded: list[NDArray[np.int32]] = []
-    for start in range(0, len(prompts), _RECORDS_PER_CALL):
-        rows = [template.render_prompt(messages) for messages in prompts[start : start + _RECORDS_PER_CALL]]
-        for ids, _ in _encode_segments(rows, tokenizer=tokenizer, encoder_decoder=False):
-            kept = len(ids) if max_prompt_tokens is None else min(len(ids), max_prompt_tokens)
-            encoded.append(ids[_kept_indices(len(ids), prompt_kept=kept, completion_kept=0)])
-    return encoded
 
 
 def preview(
@@ -172,11 +157,15 @@ def token_cache_key(
 
 
 def _render(record: Record, *, template: Template, train_on: TrainOn) -> list[Segment]:
-    """Return the segments up to the last trained one: what follows the last end token carries no loss."""
+    """Return the segments up to the last trained one: what follows the last end token carries no loss.
+
+    Raises:
+        DataError: the template refuses the record.
+    """
     try:
         segments = template.render(record.messages, train_on=train_on)
     except KeeptuneError as error:
-        raise type(error)(f"{record.origin}: {error}") from error
+        raise DataError(f"{record.origin}: {error}") from error
     last = max(index for index, segment in enumerate(segments) if segment.trained)
     return segments[: last + 1]
 

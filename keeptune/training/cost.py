@@ -1,4 +1,4 @@
-"""What a training costs in memory: a device arrives, its peak in bytes leaves, and memory faults leave named."""
+"""What a training costs in memory: a device arrives, its peak in bytes leaves."""
 
 from __future__ import annotations
 
@@ -7,16 +7,11 @@ import ctypes
 import gc
 import resource
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from keeptune.errors import OutOfMemoryError
-
 _PROCESS = Path("/proc/self")
-# torch has no exception of its own for host memory.
-_HOST_MEMORY_MESSAGES = ("can't allocate memory", "not enough memory")
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -46,24 +41,3 @@ def peak_memory_bytes(device: torch.device) -> int:
     # Linux counts kibibytes here, macOS bytes.
     unit_bytes = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit_bytes
-
-
-def lacks_memory(error: BaseException) -> bool:
-    """Tell whether torch or Python raised `error` for want of memory, on a GPU or on the host."""
-    host = any(message in str(error) for message in _HOST_MEMORY_MESSAGES)
-    return host or isinstance(error, MemoryError | torch.OutOfMemoryError)
-
-
-@contextlib.contextmanager
-def memory_errors(where: str, *, tokens_per_micro_batch: int) -> Iterator[None]:
-    """Turn a lack of memory inside the block, on a GPU or on the host, into one `OutOfMemoryError`."""
-    try:
-        yield
-    except (MemoryError, RuntimeError) as error:
-        if not lacks_memory(error):
-            raise
-        raise OutOfMemoryError(
-            f"{where}: found too little memory for micro-batches of {tokens_per_micro_batch:,} tokens; expected room "
-            "for one forward and backward pass. Lower training.tokens_per_micro_batch, or set "
-            "training.gradient_checkpointing=true."
-        ) from error

@@ -17,6 +17,8 @@ import torch
 from torch import nn
 
 from keeptune.errors import Interrupted, NonFiniteError
+from keeptune.model.memory import memory_errors
+from keeptune.model.modes import evaluating, gradient_checkpointing, training
 from keeptune.progress import Progress
 from keeptune.storage import require_space, storage_errors
 from keeptune.text.batches import Batch, Step
@@ -29,9 +31,8 @@ from keeptune.training.checkpoint import (
     restore_weights,
     save_checkpoint,
 )
-from keeptune.training.cost import memory_errors, peak_memory_bytes, reset_peak_memory
+from keeptune.training.cost import peak_memory_bytes, reset_peak_memory
 from keeptune.training.events import EventLog, NonFiniteEvent, ResumedEvent, RunEvent, StepEvent, ValidationEvent
-from keeptune.training.modes import evaluating, gradient_checkpointing, training
 from keeptune.training.plan import Examples, RunPlan, describe_run, plan_run, plan_steps, plan_validation
 from keeptune.training.schedule import learning_rate_factor
 from keeptune.training.selection import Selection
@@ -384,7 +385,11 @@ def _log(run: _Run, event: str, *, record: Any) -> None:
 
 
 def _memory_errors(run: _Run, step: int) -> AbstractContextManager[None]:
-    return memory_errors(f"{run.folder}: step {step}", tokens_per_micro_batch=run.settings.tokens_per_micro_batch)
+    return memory_errors(
+        f"{run.folder}: step {step}: found too little memory for micro-batches of "
+        f"{run.settings.tokens_per_micro_batch:,} tokens; expected room for one forward and backward pass. Lower "
+        "training.tokens_per_micro_batch, or set training.gradient_checkpointing=true."
+    )
 
 
 def _peak_memory_bytes(run: _Run, state: TrainingState) -> int:

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from keeptune.model.modes import evaluating
 from keeptune.text.batches import Batch, Step
 from keeptune.text.tokens import Example
-from keeptune.training.modes import evaluating
 from keeptune.training.plan import Examples
 from keeptune.training.settings import TrainingSettings
 from keeptune.training.world import World

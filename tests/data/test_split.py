@@ -188,18 +188,18 @@ def test_a_near_leak_says_how_similar_the_prompts_are() -> None:
     train, held_out = record(story(1)), record(f"{story(1)} end")
     # 28 runs of 3 words and one more.
     (leak,) = leaks([train, held_out], ["train", "test"])
-    assert (leak.kind, leak.split, leak.share) == ("near", "test", pytest.approx(28 / 29))
+    assert (leak.kind, leak.split, leak.overlap_fraction) == ("near", "test", pytest.approx(28 / 29))
 
 
 def test_more_than_half_of_the_words_in_shared_runs_of_eight_is_a_leak() -> None:
     held_out = record(f"{story(1, 20)} {story(2, 19)}")
     train = record(f"{story(3, 60)} {story(1, 20)}")
     (leak,) = leaks([train, held_out], ["train", "test"])
-    assert (leak.kind, leak.share) == ("ngram_cover", pytest.approx(20 / 39))
+    assert (leak.kind, leak.overlap_fraction) == ("ngram_cover", pytest.approx(20 / 39))
     # Exactly half is none, but a run of 13 words is reported.
     half = record(f"{story(1, 20)} {story(2, 20)}")
     (leak,) = leaks([train, half], ["train", "test"])
-    assert (leak.kind, leak.share) == ("ngram_13", pytest.approx(20 / 40))
+    assert (leak.kind, leak.overlap_fraction) == ("ngram_13", pytest.approx(20 / 40))
 
 
 def test_runs_of_seven_words_cover_nothing() -> None:
@@ -232,7 +232,7 @@ def test_the_wording_of_a_template_floods_nothing() -> None:
     # The input of a held-out record is still found under another wording.
     records.append(record(f"{story(500, 40)} {story(0, 12)}"))
     (leak,) = leaks(records, [*splits, "train"])
-    assert (leak.train_id, leak.held_out_id, leak.kind, leak.share) == (
+    assert (leak.train_id, leak.held_out_id, leak.kind, leak.overlap_fraction) == (
         records[-1].id, records[0].id, "ngram_cover", 1.0,
     )  # fmt: skip
 
@@ -268,9 +268,9 @@ def test_covers_are_those_of_comparing_all_pairs(texts: list[list[int]], num_hel
         leak = found.get(records[i].id)
         if best[8] > 0.5:
             assert leak is not None
-            assert (leak.kind, leak.share) == ("ngram_cover", pytest.approx(best[8]))
+            assert (leak.kind, leak.overlap_fraction) == ("ngram_cover", pytest.approx(best[8]))
         elif best[13] > 0:
             assert leak is not None
-            assert (leak.kind, leak.share) == ("ngram_13", pytest.approx(best[13]))
+            assert (leak.kind, leak.overlap_fraction) == ("ngram_13", pytest.approx(best[13]))
         else:
             assert leak is None

@@ -109,7 +109,8 @@ def split_of(records: Sequence[Record], tokenizer: Tokenizer, *, pairs: bool = F
         )
         if item.example is not None
     ]
-    return Split("test", records, Table([id_ for id_, _ in rows], [example for _, example in rows]))
+    table = Table([id_ for id_, _ in rows], [example for _, example in rows])
+    return Split("test", records, table, num_left_out=len(records) - len(rows))
 
 
 def bench_of(tokenizer: Tokenizer, *, layout: str = "packed", tokens_per_batch: int = 300) -> Bench:

@@ -35,10 +35,11 @@ from keeptune.errors import RecipeError, StorageError
 from keeptune.model.artifact import load_artifact, save_artifact, stop_token_ids, verify_artifact
 from keeptune.model.card import CardScore, ModelCard, write_model_card
 from keeptune.model.merge import merge_adapter
-from keeptune.model.methods import Method, apply_method, trained_state
+from keeptune.model.methods import Method, apply_method
 from keeptune.storage import verify_folder
 from keeptune.text.template import Template, make_template
 from keeptune.text.tokenizer import Tokenizer
+from tests.model.tiny import trained_state
 from tests.tiny import chatml_tokenizer, plain_tokenizer, t5_tokenizer
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")

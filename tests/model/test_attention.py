@@ -199,3 +199,19 @@ def test_packing_holds_on_a_gpu_in_bf16(name: str) -> None:
     model: Any = make_model(CONFIGS[name])
     model.to("cuda", torch.bfloat16)
     assert can_pack(model)
+
+
+def test_attention_stays_in_fp32_on_a_processor_that_computes_in_bf16() -> None:
+    model = make_model(CONFIGS["llama"])
+    seen: list[torch.dtype] = []
+    original = F.scaled_dot_product_attention
+
+    def attend(query: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        out = original(query, *args, **kwargs)
+        seen.append(out.dtype)
+        return out
+
+    with pytest.MonkeyPatch.context() as patch, torch.autocast("cpu", torch.bfloat16):
+        patch.setattr(F, "scaled_dot_product_attention", attend)
+        batch_loss(model, packed(make_examples(LENGTHS))).backward()
+    assert seen and set(seen) == {torch.float32}

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PrefixTuningConfig, PromptTuningConfig, TaskType, get_peft_model
 
+from keeptune.model.linear_loss import even_chunks
 from keeptune.model.loss import batch_loss, loss_is_exact, target_losses
 from keeptune.text.batches import NOT_TRAINED, Batch
 from tests.model.test_attention import LargestTensor
@@ -233,3 +234,27 @@ def test_the_loss_is_fp32_under_autocast(dtype: torch.dtype) -> None:
     assert loss.dtype == torch.float32
     assert loss.item() == pytest.approx(expected, rel=0.05)
     assert all(p.grad is not None and p.grad.dtype == dtype for p in model.parameters())
+
+
+def test_many_chunks_in_bf16_add_up_in_fp32() -> None:
+    examples = make_examples([40, 60, 30])
+    exact = make_model(CONFIGS["llama"])
+    batch_loss(exact, packed(examples)).backward()
+    worst = []
+    for chunk_targets in (512, 1):
+        model = make_model(CONFIGS["llama"])
+        with torch.autocast("cpu", torch.bfloat16):
+            batch_loss(model, packed(examples), chunk_targets=chunk_targets).backward()
+        difference = model.lm_head.weight.grad - exact.lm_head.weight.grad
+        worst.append(float(difference.abs().max() / exact.lm_head.weight.grad.abs().max()))
+    assert worst[0] < 0.05
+    assert worst[1] < 1.2 * worst[0]
+
+
+@given(st.integers(0, 2000), st.integers(1, 600))
+def test_chunks_are_few_full_and_even(number: int, largest: int) -> None:
+    chunks = even_chunks(number, largest)
+    sizes = [chunk.stop - chunk.start for chunk in chunks]
+    assert [i for chunk in chunks for i in range(chunk.start, chunk.stop)] == list(range(number))
+    assert len(chunks) == -(-number // largest)
+    assert not sizes or (max(sizes) <= largest and max(sizes) - min(sizes) <= 1)

@@ -17,16 +17,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from keeptune.errors import CheckpointError, RecipeError
+from keeptune.errors import RecipeError
 from keeptune.model.methods import (
     Method,
     ParameterCounts,
     apply_method,
     check_method,
     count_parameters,
-    load_trained_state,
-    trained_state,
 )
+from tests.model.tiny import trained_state
 
 
 def llama(**settings: Any) -> LlamaForCausalLM:
@@ -151,33 +150,6 @@ def test_trained_weights_are_fp32_over_a_bf16_base(chosen: Method) -> None:
     assert {tensor.dtype for tensor in trained_state(adapted).values()} == {torch.float32}
     frozen = {parameter.dtype for parameter in adapted.parameters() if not parameter.requires_grad}
     assert frozen == (set() if chosen.peft_type is None else {torch.bfloat16})
-
-
-@pytest.mark.parametrize("chosen", [method(None), method("LORA"), method("PROMPT_TUNING", num_virtual_tokens=4)])
-def test_trained_state_survives_a_round_trip(chosen: Method) -> None:
-    model = apply_method(llama(), chosen, seed=0)
-    saved = {name: torch.full_like(tensor, 0.01) for name, tensor in trained_state(model).items()}
-    load_trained_state(model, saved)
-    assert all(torch.equal(tensor, saved[name]) for name, tensor in trained_state(model).items())
-    assert all(parameter.requires_grad for name, parameter in model.named_parameters() if name in saved)
-
-
-def test_a_state_that_does_not_fit_is_refused_and_changes_nothing() -> None:
-    model = apply_method(llama(), method("LORA", target_modules=["q_proj"]), seed=0)
-    before = {name: tensor.clone() for name, tensor in trained_state(model).items()}
-    bad = {name: tensor + 1 for name, tensor in before.items()}
-    missing, reshaped, *_ = sorted(bad)
-    del bad[missing]
-    bad[reshaped] = torch.zeros(3)
-    bad["extra"] = torch.zeros(1)
-    with pytest.raises(CheckpointError) as caught:
-        load_trained_state(model, bad)
-    message = str(caught.value)
-    assert f"{missing}: missing" in message
-    assert "extra: unexpected" in message
-    assert f"{reshaped}: shape (3,) instead of" in message
-    assert "expected exactly those of this method and model" in message
-    assert all(torch.equal(tensor, before[name]) for name, tensor in trained_state(model).items())
 
 
 @pytest.mark.parametrize(

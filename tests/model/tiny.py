@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 from transformers import (
     AutoModelForCausalLM,
     CohereConfig,
@@ -167,3 +168,8 @@ def loss_one_by_one(model: torch.nn.Module, examples: Sequence[tuple[NDArray, ND
 
 def gradients(model: torch.nn.Module) -> torch.Tensor:
     return torch.cat([p.grad.flatten() for p in model.parameters() if p.requires_grad and p.grad is not None])
+
+
+def trained_state(model: nn.Module) -> dict[str, Tensor]:
+    """Return the trained weights by name, sharing memory with the model."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}

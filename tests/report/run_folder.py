@@ -139,7 +139,7 @@ def training(method: str, num_steps: int) -> dict[str, Any]:
 
 def audit(tasks: Sequence[str]) -> dict[str, Any]:
     pair = {"first": "ag_news.jsonl:12", "second": "ag_news.jsonl:711", "jaccard": 0.87}
-    leak = {"train": "ag_news.jsonl:31", "held_out": "ag_news.jsonl:905", "split": "test", "share": 0.61}
+    leak = {"train": "ag_news.jsonl:31", "held_out": "ag_news.jsonl:905", "split": "test", "overlap_fraction": 0.61}
     return {
         "rows_in": 1_020,
         "kept": 1_000,

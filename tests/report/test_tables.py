@@ -13,6 +13,7 @@ from keeptune.report.audit import SplitCounts
 from keeptune.report.curves import MAX_POINTS, read_curve
 from keeptune.report.reading import RunFolder, number, whole
 from keeptune.report.tables import Paired, Score, read_report
+from keeptune.storage import read_json
 from tests.report.run_folder import events, sample, scores_file, write_json, write_lines, write_run
 
 
@@ -29,6 +30,12 @@ def test_methods_stand_in_the_order_of_the_selection(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     write_json(run / "selection.json", {"selected": "lora", "metric": "rougeL", "values": {"lora": 0.5, "full": 0.4}})
     assert read_report(run).methods == ("lora", "full")
+
+
+def test_a_method_of_an_earlier_recipe_is_not_shown(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    write_json(run / "manifest.json", {**read_json(run / "manifest.json"), "methods": ["full"]})
+    assert read_report(run).methods == ("full",)
 
 
 def test_a_half_written_or_hidden_folder_is_no_method(tmp_path: Path) -> None:

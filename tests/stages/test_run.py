@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from peft import PeftModel
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keeptune import stages
 from keeptune.errors import DataError, FolderInUseError, Interrupted, RecipeError
 from keeptune.storage import read_json, verify_folder
+from keeptune.text.tokenizer import Tokenizer
 from tests.stages import world
 
 torch.set_num_threads(1)
@@ -143,8 +145,39 @@ def test_a_merged_model_is_exported(done: tuple[Path, Path], tmp_path: Path) -> 
         expected = adapted(input_ids=ids).logits
         found = AutoModelForCausalLM.from_pretrained(merged)(input_ids=ids).logits
     assert torch.allclose(found, expected, atol=1e-4)
+    card = (merged / "README.md").read_text()
+    assert "This folder holds the whole model." in card and "library_name: transformers" in card
+    assert verify_folder(merged) is not None
+    again = stages.export(done[1] / "lora" / "adapter", merged=tmp_path / "again", base=None)
+    assert (again / "README.md").read_text() == card
     with pytest.raises(RecipeError, match=r"found no adapter_config\.json"):
         stages.export(done[1] / "full", merged=tmp_path / "other", base=None)
+
+
+def test_a_manifest_names_what_it_was_made_from(done: tuple[Path, Path]) -> None:
+    path, folder = done
+    data = read_json(folder / "data" / "manifest.json")
+    assert (data["seed"], data["template"]) == (0, "chat")
+    (source,) = data["sources"]
+    assert source == {"path": world.recipe(path).data.tasks[0].path, "sha256": source["sha256"]}
+    delivered = read_json(folder / "instruct-model" / "manifest.json")
+    selected = read_json(folder / "selection.json")["selected"]
+    made = read_json(folder / selected / ("model" if selected == "full" else "adapter") / "manifest.json")
+    assert {**made, "key": "", "files": {}} == {**delivered, "key": "", "files": {}}
+    assert delivered["key"] != made["key"]
+
+
+def test_bf16_trains_fp32_weights_close_to_those_of_fp32(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, reference = done
+    finished(path, output_dir=str(tmp_path / "run"), **{"training.bf16": True})
+    for name, place in (("full", "model/model"), ("lora", "adapter/adapter_model")):
+        assert read_json(reference / name / "training.json")["dtype"] == "float32"
+        assert read_json(tmp_path / "run" / name / "training.json")["dtype"] == "bfloat16"
+        exact = load_file(reference / name / f"{place}.safetensors")
+        found = load_file(tmp_path / "run" / name / f"{place}.safetensors")
+        assert {tensor.dtype for tensor in found.values()} == {torch.float32}
+        assert any(not torch.equal(found[key], exact[key]) for key in exact)
+        assert all(torch.allclose(found[key], exact[key], atol=0.1) for key in exact)
 
 
 def test_settings_that_decide_weights_may_not_change_in_a_used_folder(done: tuple[Path, Path]) -> None:
@@ -177,6 +210,14 @@ def test_a_stopped_run_goes_on_to_the_same_weights(done: tuple[Path, Path], tmp_
     moved = json.loads(path.read_text()) | {"output_dir": str(tmp_path / "run")}
     (tmp_path / "recipe.yaml").write_text(json.dumps(moved))
     recipe = world.recipe(tmp_path / "recipe.yaml")
+    with (
+        pytest.raises(Interrupted, match="Give the same command again"),
+        stages.open_run(recipe, context=world.context(stop_requested=stop_after(40))) as run,
+    ):
+        stages.prepare(run)
+    assert not run.folder.joinpath("data").exists()
+    with stages.open_run(recipe, context=world.context()) as run:
+        stages.prepare(run)
     interruptions = 0
     for number in (3, 7, 25, 40, 70, 10**9):
         try:
@@ -342,3 +383,17 @@ def test_no_record_is_longer_than_the_models_positions(tmp_path: Path) -> None:
     with stages.open_run(world.recipe(path, **{"data.over_length": "cut"}), context=world.context()) as run:
         data = stages.prepare(run)
     assert data.table("train").lengths.max() <= 40
+
+
+def test_a_text_with_a_token_that_has_no_embedding_is_refused(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    tokenizer = Tokenizer.load(base)
+    smaller = tokenizer.encode(["e"], first=True)[0][0]
+    assert max(tokenizer.eos_id, tokenizer.pad_id) < smaller
+    config = read_json(base / "config.json") | {"vocab_size": smaller}
+    (base / "config.json").write_text(json.dumps(config))
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
+    with stages.open_run(world.recipe(path), context=world.context()) as run:
+        with pytest.raises(RecipeError, match=rf"found a tokenizer with id \d+ for a model of {smaller} embeddings"):
+            stages.prepare(run)
+        assert not (run.folder / "data").exists()

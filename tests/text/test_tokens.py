@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keeptune.data.record import Message, Record
-from keeptune.errors import DataError, RecipeError
+from keeptune.errors import DataError
 from keeptune.text.template import Template, make_template
 from keeptune.text.tokenizer import Tokenizer
-from keeptune.text.tokens import Example, Tokenized, encode_prompts, preview, token_cache_key, tokenize
+from keeptune.text.tokens import Example, Tokenized, preview, token_cache_key, tokenize
 from tests import tiny
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -122,10 +122,6 @@ def test_the_trained_tokens_decode_to_the_completion_and_its_end_token(
     assert example.completion_ids.tolist() == trained
     if tokenizer.bos_id is not None:
         assert (example.input_ids == tokenizer.bos_id).sum() <= 1
-    (prompt_ids,) = encode_prompts(
-        [[Message("user", prompt)]], tokenizer=tokenizer, template=template, max_prompt_tokens=None
-    )
-    assert prompt_ids.tolist() == example.prompt_ids.tolist()
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,17 +148,13 @@ def test_each_answer_of_a_conversation_is_trained_with_its_end_token(
 def test_a_decoder_is_trained_on_the_completion_as_its_tokenizer_reads_it(
     prompt: str, completion: str, wording: str, load: Load
 ) -> None:
-    tokenizer, template, _ = load(wording)
+    tokenizer, _, _ = load(wording)
     example = only([record(prompt, completion)], load(wording))
     (alone,) = tokenizer.encode([completion], first=True)
     assert example.completion_ids.tolist() == [*alone, tokenizer.eos_id]
     assert example.loss_mask.tolist() == [False] * len(example.prompt_ids) + [True] * (len(alone) + 1)
     assert example.prompt_ids[-1] == tokenizer.eos_id
     assert not {tokenizer.eos_id, tokenizer.pad_id} & {*example.prompt_ids[:-1].tolist(), *alone}
-    (prompt_ids,) = encode_prompts(
-        [[Message("user", prompt)]], tokenizer=tokenizer, template=template, max_prompt_tokens=None
-    )
-    assert prompt_ids.tolist() == example.prompt_ids.tolist()
 
 
 def test_an_end_token_that_is_also_the_pad_token_is_trained_on(tmp_path: Path) -> None:
@@ -191,11 +183,9 @@ def test_a_prompt_has_the_ids_that_transformers_gives_its_text(wording: str, loa
             folder = tiny.chatml_tokenizer(tmp_path, chat_template=source, adds_bos=tokenizer.adds_bos)
     theirs = AutoTokenizer.from_pretrained(folder)
     for prompt in ("Name the capital of France.", " two  spaces\n\nand lines ", "é 🙂 123"):
-        ours = encode_prompts(
-            [[Message("user", prompt)]], tokenizer=tokenizer, template=template, max_prompt_tokens=None
-        )
+        ours = only([record(prompt, "yes")], (tokenizer, template, False)).prompt_ids
         ids = theirs.apply_chat_template([{"role": "user", "content": prompt}], add_generation_prompt=True)
-        assert ours[0].tolist() == ids["input_ids"]
+        assert ours.tolist() == ids["input_ids"]
 
 
 LONG = record(" ".join("abcdefghijklmnopqrst"), "A B C")
@@ -278,12 +268,14 @@ def test_records_without_a_token_to_train_on_are_refused(load: Load) -> None:
     assert run([], load("plain")) == []
 
 
-def test_a_refused_conversation_names_its_origin(load: Load) -> None:
-    system = Record(
-        "i", "task", "rows.csv:7", (Message("system", "s"), Message("user", "u"), Message("assistant", "a"))
-    )
-    with pytest.raises(RecipeError, match=r"^rows\.csv:7: chat template: found TemplateError \(System role"):
-        run([system], load("gemma"))
+def test_every_refused_conversation_is_listed_with_its_origin(load: Load) -> None:
+    messages = (Message("system", "s"), Message("user", "u"), Message("assistant", "a"))
+    refused = [Record(origin, "task", origin, messages) for origin in ("rows.csv:7", "rows.csv:9")]
+    with pytest.raises(DataError) as caught:
+        run([refused[0], record("q", "a"), refused[1]], load("gemma"))
+    lines = str(caught.value).splitlines()
+    assert [line.partition(": ")[0] for line in lines] == ["rows.csv:7", "rows.csv:9"]
+    assert all("chat template: found TemplateError (System role" in line for line in lines)
 
 
 def test_many_records_come_out_in_order(load: Load) -> None:
@@ -295,15 +287,6 @@ def test_many_records_come_out_in_order(load: Load) -> None:
         item.example is not None and item.example.input_ids.tolist() == alone.input_ids.tolist()
         for item, alone in zip(items, one_by_one, strict=True)
     )
-
-
-def test_a_long_prompt_is_cut_in_its_middle_for_generation_too(load: Load) -> None:
-    tokenizer, template, _ = load("plain")
-    prompts = [[Message("user", " ".join("abcdefghijkl"))], [Message("user", "a")]]
-    whole, short = encode_prompts(prompts, tokenizer=tokenizer, template=template, max_prompt_tokens=None)
-    cut, same = encode_prompts(prompts, tokenizer=tokenizer, template=template, max_prompt_tokens=5)
-    assert cut.tolist() == [*whole[:2], *whole[-3:]]
-    assert same.tolist() == short.tolist()
 
 
 def test_a_preview_shows_each_token_and_whether_it_is_trained(load: Load) -> None:

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from keeptune.errors import CheckpointError, FolderInUseError, Interrupted, StorageError
-from keeptune.training.modes import evaluating
+from keeptune.model.modes import evaluating
 
 from .faults import Killed, full, killed
 from .tiny import (

@@ -4,9 +4,8 @@ import pytest
 import torch
 
 from keeptune.errors import RecipeError
-from keeptune.training.modes import evaluating, gradient_checkpointing, training
-
-from .tiny import make_model
+from keeptune.model.modes import evaluating, gradient_checkpointing, training
+from tests.training.tiny import make_model
 
 
 def test_each_module_gets_its_own_mode_back() -> None:
