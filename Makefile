@@ -25,6 +25,17 @@ lint: setup
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
+# DATA holds alpaca_en_demo.json and p3_sample/*.jsonl.gz, MODEL a small base model: see benchmarks/README.md.
+DATA ?= ../shared/data
+MODEL ?= ../shared/models/english-3m
+TASKS := ag_news_classify_with_choices amazon_polarity_Is_this_review common_gen_Put_together \
+	dbpedia_14_given_list_what_category_does_the_paragraph_belong_to glue_mrpc_same_thing glue_qqp_same_thing \
+	imdb_Movie_Expressed_Sentiment wiqa_effect_with_string_answer
+COMMA := ,
+EMPTY :=
+P3 := $(subst $(EMPTY) $(EMPTY),$(COMMA),$(patsubst %,$(DATA)/p3_sample/%.jsonl.gz,$(TASKS)))
+
 bench: setup
-	$(BIN)/python benchmarks/training.py
-	$(BIN)/python benchmarks/preparation.py
+	$(BIN)/python benchmarks/training.py --data alpaca=$(DATA)/alpaca_en_demo.json --data p3=$(P3) --as-shipped
+	$(BIN)/python benchmarks/preparation.py --data $(DATA)/p3_sample --model $(MODEL)
+	$(BIN)/python benchmarks/runs.py --data $(DATA) --model $(MODEL)

@@ -41,6 +41,10 @@ Overrides = Annotated[
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print outcomes only.")]
 
 
+# As after SIGKILL: 143 says that the state was saved.
+_KILLED = 137
+
+
 class _Signals:
     """The first Ctrl-C or SIGTERM asks the work to save and stop; the second ends the process at once."""
 
@@ -56,7 +60,7 @@ class _Signals:
     def _receive(self, number: int, _frame: Any) -> None:
         self.received += 1
         if self.received > 1:
-            os._exit(128 + number)
+            os._exit(_KILLED)
         sys.stderr.write("\nkeeptune: stopping after this piece of work; once more ends at once, without saving.\n")
 
     def stop_requested(self) -> bool:

@@ -162,13 +162,20 @@ class Audit:
             value["tokens"] |= {"truncated_fraction": self.tokens.truncated / max(self.kept, 1)}
         return value
 
+    def counts(self) -> dict[str, Any]:
+        """Return what became of the rows, as manifests hold it: rows_in = kept_whole + truncated + all of dropped."""
+        names = ("rows_in", "kept_whole", "truncated", "dropped", "splits")
+        value = self.to_json()
+        return {name: value[name] for name in names if name in value}
+
     def summary(self) -> str:
         """Return the sum of rows as one line."""
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
         dropped = sum(self.dropped.values())
-        return f"{self.rows_in:,} rows = {self.kept:,} kept + {dropped:,} dropped" + (
-            f" ({reasons})" if reasons else ""
-        )
+        truncated = self.tokens.truncated if self.tokens is not None else 0
+        whole = f"{self.rows_in:,} rows = {self.kept - truncated:,} kept"
+        cut = f" + {truncated:,} truncated" if truncated else ""
+        return f"{whole}{cut} + {dropped:,} dropped" + (f" ({reasons})" if reasons else "")
 
 
 def quantiles(values: Sequence[int]) -> Quantiles:

@@ -3,8 +3,9 @@
 Near-duplicates are sought by MinHash: 20 bands of 5 rows propose a pair of Jaccard similarity 0.8 with probability
 0.9996. A proposed pair whose signatures agree in fewer than 64 of the 100 rows is let go (at 0.8 about 1 in 10,000 is),
 every other one is verified on its n-grams. Both steps look at the two texts alone, so that no third text can break a
-link. Source: Broder 1997, "On the resemblance and containment of documents"; Leskovec, Rajaraman, Ullman, "Mining of
-Massive Datasets", section 3.4.
+link, with one exception: what counts as the wording of a task's template depends on how many of its texts have it, so
+rows that carry it past half of them, or back, change links. Source: Broder 1997, "On the resemblance and containment of
+documents"; Leskovec, Rajaraman, Ullman, "Mining of Massive Datasets", section 3.4.
 """
 
 from __future__ import annotations

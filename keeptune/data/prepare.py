@@ -28,6 +28,7 @@ from keeptune.errors import DataError
 from keeptune.progress import Progress
 
 _MAX_LISTED = 10
+_ROWS_PER_REPORT = 1000
 # Records that keeptune may cap, deduplicate and carve: those of no own validation or test file.
 _TRAIN_SIDE = (None, "train")
 _REMOVED_KINDS: frozenset[LeakKind] = frozenset({"exact", "near", "ngram_cover"})
@@ -135,7 +136,6 @@ def prepare_records(
         tasks=split_counts(placed_tasks, tasks=[source.name for source in sources]),
         leaks=leak_audits(_leak_examples(found, records, splits=assigned.splits), removed=removed),
     )
-    progress.say(audit.summary())
     return Prepared(kept, audit)
 
 
@@ -145,7 +145,7 @@ def _read(
     placed: list[_Placed] = []
     progress.start("Reading", total=len(sources), unit="tasks")
     for source in sources:
-        entries = _valid(source, ledger=ledger)
+        entries = _valid(source, ledger=ledger, progress=progress)
         placed += entries if source.max_records is None else _capped(entries, source.max_records, ledger=ledger)
         progress.advance(note=f"{ledger.rows_in:,} rows")
     progress.finish()
@@ -162,10 +162,12 @@ def _read(
     return placed
 
 
-def _valid(source: TaskSource, *, ledger: _Ledger) -> Iterator[_Placed]:
+def _valid(source: TaskSource, *, ledger: _Ledger, progress: Progress) -> Iterator[_Placed]:
     """Yield the valid records of a source; count every row, and drop and note the others."""
     for row in read_rows(source.path, revision=source.revision, validation=source.validation, test=source.test):
         ledger.rows_in += 1
+        if ledger.rows_in % _ROWS_PER_REPORT == 0:
+            progress.advance(0, note=f"{ledger.rows_in:,} rows")
         try:
             record = to_record(row, task=source.name, columns=source.columns, instruction=source.instruction)
         except RowProblem as problem:

@@ -40,6 +40,7 @@ _SUFFIX = re.compile(r"\.(json|jsonl|ndjson|csv)(\.gz)?$|\.parquet$", re.IGNOREC
 _SUFFIXES = ".json, .jsonl, .ndjson, .csv (each may end with .gz) or .parquet"
 _OTHER_SUFFIX = re.compile(r"\.(txt|tsv|xlsx?|gz|zip|arrow|pkl)$", re.IGNORECASE)
 _SPLIT_FILE = re.compile(rf"({'|'.join(_ALIASES)})(-\d+-of-\d+.*)?", re.IGNORECASE)
+_PREFIXED_SPLIT_FILE = re.compile(rf"(?:.+[._-])?{_SPLIT_FILE.pattern}", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_PROBLEMS = 1000
@@ -332,6 +333,11 @@ def _folder_files(folder: Path, *, shown: str) -> list[_File]:
         raise DataError(f"{shown}: found a folder without data files; expected files named {_SUFFIXES}. Check it.")
     matches = {name: _SPLIT_FILE.fullmatch(_SUFFIX.sub("", name)) for name in names}
     if not any(matches.values()):
+        # As in dialogsum.train.jsonl beside dialogsum.dev.jsonl; a train file alone, or a test file, may be any name.
+        prefixed = {name: _PREFIXED_SPLIT_FILE.fullmatch(_SUFFIX.sub("", name)) for name in names}
+        known = {_ALIASES[match[1].lower()] for match in prefixed.values() if match}
+        matches = prefixed if "train" in known and len(known) > 1 else matches
+    if not any(matches.values()):
         return [_file(folder / name, shown=f"{shown.rstrip('/')}/{name}", split=None) for name in names]
     others = [name for name, match in matches.items() if not match]
     splits: dict[str, SplitName] = {name: _ALIASES[match[1].lower()] for name, match in matches.items() if match}
@@ -344,7 +350,8 @@ def _folder_files(folder: Path, *, shown: str) -> list[_File]:
     for name, match in matches.items():
         assert match is not None
         # Shards of one split share their name up to the number.
-        kinds[splits[name]].add(f"{match[1]}{'-0' if match[2] else ''}{name[match.end() :]}")
+        shard = "-0" if match[2] else ""
+        kinds[splits[name]].add(f"{name[: match.start(1)]}{match[1]}{shard}{name[match.end() :]}")
     twice = [split for split, kind in kinds.items() if len(kind) > 1]
     if twice:
         raise DataError(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -156,7 +157,10 @@ def _greedy(model: nn.Module, decoding: Decoding) -> Iterator[None]:
         decoder_start_token_id=saved.decoder_start_token_id if start_id is None else start_id,
     )
     try:
-        yield
+        with warnings.catch_warnings():
+            # PEFT numbers the positions behind virtual tokens itself; without padding they are the same.
+            warnings.filterwarnings("ignore", message="Position ids are not supported for parameter efficient tuning")
+            yield
     finally:
         inner.generation_config = saved
 

@@ -10,7 +10,7 @@ import difflib
 import hashlib
 import json
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,11 +71,10 @@ def _hub_snapshot(path: str) -> Path:
     hub = import_extra("huggingface_hub", extra="hub")
     name, _, revision = path.partition("@")
     try:
-        return Path(
-            hub.snapshot_download(
-                name, revision=revision or None, allow_patterns=_HUB_PATTERNS, ignore_patterns=["*/*"]
-            )
-        )
+        patterns = {"allow_patterns": _HUB_PATTERNS, "ignore_patterns": ["*/*"]}
+        folder = Path(hub.snapshot_download(name, revision=revision or None, **patterns))
+        safe = any(folder.glob("*.safetensors"))
+        names = [] if safe else hub.list_repo_files(name, revision=revision or None)
     # OSError: refused, missing or unreachable; ValueError: not a valid hub id.
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
@@ -83,6 +82,10 @@ def _hub_snapshot(path: str) -> Path:
             f"model: found neither a folder {path!r} nor such a model on the hub ({reason}); expected a model folder "
             "or a hub id owner/name[@revision]. Mend the name, or download the model and name its folder."
         ) from error
+    # Pickles were not fetched: the folder alone cannot say that they are there.
+    if names:
+        _refuse_pickles(names, where=name, encoder_decoder=_is_encoder_decoder(_read_config(folder)))
+    return folder
 
 
 def check_model_folder(folder: Path) -> ModelFacts:
@@ -95,7 +98,9 @@ def check_model_folder(folder: Path) -> ModelFacts:
     """
     config = _read_config(folder)
     _refuse_own_code(folder, config)
-    weights = _weight_files(folder)
+    model_type = str(config["model_type"])
+    encoder_decoder = _is_encoder_decoder(config)
+    weights = _weight_files(folder, encoder_decoder=encoder_decoder)
     for weight in weights:
         _check_safetensors(weight)
     text_config = config.get("text_config") or config
@@ -105,13 +110,12 @@ def check_model_folder(folder: Path) -> ModelFacts:
             f"{folder / 'config.json'}: found no vocab_size; expected a language model's configuration. "
             "Name a decoder-only or encoder-decoder language model."
         )
-    model_type = str(config["model_type"])
     digest = hashlib.sha256()
     for file in [folder / "config.json", *weights]:
         digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return ModelFacts(
         model_type=model_type,
-        encoder_decoder=bool(config.get("is_encoder_decoder", model_type in _ENCODER_DECODERS)),
+        encoder_decoder=encoder_decoder,
         quantised="quantization_config" in config,
         vocab_size=vocab_size,
         max_positions=_max_positions(text_config),
@@ -138,6 +142,10 @@ def _read_config(folder: Path) -> dict[str, Any]:
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise RecipeError(f"{path}: found no model_type; expected a model configuration. Fetch the model again.")
     return config
+
+
+def _is_encoder_decoder(config: dict[str, Any]) -> bool:
+    return bool(config.get("is_encoder_decoder", config["model_type"] in _ENCODER_DECODERS))
 
 
 def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
@@ -167,7 +175,7 @@ def _keys(value: object, prefix: str = "") -> Iterator[str]:
         yield from _keys(child, f"{key}.")
 
 
-def _weight_files(folder: Path) -> list[Path]:
+def _weight_files(folder: Path, *, encoder_decoder: bool) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if index.is_file():
         try:
@@ -187,14 +195,22 @@ def _weight_files(folder: Path) -> list[Path]:
         return weights
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    pickles = sorted(path.name for path in folder.iterdir() if path.suffix in _PICKLES)
-    if pickles:
-        raise RecipeError(
-            f"{folder}: found pickled weights {pickles[0]!r} and no model.safetensors; expected safetensors, because "
-            'opening a pickle can run code. Convert it where you trust it: python -c "from transformers import '
-            f"AutoModelForCausalLM as M; M.from_pretrained('{folder}').save_pretrained('{folder}-safetensors')\"."
-        )
+    _refuse_pickles([path.name for path in folder.iterdir()], where=str(folder), encoder_decoder=encoder_decoder)
     raise RecipeError(f"{folder}: found no weights; expected model.safetensors. Fetch the model again.")
+
+
+def _refuse_pickles(names: Sequence[str], *, where: str, encoder_decoder: bool) -> None:
+    pickles = sorted(name for name in names if Path(name).suffix in _PICKLES)
+    if not pickles:
+        return
+    kind = "Seq2SeqLM" if encoder_decoder else "CausalLM"
+    out = f"{Path(where).name}-safetensors"
+    raise RecipeError(
+        f"{where}: found pickled weights {pickles[0]!r} and no model.safetensors; expected safetensors, because "
+        'opening a pickle can run code. Convert it where you trust it: python -c "from transformers import '
+        f"AutoModelFor{kind} as M, AutoTokenizer as T; M.from_pretrained('{where}').save_pretrained('{out}'); "
+        f"T.from_pretrained('{where}').save_pretrained('{out}')\"."
+    )
 
 
 def _check_safetensors(path: Path) -> None:

@@ -14,7 +14,7 @@ from keeptune.config import Recipe
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName, record_from_json, record_to_json
 from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import Progress
-from keeptune.stages.run import Context, Run, is_done, note_facts, stage_key
+from keeptune.stages.run import Context, Run, begun_methods, is_done, note_facts, stage_key
 from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from keeptune.text.template import Template
     from keeptune.text.tokenizer import Tokenizer
     from keeptune.text.tokens import PreviewToken, Tokenized
+
+
+# Part of every key: raise it when the same rows and settings give other splits.
+_CODE_VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,26 +90,26 @@ def prepare(run: Run) -> Data:
         progress.say(f"{folder}: prepared before and unchanged")
     else:
         _refuse_other_data(run.folder, folder)
-        facts = {
+        facts: dict[str, Any] = {
             "key": key,
             "keeptune": __version__,
             "seed": run.recipe.seed,
-            "sources": [
-                {"path": task.path, "sha256": sha256}
+            "sources": {
+                task.name: {"path": task.path, "sha256": sha256}
                 for task, sha256 in zip(run.recipe.data.tasks, sources, strict=True)
-            ],
+            },
             "tokenizer_sha256": base.tokenizer.fingerprint,
             "template": base.template.name,
             "template_sha256": base.template.fingerprint,
         }
         with staged_folder(folder, facts=facts) as staging:
-            _write_data(run.recipe, base, staging, progress=progress)
+            facts["counts"] = _write_data(run.recipe, base, staging, progress=progress).counts()
     return Data(base, folder, key)
 
 
 def _refuse_other_data(run_folder: Path, folder: Path) -> None:
     """Keep the data that methods were trained on: other data would move records between train and test."""
-    if folder.exists() and any(run_folder.glob("*/events.jsonl")):
+    if folder.exists() and begun_methods(run_folder):
         raise FolderInUseError(
             f"{folder}: found methods trained on other data, another tokenizer or other base weights than the recipe "
             "names now; expected the same. Choose another output_dir, or put the files back."
@@ -183,8 +187,12 @@ def _length_policy(recipe: Recipe, base: Base) -> dict[str, Any]:
 
 
 def _max_length(recipe: Recipe, base: Base) -> int:
-    """Return the recipe's limit in tokens, or the model's where that is lower."""
-    return min(recipe.data.max_length, base.facts.max_positions or recipe.data.max_length)
+    """Return the recipe's limit in tokens, or what the model has room for beside PEFT's virtual tokens."""
+    if base.facts.max_positions is None:
+        return recipe.data.max_length
+    virtual = [(method.model_extra or {}).get("num_virtual_tokens") for method in recipe.methods.values()]
+    most = max((number for number in virtual if isinstance(number, int)), default=0)
+    return max(1, min(recipe.data.max_length, base.facts.max_positions - most))
 
 
 def _source_hashes(recipe: Recipe) -> list[str]:
@@ -204,10 +212,11 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
     tokens = token_cache_key(
         data_sha256=stage_key(sources=list(sources)), **_rendering(recipe, base), **_length_policy(recipe, base)
     )
-    return stage_key(tokens=tokens, data=recipe.data.model_dump(mode="json"), seed=recipe.seed, version=__version__)
+    settings = recipe.data.model_dump(mode="json")
+    return stage_key(tokens=tokens, data=settings, seed=recipe.seed, version=_CODE_VERSION)
 
 
-def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) -> None:
+def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) -> Audit:
     """Write records, tokens and audit of every split into `folder`.
 
     Raises:
@@ -219,7 +228,7 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
 
     data = recipe.data
     if _max_length(recipe, base) < data.max_length:
-        progress.say(f"data.max_length: {base.facts.max_positions} tokens instead, as the model has no more positions")
+        progress.say(f"data.max_length: {_max_length(recipe, base)} tokens instead; the model has no room for more")
     prepared = prepare_records(
         [TaskSource(**task.model_dump()) for task in data.tasks],
         seed=recipe.seed,
@@ -251,7 +260,9 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
         empty = [split for split in SPLIT_NAMES if not getattr(counts, split)]
         if empty:
             progress.say(f"{task}: no record in {' and '.join(empty)}; it is not scored there")
+    progress.say(audit.summary())
     write_json(folder / "audit.json", audit.to_json())
+    return audit
 
 
 def _require_embeddings(table: TokenTable, *, base: Base) -> None:

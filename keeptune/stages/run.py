@@ -112,6 +112,12 @@ def open_run(recipe: Recipe, *, context: Context) -> Iterator[Run]:
         yield Run(recipe, folder, context)
 
 
+def begun_methods(folder: Path) -> set[str]:
+    """Return the names of the methods of which something is saved: what they were trained on must not change now."""
+    checkpoints = {path.parent.parent.name for path in folder.glob("*/checkpoints/*")}
+    return checkpoints | {path.parent.name for path in folder.glob("*/training.json")}
+
+
 def stage_key(**parts: Any) -> str:
     """Return the SHA-256 of a stage's inputs; a stage whose key is unchanged need not run again."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True, ensure_ascii=False).encode("utf-8")).hexdigest()
@@ -150,9 +156,10 @@ def _refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
     Metrics, further methods and the speed of decoding may change; what decides weights may not.
     """
     path = folder / "recipe.yaml"
-    if not path.exists() or not any(folder.glob("*/events.jsonl")):
+    begun = begun_methods(folder)
+    if not path.exists() or not begun:
         return
-    trained = [name for name in recipe.methods if (folder / name / "events.jsonl").exists()]
+    trained = [name for name in recipe.methods if name in begun]
     with storage_errors(path):
         text = path.read_text(encoding="utf-8")
     try:
@@ -204,8 +211,9 @@ def _write_run_manifest(folder: Path, recipe: Recipe, *, context: Context) -> No
         "versions": versions,
     }
     path = folder / MANIFEST
-    # The first command made the run; later ones are added, and what stages found out stays.
+    # Once a method is in training, the command that began it made the run; later ones are added to `commands`.
     before = read_json(path) if path.exists() else {}
+    made = {**facts, **before} if begun_methods(folder) else {**before, **facts}
     given = {"time": facts["created"], "command": context.command, "keeptune": __version__}
     commands = [*before.get("commands", []), given]
-    write_json(path, {**facts, **before, "methods": list(recipe.methods), "commands": commands})
+    write_json(path, {**made, "methods": list(recipe.methods), "commands": commands})

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
+import tokenizers
 from tokenizers import Tokenizer as Backend
 
 from keeptune.errors import DataError, RecipeError
@@ -53,13 +54,13 @@ class Tokenizer:
                 "Save the tokenizer again with AutoTokenizer.from_pretrained(…).save_pretrained(…)."
             )
         config = _settings(files, folder=folder)
-        self._start = _backend(files["tokenizer.json"])
+        self._start = _backend(files["tokenizer.json"], path=folder / "tokenizer.json")
         self._add_special(config)
         continuing = _continuing(raw)
         self.spaces_after_special = continuing != raw and not _only_first(raw)
         self._continue = self._start
         if continuing != raw:
-            self._continue = _backend(json.dumps(continuing))
+            self._continue = _backend(json.dumps(continuing), path=folder / "tokenizer.json")
             self._continue.add_special_tokens(list(self.special_tokens))
         self.chat_template = _chat_template(files, config=config, folder=folder)
         self._set_roles(config, folder=folder)
@@ -168,8 +169,15 @@ class Tokenizer:
         self._control_ids = frozenset(i for token, i in self.special_tokens.items() if token != self._unknown)
 
 
-def _backend(description: str) -> Backend:
-    backend = Backend.from_str(description)
+def _backend(description: str, *, path: Path) -> Backend:
+    try:
+        backend = Backend.from_str(description)
+    # The library raises nothing narrower.
+    except Exception as error:
+        raise RecipeError(
+            f"{path}: found a tokenizer that the tokenizers library {tokenizers.__version__} cannot read ({error}); "
+            "expected one that it knows. Fetch the file again, or install a newer tokenizers."
+        ) from error
     backend.no_truncation()
     backend.no_padding()
     backend.encode_special_tokens = True

@@ -52,7 +52,7 @@ class Tokenized:
     """What became of a record. `example` is None where the record was dropped for its length.
 
     `prompt_tokens` and `completion_tokens` count before any cut, the end token included. `truncated`: tokens were
-    cut; `completion_cut`: some of them, the end token among them, from the completion.
+    cut; `completion_cut`: some that would have been trained on, of the completion or of an earlier answer.
     """
 
     record: Record
@@ -86,7 +86,8 @@ def tokenize(
 
     A record over `max_length` tokens (of each side, with an encoder) stops the run, is dropped, or is cut: its prompt
     loses tokens from its middle, so that head, tail and completion stay. Only a completion that does not fit beside
-    one token of prompt loses its own end; a quarter of `max_length` is then kept for the prompt.
+    one token of prompt loses its own end; a quarter of `max_length` is then kept for the prompt. An earlier answer of
+    which the cut takes a part is not trained on.
 
     Raises:
         DataError: the template refuses records, some are too long under "error", or none is left to train on.
@@ -240,10 +241,23 @@ def _fit(record: Record, example: Example, *, max_length: int, cut: bool, pairs:
         prompt_kept = min(prompt, max(1, max_length // 4))
         completion_kept = max_length - prompt_kept
     kept = _kept_indices(prompt, prompt_kept=prompt_kept, completion_kept=completion_kept)
-    shorter = Example(example.input_ids[kept], loss_mask=example.loss_mask[kept])
+    loss_mask = example.loss_mask if pairs else _without_cut_answers(example.loss_mask, kept=kept, end=prompt)
+    shorter = Example(example.input_ids[kept], loss_mask=loss_mask[kept])
     if not pairs:
         shorter.loss_mask[:1] = False
-    return replace(whole, example=shorter, truncated=True, completion_cut=completion_kept < completion)
+    lost = int(shorter.loss_mask.sum()) < int(example.loss_mask.sum())
+    return replace(whole, example=shorter, truncated=True, completion_cut=lost)
+
+
+def _without_cut_answers(loss_mask: NDArray[np.bool_], *, kept: NDArray[np.int64], end: int) -> NDArray[np.bool_]:
+    """Return the mask without the answers before `end` that are not kept whole: half an answer teaches nothing."""
+    is_kept = np.zeros(len(loss_mask), dtype=np.bool_)
+    is_kept[kept] = True
+    mask = loss_mask.copy()
+    bounds = np.flatnonzero(np.diff(loss_mask[:end].astype(np.int8), prepend=0, append=0))
+    for start, stop in bounds.reshape(-1, 2):
+        mask[start:stop] = bool(is_kept[start:stop].all())
+    return mask
 
 
 def _kept_indices(prompt: int, *, prompt_kept: int, completion_kept: int) -> NDArray[np.int64]:

@@ -94,6 +94,12 @@ def test_json_stands_before_tokens_are_counted() -> None:
     assert "kept_whole" not in value
 
 
+def test_the_counts_of_a_manifest_are_those_of_the_audit() -> None:
+    audit = AUDIT.with_tokens(tokens(truncated=2), too_long=[])
+    counts = audit.counts()
+    assert counts["rows_in"] == counts["kept_whole"] + counts["truncated"] + sum(counts["dropped"].values())
+
+
 def test_the_summary_is_the_sum() -> None:
     assert AUDIT.summary() == "12 rows = 9 kept + 3 dropped (1 empty_completion, 2 exact_duplicate)"
 

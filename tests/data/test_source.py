@@ -125,6 +125,21 @@ def test_own_files_fix_their_split(tmp_path: Path) -> None:
     assert [row.split for row in rows(train, test=str(own))] == [None, "test"]
 
 
+def test_split_files_may_share_a_prefix(tmp_path: Path) -> None:
+    for name in ("news.train.jsonl", "news.dev.jsonl", "news.test.jsonl"):
+        written(tmp_path / name, lines([{"prompt": name, "completion": "x"}]))
+    found = read_rows(str(tmp_path), revision=None, validation=None, test=None)
+    splits = {row.value["prompt"]: row.split for row in found}
+    assert splits == {"news.train.jsonl": "train", "news.dev.jsonl": "validation", "news.test.jsonl": "test"}
+
+
+@pytest.mark.parametrize("other", ["old.train.jsonl", "notes.jsonl"])
+def test_what_stands_beside_prefixed_split_files_is_refused(tmp_path: Path, other: str) -> None:
+    for name in ("news.train.jsonl", "news.test.jsonl", other):
+        written(tmp_path / name, lines(TWO))
+    assert other in refusal(tmp_path)
+
+
 def test_ambiguous_folders_are_refused(tmp_path: Path) -> None:
     written(tmp_path / "train.jsonl", lines(TWO))
     written(tmp_path / "dev.jsonl", lines(TWO))

@@ -33,8 +33,6 @@ from keeptune.progress import Silent
 pytestmark = [
     # PEFT asks transformers for an attribute that transformers has renamed.
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
-    # PEFT says that it numbers the positions behind virtual tokens itself; without padding they are the same.
-    pytest.mark.filterwarnings("ignore:Position ids are not supported for parameter efficient tuning:UserWarning"),
 ]
 
 PAD, VOCAB, POSITIONS = 0, 67, 64

@@ -162,9 +162,27 @@ def test_a_hub_id_is_fetched_by_an_allow_list_at_its_revision(tmp_path: Path, mo
 
     hub = SimpleNamespace(snapshot_download=snapshot_download)
     monkeypatch.setattr(folder_module, "import_extra", lambda module, extra: hub)
+    (tmp_path / "model.safetensors").touch()
     assert resolve_model("owner/name@abc") == tmp_path
     assert (asked["name"], asked["revision"], asked["ignore_patterns"]) == ("owner/name", "abc", ["*/*"])
     assert asked["allow_patterns"] == ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
+
+
+def test_a_hub_model_with_pickles_alone_is_refused_with_the_way_to_convert(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "t5"}')
+    hub = SimpleNamespace(
+        snapshot_download=lambda name, **arguments: str(tmp_path),
+        list_repo_files=lambda name, revision: ["config.json", "pytorch_model.bin"],
+    )
+    monkeypatch.setattr(folder_module, "import_extra", lambda module, extra: hub)
+    expected = (
+        r"^owner/name: found pickled weights 'pytorch_model\.bin'.*AutoModelForSeq2SeqLM as M, AutoTokenizer as T; "
+        r"M\.from_pretrained\('owner/name'\)\.save_pretrained\('name-safetensors'\)"
+    )
+    with pytest.raises(RecipeError, match=expected):
+        resolve_model("owner/name")
 
 
 @pytest.mark.parametrize("error", [OSError("offline"), ValueError("bad id")])

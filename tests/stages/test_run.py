@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keeptune import stages
+from keeptune.data.source import source_sha256
 from keeptune.errors import DataError, FolderInUseError, Interrupted, RecipeError
 from keeptune.storage import read_json, verify_folder
 from keeptune.text.tokenizer import Tokenizer
@@ -110,6 +111,60 @@ def test_the_test_split_is_opened_once_for_all_models(done: tuple[Path, Path]) -
     assert [opening["models"] for opening in openings] == [["base", "full", "lora"]]
 
 
+def test_nothing_but_the_test_stage_reads_test_and_it_says_so_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = world.llama(tmp_path / "base")
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
+    asked: list[str] = []
+    openings = tmp_path / "run" / "test_openings.jsonl"
+
+    def noted(read: Callable[..., Any]) -> Callable[..., Any]:
+        def reader(data: stages.Data, split: str) -> Any:
+            asked.append(split)
+            assert split != "test" or openings.exists()
+            return read(data, split)
+
+        return reader
+
+    for name in ("table", "records"):
+        monkeypatch.setattr(stages.Data, name, noted(getattr(stages.Data, name)))
+    recipe = world.recipe(path, **{"evaluation.select_by": "exact_match"})
+    with stages.open_run(recipe, context=world.context()) as run:
+        stages.prepare(run)
+        stages.train(run)
+        assert "validation" in asked and "test" not in asked
+        stages.evaluate(run)
+    assert "test" in asked
+
+
+def test_a_model_that_cannot_be_packed_is_padded_and_says_so(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    config = read_json(base / "config.json") | {"max_position_embeddings": 48}
+    (base / "config.json").write_text(json.dumps(config))
+    methods = {"prompts": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 5, "learning_rate": 0.1}}
+    data = world.records(tmp_path / "data.jsonl", number=40)
+    path = world.recipe_file(tmp_path, model=base, data=data, methods=methods)
+    run, notes = finished(path, **{"data.over_length": "cut"})
+    assert any("padded batches on cpu" in line for line in notes.lines)
+    assert any("data.max_length: 43 tokens instead" in line for line in notes.lines)
+    assert read_json(run.folder / "prompts" / "training.json")["layout"] == "padded"
+    assert read_json(run.folder / "data" / "audit.json")["tokens"]["total"]["max"] > 43
+    assert all("padded" not in line for line in notes.lines if line.startswith("data"))
+
+
+def test_what_is_saved_of_no_method_yet_may_change(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, _ = done
+    moved = {"output_dir": str(tmp_path / "run")}
+    with stages.open_run(world.recipe(path, **moved), context=world.context()) as run:
+        stages.prepare(run)
+    (tmp_path / "run" / "full").mkdir()
+    (tmp_path / "run" / "full" / "events.jsonl").write_text("")
+    changed = world.recipe(path, **moved, **{"training.tokens_per_micro_batch": 64, "seed": 3})
+    with stages.open_run(changed, context=world.context()) as run:
+        assert read_json(run.folder / "manifest.json")["seed"] == 3
+
+
 def test_every_folder_stands_whole(done: tuple[Path, Path]) -> None:
     for name in ("data", "full/model", "lora/adapter", "base/zero-shot", "full/test", "lora/test", "instruct-model"):
         assert verify_folder(done[1] / name) is not None, name
@@ -157,9 +212,11 @@ def test_a_merged_model_is_exported(done: tuple[Path, Path], tmp_path: Path) -> 
 def test_a_manifest_names_what_it_was_made_from(done: tuple[Path, Path]) -> None:
     path, folder = done
     data = read_json(folder / "data" / "manifest.json")
+    audit = read_json(folder / "data" / "audit.json")
     assert (data["seed"], data["template"]) == (0, "chat")
-    (source,) = data["sources"]
-    assert source == {"path": world.recipe(path).data.tasks[0].path, "sha256": source["sha256"]}
+    assert data["counts"] == {key: audit[key] for key in ("rows_in", "kept_whole", "truncated", "dropped", "splits")}
+    sha256 = source_sha256(str(folder.parent / "data.jsonl"), revision=None, validation=None, test=None)
+    assert data["sources"] == {"first-word": {"path": world.recipe(path).data.tasks[0].path, "sha256": sha256}}
     delivered = read_json(folder / "instruct-model" / "manifest.json")
     selected = read_json(folder / "selection.json")["selected"]
     made = read_json(folder / selected / ("model" if selected == "full" else "adapter") / "manifest.json")

@@ -192,6 +192,7 @@ def test_a_tokenizer_without_an_end_token_is_refused(tmp_path: Path) -> None:
         (b"[" * 100_000, "found broken JSON"),
         (b"[]", "found a JSON list; expected one JSON object"),
         (b'{"model": null}', "found no 'model'; expected a file of the tokenizers library"),
+        (b'{"model": {"type": "Nope"}}', "found a tokenizer that the tokenizers library .* cannot read"),
         (b"\xff{}", "found bytes that are not UTF-8 at offset 0"),
     ],
 )

@@ -204,6 +204,21 @@ def test_a_long_prompt_loses_its_middle_and_nothing_else(load: Load) -> None:
     assert item.prompt_tokens == len(full) and item.completion_tokens == len(item.example.completion_ids)
 
 
+def test_an_answer_that_a_cut_takes_a_part_of_is_not_trained_on(load: Load) -> None:
+    tokenizer = load("plain")[0]
+    words = " ".join("abcdefghij")
+    conversation = record("q", "one", words, words, "r", "last")
+    whole = only([conversation], load("plain"), train_on="all")
+    for max_length in range(10, len(whole.input_ids)):
+        (item,) = run([conversation], load("plain"), train_on="all", max_length=max_length, over_length="cut")
+        assert item.example is not None and item.truncated
+        trained = tokenizer.decode(item.example.input_ids[item.example.loss_mask].tolist())
+        answers = trained.removesuffix("<|im_end|>").split("<|im_end|>")
+        assert answers[-1] == "last"
+        assert set(answers) <= {"one", words, "last"}
+        assert item.completion_cut == (len(answers) < 3)
+
+
 def test_a_completion_that_fits_nowhere_loses_its_end_and_leaves_a_quarter_to_the_prompt(load: Load) -> None:
     tokenizer = load("plain")[0]
     (item,) = run(
