@@ -125,7 +125,7 @@ def mapping(value: Any) -> Mapping[str, Any]:
 
 
 def flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, str]]:
-    """Yield (dotted key, value as text) of a JSON object, nested ones opened, lists of names joined, nulls left out."""
+    """Yield (dotted key, value as text) of a JSON object, nested ones opened, lists of names joined, no nulls."""
     for key, inner in value.items():
         name = f"{prefix}{key}"
         if isinstance(inner, dict):
@@ -134,5 +134,7 @@ def flat(value: Mapping[str, Any], *, prefix: str = "") -> Iterator[tuple[str, s
             yield name, inner
         elif isinstance(inner, list) and all(isinstance(part, str) for part in inner):
             yield name, ", ".join(inner)
+        elif isinstance(inner, float):
+            yield name, f"{inner:.4g}"
         elif inner is not None:
             yield name, json.dumps(inner, ensure_ascii=False)

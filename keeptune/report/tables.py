@@ -357,9 +357,12 @@ def _decodings(values: Sequence[Mapping[str, Any]]) -> Iterator[Decoding]:
 
 def _facts(folder: RunFolder, manifest: Mapping[str, Any], methods: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Return what the run's manifests state, and the SHA-256 of the weights that each method left."""
-    facts = list(flat({key: value for key, value in manifest.items() if key != "files"}))
+    facts = list(flat({key: value for key, value in manifest.items() if key not in ("files", "commands")}))
+    given = [mapping(value) for value in rows(manifest.get("commands"))]
+    facts += [(f"command {i}", f"{string(c.get('command'))}, {string(c.get('time'))}") for i, c in enumerate(given, 1)]
     data = folder.object("data/manifest.json", expected=False)
-    facts += flat({key: value for key, value in data.items() if key != "files"}, prefix="data.")
+    # The audit holds the counts.
+    facts += flat({key: value for key, value in data.items() if key not in ("files", "counts")}, prefix="data.")
     for name in (*methods, "instruct-model"):
         for place in (f"{name}/adapter", f"{name}/model", name):
             files = mapping(folder.object(f"{place}/manifest.json", expected=False).get("files"))

@@ -62,6 +62,7 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
         split = evaluation_split(data, "test")
         for entrant in waiting:
             run.poll()
+            run.context.progress.say(f"{entrant.name}: answering the {len(split.records):,} records of test")
             _evaluate_one(run, data, entrant, split=split)
     else:
         run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
