@@ -210,7 +210,9 @@ def main() -> None:
     # default of 1,024 took 0.6 GB where 32 were as fast (LOG.md).
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
     try:
-        app(standalone_mode=False)
+        # typer returns the code of an exit of its own, 130 after Ctrl-C among them.
+        returned = app(standalone_mode=False)
+        code = returned if isinstance(returned, int) else 0
     except KeeptuneError as error:
         sys.stderr.write(f"keeptune: {error}\n")
         code = error.exit_code
@@ -227,8 +229,6 @@ def main() -> None:
         else:
             show()
             code = 2
-    else:
-        code = 0
     sys.stdout.flush()
     sys.stderr.flush()
     sys.exit(code)

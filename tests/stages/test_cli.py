@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from keeptune import cli
 from tests.stages import world
 
 
@@ -98,3 +99,14 @@ def test_a_second_process_is_refused(path: Path) -> None:
         result = keeptune("prepare", path, "--set", f"output_dir={path.parent / 'held'}")
     assert result.returncode == 7
     assert "found in use by another keeptune process" in result.stderr
+
+
+def test_an_interrupted_check_does_not_look_like_a_success(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_load", interrupted)
+    monkeypatch.setattr(sys, "argv", ["keeptune", "check", "recipe.yaml"])
+    with pytest.raises(SystemExit) as stop:
+        cli.main()
+    assert stop.value.code == 130
