@@ -1,4 +1,4 @@
-"""A checked model folder arrives; a `PreTrainedModel` in evaluation mode leaves, every weight accounted for."""
+"""A checked model folder arrives; a `PreTrainedModel` leaves: every weight accounted for, or none of them read."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -50,16 +51,13 @@ def load_model(
             T5-family model is asked for in fp16, which overflows in its feed-forward layers.
     """
     with _silent_transformers():
-        try:
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        except (ValueError, KeyError) as error:
-            raise _unknown(folder, error) from error
+        config = _read_config(folder)
         if dtype == torch.float16 and config.model_type in T5_FAMILY:
             raise RecipeError(
                 f"{folder}: found fp16 for a {config.model_type} model; expected bf16 or fp32, because its activations "
                 "overflow fp16. Use dtype=bf16 or dtype=fp32."
             )
-        auto: Any = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+        auto = _auto_class(config)
         model_class = auto._model_mapping.get(type(config), None)
         supported = attn_implementation != "sdpa" or getattr(model_class, "_supports_sdpa", True)
         try:
@@ -77,6 +75,32 @@ def load_model(
             raise _unknown(folder, error) from error
     _require_all_weights(folder, loading)
     return model.to(device).eval()
+
+
+def empty_model(folder: Path) -> PreTrainedModel:
+    """Return the model of a folder on the meta device: its modules and their shapes, with no weight read.
+
+    Raises:
+        RecipeError: transformers does not know the model as a language model.
+    """
+    with _silent_transformers():
+        config = _read_config(folder)
+        try:
+            with torch.device("meta"):
+                return _auto_class(config).from_config(config, trust_remote_code=False)
+        except (ValueError, KeyError) as error:
+            raise _unknown(folder, error) from error
+
+
+def _read_config(folder: Path) -> PreTrainedConfig:
+    try:
+        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except (ValueError, KeyError) as error:
+        raise _unknown(folder, error) from error
+
+
+def _auto_class(config: PreTrainedConfig) -> Any:
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def _unknown(folder: Path, error: Exception) -> RecipeError:

@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import re
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,6 +55,8 @@ _UNSERVED_ARGUMENTS = {
 }
 _UNSERVED_INIT = re.compile(r"eva|corda|lora_ga|loftq|pissa_niter_.*")
 _MODULE_LISTS = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save")
+# What torch says where a method looks at values of weights.
+_NO_VALUES = re.compile(r"meta tensor", re.IGNORECASE)
 _PEFT_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ImportError, AssertionError)
 
 
@@ -162,9 +164,9 @@ def refuse_unserved_adapter(config: Mapping[str, Any], *, where: str) -> None:
         )
 
 
-def _nearest(found: str, known: Sequence[str]) -> str:
+def _nearest(found: str, known: Sequence[str], *, listed: Collection[str] | None = None) -> str:
     near = difflib.get_close_matches(found, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]!r}?" if near else f"Choose from: {', '.join(sorted(known))}."
+    return f"Did you mean {near[0]!r}?" if near else f"Choose from: {', '.join(sorted(listed or known))}."
 
 
 def _config_class(method: Method) -> type[PeftConfig]:
@@ -226,6 +228,21 @@ def apply_method(model: PreTrainedModel, method: Method, *, seed: int) -> nn.Mod
     return adapted
 
 
+def check_fit(model: PreTrainedModel, method: Method) -> None:
+    """Apply the method to a model on the meta device, which it changes: names and shapes are held against each other.
+
+    Raises:
+        RecipeError: the same as `apply_method`.
+    """
+    try:
+        with torch.device("meta"):
+            apply_method(model, method, seed=0)
+    except RecipeError as error:
+        # BOFT, FROD and UNILORA compute with the weights' values, which are not there: training tells.
+        if not _NO_VALUES.search(str(error.__cause__)):
+            raise
+
+
 def _wrap(model: PreTrainedModel, method: Method, *, seed: int) -> PeftModel:
     _check_modules(model, method)
     devices = [model.device] if model.device.type == "cuda" else []
@@ -254,13 +271,14 @@ def _check_modules(model: PreTrainedModel, method: Method) -> None:
     """Refuse a list that names a module which does not exist; PEFT would train without it and say nothing."""
     modules = [name for name, _ in model.named_modules() if name]
     leaves = sorted({name.rpartition(".")[2] for name in modules if not name.rpartition(".")[2].isdecimal()})
+    linear = {name.rpartition(".")[2] for name, m in model.named_modules() if isinstance(m, nn.Linear | Conv1D)}
     problems = []
     for key in _MODULE_LISTS:
         value = method.arguments.get(key)
         for wanted in value if isinstance(value, list | tuple | set) else ():
             if not any(name == wanted or name.endswith(f".{wanted}") for name in modules):
                 found = f"methods.{method.name}.{key}: found {wanted!r}; expected a module of the model"
-                problems.append(f"{found}. {_nearest(str(wanted), leaves)}")
+                problems.append(f"{found}. {_nearest(str(wanted), leaves, listed=linear)}")
     if problems:
         raise_collected(RecipeError, problems)
 

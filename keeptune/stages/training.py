@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keeptune.config import Recipe
-from keeptune.errors import RecipeError
+from keeptune.errors import RecipeError, raise_collected
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.run import Run, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, read_json, write_json
@@ -46,7 +46,7 @@ def train(run: Run, *, data: Data | None = None, methods: Sequence[str] | None =
     `data` is what `prepare` returned for this run; without it, data are prepared here.
 
     Raises:
-        RecipeError: a method is not in the recipe, or PEFT does not know one of its arguments.
+        RecipeError: a method is not in the recipe, or does not fit the model.
     """
     chosen = list(methods or run.recipe.methods)
     for name in chosen:
@@ -68,19 +68,31 @@ def train(run: Run, *, data: Data | None = None, methods: Sequence[str] | None =
 
 
 def check_methods(recipe: Recipe) -> None:
-    """Refuse methods that PEFT does not know and a device that is not there, before any data are prepared.
+    """Refuse methods that do not fit the model and a device that is not there, before any data are prepared.
+
+    Each method is applied to the model on the meta device, so that none is refused after another was trained.
 
     Raises:
-        RecipeError: the first that cannot be used.
+        RecipeError: what is wrong with any of the methods.
     """
     from keeptune.model.folder import check_model_folder, resolve_model
-    from keeptune.model.load import pick_device
-    from keeptune.model.methods import check_method
+    from keeptune.model.load import empty_model, pick_device
+    from keeptune.model.methods import check_fit, check_method
 
-    facts = check_model_folder(resolve_model(recipe.model))
+    folder = resolve_model(recipe.model)
+    facts = check_model_folder(folder)
     pick_device(recipe.device)
+    problems = []
     for name in recipe.methods:
-        check_method(method_of(recipe, name), encoder_decoder=facts.encoder_decoder, quantised=facts.quantised)
+        method = method_of(recipe, name)
+        try:
+            check_method(method, encoder_decoder=facts.encoder_decoder, quantised=facts.quantised)
+            if method.peft_type is not None:
+                check_fit(empty_model(folder), method)
+        except RecipeError as error:
+            problems.append(str(error))
+    if problems:
+        raise_collected(RecipeError, problems)
 
 
 def method_of(recipe: Recipe, name: str) -> Method:

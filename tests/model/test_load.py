@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from keeptune.errors import RecipeError
-from keeptune.model.load import convert_tokenizer, load_model, pick_device
+from keeptune.model.load import convert_tokenizer, empty_model, load_model, pick_device
 from tests.model.tiny import CONFIGS, T5, make_model
 
 CPU = torch.device("cpu")
@@ -35,6 +35,18 @@ def test_a_saved_model_loads_with_all_its_weights(tmp_path: Path, name: str, cap
     assert all(torch.equal(tensor, original[key]) for key, tensor in model.state_dict().items())
     assert model.config._attn_implementation == "sdpa"
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("name", ["llama-tied", "gpt2", "t5"])
+def test_an_empty_model_has_the_names_and_shapes_of_the_loaded_one_and_reads_no_weight(
+    tmp_path: Path, name: str
+) -> None:
+    loaded = load_model(saved(tmp_path, name), device=CPU, dtype=torch.float32)
+    (tmp_path / "model.safetensors").unlink()
+    empty = empty_model(tmp_path)
+    shapes = {key: parameter.shape for key, parameter in loaded.named_parameters()}
+    assert {key: parameter.shape for key, parameter in empty.named_parameters()} == shapes
+    assert {parameter.device.type for parameter in empty.parameters()} == {"meta"}
 
 
 def test_a_class_without_sdpa_gets_its_own_attention(tmp_path: Path) -> None:
@@ -75,6 +87,8 @@ def test_what_is_no_language_model_is_refused(tmp_path: Path, config: dict[str, 
     (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(RecipeError, match="cannot load as a language model"):
         load_model(tmp_path, device=CPU, dtype=torch.float32)
+    with pytest.raises(RecipeError, match="cannot load as a language model"):
+        empty_model(tmp_path)
 
 
 def test_the_device_is_the_named_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -340,6 +340,24 @@ def test_a_method_that_is_not_in_the_recipe_is_refused(done: tuple[Path, Path]) 
         stages.train(run, methods=["lorra"])
 
 
+def test_methods_that_do_not_fit_the_model_are_all_refused_before_any_data_are_prepared(tmp_path: Path) -> None:
+    base = world.llama(tmp_path / "base")
+    methods = {
+        "full": {},
+        "first": {"peft_type": "LORA", "r": 0},
+        "good": {"peft_type": "LORA"},
+        "second": {"peft_type": "LORA", "target_modules": ["q_proj", "v_porj"]},
+        "third": {"peft_type": "LORA", "lora_alhpa": 4},
+    }
+    path = world.recipe_file(tmp_path, model=base, data=tmp_path / "none.jsonl", methods=methods)
+    with pytest.raises(RecipeError) as caught:
+        stages.check_methods(world.recipe(path))
+    first, second, third = str(caught.value).splitlines()
+    assert first.startswith("methods.first: PEFT refuses this LORA for this model: `r` should be a positive integer")
+    assert second.endswith("found 'v_porj'; expected a module of the model. Did you mean 'v_proj'?")
+    assert third.startswith("methods.third.lora_alhpa: found an unknown key")
+
+
 def test_evaluating_before_training_is_refused(tmp_path: Path) -> None:
     base = world.llama(tmp_path / "base")
     path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
