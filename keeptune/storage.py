@@ -132,7 +132,9 @@ def staged_folder(target: Path, *, facts: Mapping[str, Any]) -> Iterator[Path]:
         yield staging
         with storage_errors(target):
             paths = sorted(path for path in staging.rglob("*") if path.is_file())
-            files = {path.relative_to(staging).as_posix(): _synced_file(path) for path in paths}
+            # safetensors writes files that only their owner may read; the folder's mode follows the umask.
+            mode = staging.stat().st_mode & 0o666
+            files = {path.relative_to(staging).as_posix(): _synced_file(path, mode=mode) for path in paths}
             write_json(staging / MANIFEST, {**facts, "files": files})
             for folder in [p for p in staging.rglob("*") if p.is_dir()]:
                 _sync_folder(folder)
@@ -141,7 +143,9 @@ def staged_folder(target: Path, *, facts: Mapping[str, Any]) -> Iterator[Path]:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _synced_file(path: Path) -> dict[str, Any]:
+def _synced_file(path: Path, *, mode: int) -> dict[str, Any]:
+    if path.stat().st_mode & 0o666 != mode:
+        path.chmod(mode)
     with path.open("rb") as file:
         os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": file_sha256(path)}

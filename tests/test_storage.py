@@ -210,3 +210,18 @@ def test_temporary_names_never_end_up_in_a_manifest(tmp_path: Path) -> None:
     with staged_folder(tmp_path / "out", facts={}) as folder:
         write_json(folder / "a.json", {})
     assert list(read_json(tmp_path / "out" / storage.MANIFEST)["files"]) == ["a.json"]
+
+
+@pytest.mark.parametrize(("umask", "mode"), [(0o022, 0o644), (0o077, 0o600), (0o002, 0o664)])
+def test_every_file_of_a_staged_folder_follows_the_umask(tmp_path: Path, umask: int, mode: int) -> None:
+    before = os.umask(umask)
+    try:
+        with storage.staged_folder(tmp_path / "model", facts={}) as staging:
+            (staging / "config.json").write_text("{}")
+            weights = staging / "model.safetensors"
+            weights.touch()
+            # As safetensors leaves it.
+            weights.chmod(0o600)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in (tmp_path / "model").iterdir()} == {mode}
