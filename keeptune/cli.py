@@ -7,7 +7,7 @@ import shlex
 import signal
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from pathlib import Path
@@ -96,7 +96,7 @@ def prepare(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False)
     """Read, audit, split and tokenise the data."""
     from keeptune import stages, terminal
 
-    with _run(recipe, set_, quiet=quiet) as run:
+    with _run(recipe, set_, quiet=quiet, check=stages.check_model) as run:
         terminal.show_audit(_console(), stages.prepare(run).audit)
         print(f"Data: {run.folder / 'data'}")
 
@@ -112,7 +112,7 @@ def train(
     """Train every method of the recipe, choosing on validation."""
     from keeptune import stages
 
-    with _run(recipe, set_, quiet=quiet) as run:
+    with _run(recipe, set_, quiet=quiet, check=stages.check_methods) as run:
         for folder in stages.train(run, methods=method):
             print(f"Trained: {folder}")
 
@@ -122,7 +122,7 @@ def evaluate(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False
     """Score the base model and every trained method on the locked test split; deliver the selected one."""
     from keeptune import stages
 
-    with _run(recipe, set_, quiet=quiet) as run:
+    with _run(recipe, set_, quiet=quiet, begun=True) as run:
         print(f"Instruct model: {stages.evaluate(run)}")
 
 
@@ -131,7 +131,7 @@ def report(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) 
     """Write report.html and report.json from what the run folder holds."""
     from keeptune import stages
 
-    with _run(recipe, set_, quiet=quiet) as run:
+    with _run(recipe, set_, quiet=quiet, begun=True) as run:
         print(f"Report: {stages.report(run)}")
 
 
@@ -140,8 +140,7 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
     """Prepare, train, evaluate and report; finished stages are not run again."""
     from keeptune import stages, terminal
 
-    with _run(recipe, set_, quiet=quiet) as opened:
-        stages.check_methods(opened.recipe)
+    with _run(recipe, set_, quiet=quiet, check=stages.check_methods) as opened:
         prepared = stages.prepare(opened)
         if not quiet:
             terminal.show_audit(_console(), prepared.audit)
@@ -172,11 +171,21 @@ def _load(path: Path, overrides: list[str] | None) -> Recipe:
 
 
 @contextmanager
-def _run(path: Path, overrides: list[str] | None, *, quiet: bool) -> Iterator[Run]:
+def _run(
+    path: Path,
+    overrides: list[str] | None,
+    *,
+    quiet: bool,
+    begun: bool = False,
+    check: Callable[[Recipe], None] | None = None,
+) -> Iterator[Run]:
+    """Open the run folder, after `check` has passed the recipe: a refused one leaves no folder behind."""
     from keeptune import stages
 
     recipe = _load(path, overrides)
-    with stages.open_run(recipe, context=_context(quiet=quiet)) as opened:
+    if check is not None:
+        check(recipe)
+    with stages.open_run(recipe, context=_context(quiet=quiet), begun=begun) as opened:
         yield opened
 
 

@@ -5,7 +5,7 @@ Stages meet on disk. Each writes a key of all that it depends on; a stage whose 
 Whatever needs torch is imported inside the function that needs it, so that data work starts at once.
 """
 
-from keeptune.stages.data import CheckOutcome, Data, check, prepare
+from keeptune.stages.data import CheckOutcome, Data, check, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
 from keeptune.stages.run import Context, Run, open_run
@@ -18,6 +18,7 @@ __all__ = [
     "Run",
     "check",
     "check_methods",
+    "check_model",
     "evaluate",
     "export",
     "open_run",

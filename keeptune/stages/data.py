@@ -78,6 +78,17 @@ class CheckOutcome:
     previews: Sequence[tuple[str, Sequence[PreviewToken]]]
 
 
+def check_model(recipe: Recipe) -> None:
+    """Refuse a model that is not there or not whole, before a run folder is made for it.
+
+    Raises:
+        RecipeError: the folder or hub id is no model that keeptune trains.
+    """
+    from keeptune.model.folder import check_model_folder, resolve_model
+
+    check_model_folder(resolve_model(recipe.model))
+
+
 def prepare(run: Run) -> Data:
     """Read, audit, split and tokenise the data into `data/`, unless the same data stand there."""
     progress = run.progress

@@ -16,7 +16,7 @@ import yaml
 
 from keeptune import __version__
 from keeptune.config import Recipe
-from keeptune.errors import FolderInUseError, Interrupted
+from keeptune.errors import FolderInUseError, Interrupted, RecipeError
 from keeptune.progress import Progress
 from keeptune.storage import (
     MANIFEST,
@@ -90,11 +90,13 @@ class _StoppableProgress:
 
 
 @contextmanager
-def open_run(recipe: Recipe, *, context: Context) -> Iterator[Run]:
+def open_run(recipe: Recipe, *, context: Context, begun: bool = False) -> Iterator[Run]:
     """Hold the recipe's run folder, clear what a killed process left half-written, and write the recipe into it.
 
+    `begun`: only a folder that a run has begun is opened, and none is made.
+
     Raises:
-        RecipeError: a metric does not exist.
+        RecipeError: a metric does not exist, or no run is begun in the folder.
         FolderInUseError: another process holds the folder, or it holds results of another recipe.
         StorageError: the folder cannot be written to.
     """
@@ -102,6 +104,11 @@ def open_run(recipe: Recipe, *, context: Context) -> Iterator[Run]:
 
     check_metrics(recipe.evaluation.metrics)
     folder = Path(recipe.output_dir)
+    if begun and not (folder / MANIFEST).is_file():
+        raise RecipeError(
+            f"output_dir: found no run in {recipe.output_dir!r}; expected the folder of one. "
+            "Mend output_dir, or begin with `keeptune run`."
+        )
     with locked_folder(folder):
         _refuse_a_foreign_folder(folder)
         for place in [folder, *(folder / name for name in ("base", *recipe.methods))]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -110,3 +111,22 @@ def test_an_interrupted_check_does_not_look_like_a_success(monkeypatch: pytest.M
     with pytest.raises(SystemExit) as stop:
         cli.main()
     assert stop.value.code == 130
+
+
+@pytest.mark.parametrize("command", ["report", "evaluate"])
+def test_what_is_no_run_is_neither_reported_nor_made(path: Path, command: str) -> None:
+    folder = path.parent / "nowhere"
+    result = keeptune(command, path, "--set", f"output_dir={folder}")
+    assert (result.returncode, result.stdout) == (2, "")
+    assert f"output_dir: found no run in '{folder}'; expected the folder of one." in result.stderr
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("command", ["run", "train", "prepare"])
+def test_a_model_without_weights_leaves_no_output_folder(path: Path, tmp_path: Path, command: str) -> None:
+    base = shutil.copytree(path.parent / "base", tmp_path / "base")
+    (base / "model.safetensors").unlink()
+    result = keeptune(command, path, "--set", f"output_dir={tmp_path / 'run'}", "--set", f"model={base}")
+    assert result.returncode == 2
+    assert f"{base}: found no weights; expected model.safetensors." in result.stderr
+    assert not (tmp_path / "run").exists()
