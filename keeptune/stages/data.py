@@ -198,12 +198,18 @@ def _length_policy(recipe: Recipe, base: Base) -> dict[str, Any]:
 
 
 def _max_length(recipe: Recipe, base: Base) -> int:
-    """Return the recipe's limit in tokens, or what the model has room for beside PEFT's virtual tokens."""
+    """Return the recipe's limit in tokens, or what the model has room for."""
+    room = _max_positions(recipe, base)
+    return recipe.data.max_length if room is None else min(recipe.data.max_length, room)
+
+
+def _max_positions(recipe: Recipe, base: Base) -> int | None:
+    """Return how many tokens the model has room for beside PEFT's virtual tokens; None: no limit."""
     if base.facts.max_positions is None:
-        return recipe.data.max_length
+        return None
     virtual = [(method.model_extra or {}).get("num_virtual_tokens") for method in recipe.methods.values()]
     most = max((number for number in virtual if isinstance(number, int)), default=0)
-    return max(1, min(recipe.data.max_length, base.facts.max_positions - most))
+    return max(1, base.facts.max_positions - most)
 
 
 def _source_hashes(recipe: Recipe) -> list[str]:
@@ -257,7 +263,8 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
     for split in SPLIT_NAMES:
         records = prepared.records[split]
         progress.start(f"Tokenising {split}", total=len(records), unit="records")
-        tokenized = tokenize(records, **_rendering(recipe, base), **_length_policy(recipe, base))
+        limits = {**_length_policy(recipe, base), "max_positions": _max_positions(recipe, base)}
+        tokenized = tokenize(records, **_rendering(recipe, base), **limits)
         table = TokenTable.write(folder / "tokens" / f"{split}.arrow", _counted(tokenized, progress=progress))
         progress.finish()
         _require_embeddings(table, base=base)

@@ -81,13 +81,15 @@ def tokenize(
     max_length: int,
     over_length: OverLength,
     encoder_decoder: bool,
+    max_positions: int | None = None,
 ) -> Iterator[Tokenized]:
     """Yield each record as an example, in order.
 
     A record over `max_length` tokens (of each side, with an encoder) stops the run, is dropped, or is cut: its prompt
     loses tokens from its middle, so that head, tail and completion stay. Only a completion that does not fit beside
     one token of prompt loses its own end; a quarter of `max_length` is then kept for the prompt. An earlier answer of
-    which the cut takes a part is not trained on.
+    which the cut takes a part is not trained on. `max_positions` is what the model has room for, so that no message
+    proposes a `max_length` beyond it.
 
     Raises:
         DataError: the template refuses records, some are too long under "error", or none is left to train on.
@@ -106,16 +108,18 @@ def tokenize(
         for (record, _), example in zip(rendered, examples, strict=True):
             item = _fit(record, example, max_length=max_length, cut=over_length == "cut", pairs=encoder_decoder)
             if item.example is None and over_length == "error":
-                problems.append(_length_problem(item, max_length=max_length))
+                limits = {"max_length": max_length, "max_positions": max_positions, "pairs": encoder_decoder}
+                problems.append(_length_problem(item, **limits))
                 continue
             num_targets += int(item.example.loss_mask.sum()) if item.example is not None else 0
             yield item
     if problems:
         raise_collected(DataError, problems)
     if records and num_targets == 0:
+        raises = max_positions is None or max_length < max_positions
         raise DataError(
             f"{records[0].origin} and {len(records) - 1} more: found no token to train on within {max_length} tokens; "
-            "expected at least one. Raise data.max_length, or set data.over_length=cut."
+            f"expected at least one. {'Raise data.max_length, or set' if raises else 'Set'} data.over_length=cut."
         )
 
 
@@ -266,9 +270,11 @@ def _kept_indices(prompt: int, *, prompt_kept: int, completion_kept: int) -> NDA
     return np.concatenate([np.arange(head), np.arange(prompt - (prompt_kept - head), prompt + completion_kept)])
 
 
-def _length_problem(item: Tokenized, *, max_length: int) -> str:
-    total = item.prompt_tokens + item.completion_tokens
+def _length_problem(item: Tokenized, *, max_length: int, max_positions: int | None, pairs: bool) -> str:
+    sides = (item.prompt_tokens, item.completion_tokens)
+    fits = max_positions is None or (max(sides) if pairs else sum(sides)) <= max_positions
+    expected = f"at most {max_length}" if fits else f"at most {max_length}, the model having room for {max_positions}"
     return (
-        f"{item.record.origin}: found {total} tokens ({item.prompt_tokens} of prompt, {item.completion_tokens} of "
-        f"completion); expected at most {max_length}. Raise data.max_length, or set data.over_length=cut or drop."
+        f"{item.record.origin}: found {sum(sides)} tokens ({sides[0]} of prompt, {sides[1]} of completion); "
+        f"expected {expected}. {'Raise data.max_length, or set' if fits else 'Set'} data.over_length=cut or drop."
     )

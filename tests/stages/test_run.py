@@ -455,6 +455,8 @@ def test_no_record_is_longer_than_the_models_positions(tmp_path: Path) -> None:
     config = read_json(base / "config.json") | {"max_position_embeddings": 40}
     (base / "config.json").write_text(json.dumps(config))
     path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
+    with pytest.raises(DataError, match=r"the model having room for 40\. Set data\.over_length=cut or drop\."):
+        stages.check(world.recipe(path), context=world.context(), num_shown=1)
     with stages.open_run(world.recipe(path, **{"data.over_length": "cut"}), context=world.context()) as run:
         data = stages.prepare(run)
     assert data.table("train").lengths.max() <= 40

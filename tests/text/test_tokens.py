@@ -277,6 +277,18 @@ def test_too_long_records_are_listed_or_dropped(load: Load) -> None:
     assert not any(item.truncated for item in items)
 
 
+def test_a_limit_of_the_model_is_not_to_be_raised(load: Load) -> None:
+    with pytest.raises(DataError) as caught:
+        run(
+            [LONG, record("a b c d e f g h", "b", origin="data.jsonl:2")], load("plain"), max_length=8, max_positions=20
+        )
+    first, second = str(caught.value).splitlines()
+    assert first.endswith("expected at most 8, the model having room for 20. Set data.over_length=cut or drop.")
+    assert second.endswith("expected at most 8. Raise data.max_length, or set data.over_length=cut or drop.")
+    with pytest.raises(DataError, match=r"expected at least one\. Set data\.over_length=cut\.$"):
+        run([LONG], load("plain"), max_length=12, max_positions=12, over_length="drop")
+
+
 def test_records_without_a_token_to_train_on_are_refused(load: Load) -> None:
     with pytest.raises(DataError, match=r"data\.jsonl:1 and 1 more: found no token to train on within 12 tokens"):
         run([LONG, LONG], load("plain"), max_length=12, over_length="drop")
