@@ -80,7 +80,7 @@ class DataFields(_Section):
     train_on: Literal["all", "last"] = "all"
     """Train on every assistant message of a conversation, or on the last alone."""
     drop_incomplete: bool = False
-    """Count and drop rows that are no valid record instead of stopping."""
+    """Count and drop rows that cannot be read or are no valid record, instead of stopping."""
     duplicates: Literal["drop", "keep"] = "drop"
     """What happens to an exact copy of a record."""
     leaks: Literal["drop", "keep"] = "drop"

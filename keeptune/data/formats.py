@@ -11,7 +11,7 @@ from keeptune.data.record import Message, Record, Role, record_id
 from keeptune.data.source import Row
 from keeptune.errors import DataError
 
-Reason = Literal["unknown_format", "empty_completion", "empty_prompt", "bad_roles", "not_text"]
+Reason = Literal["unreadable", "unknown_format", "empty_completion", "empty_prompt", "bad_roles", "not_text"]
 
 # In order of precedence; the columns are those that the format cannot do without.
 _FORMATS: tuple[tuple[str, ...], ...] = (

@@ -38,9 +38,10 @@ _FOREIGN_STARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """A fault of the data that does not hinder reading what stands after it."""
+    """A fault of the data; `origin` is that of the row that it spoils, "" where it spoils more than one row."""
 
     message: str
+    origin: str = ""
 
 
 class Line(NamedTuple):
@@ -148,19 +149,20 @@ def json_line_rows(path: Path, *, shown: str) -> Iterator[Found]:
         if line.content.isspace():
             continue
         text = decoded(line, shown=shown)
+        origin = f"{shown}:{line.number}"
         if isinstance(text, Problem):
-            yield text
+            yield Problem(text.message, origin)
         else:
             text = text.strip(" \t\r\n")
-            origin = f"{shown}:{line.number}"
             value = _line_value(parser, text)
             if isinstance(value, dict):
                 yield origin, value
             else:
                 hint = " A file that holds one JSON list needs a name that ends with .json." if text[0] == "[" else ""
-                yield Problem(
+                message = (
                     f"{origin}: found {value}; expected one JSON object on the line. Mend or remove the line.{hint}"
                 )
+                yield Problem(message, origin)
 
 
 def _line_value(parser: _Parser, text: str) -> dict[str, Any] | str:
@@ -260,7 +262,8 @@ def _elements(text: str, start: int, *, shown: str) -> Generator[Found, None, in
         too_long = (end - position) * 4 > MAX_ROW_BYTES and len(text[position:end].encode()) > MAX_ROW_BYTES
         if too_long or fault or not isinstance(value, dict):
             found = f"a row of more than {MAX_ROW_BYTES:,} bytes" if too_long else fault or json_kind(value)
-            yield Problem(f"{origin}: found {found}; expected a JSON object of at most 1 MiB. Mend or remove the row.")
+            message = f"{origin}: found {found}; expected a JSON object of at most 1 MiB. Mend or remove the row."
+            yield Problem(message, origin)
         else:
             yield origin, value
         position, closed = _next_item(text, end, closing="]")

@@ -6,7 +6,7 @@ import heapq
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal
 
 from keeptune.data.audit import (
     MAX_EXAMPLES,
@@ -21,6 +21,7 @@ from keeptune.data.audit import (
 )
 from keeptune.data.clean import NearDuplicates, exact_key, near_duplicates, prompt_key
 from keeptune.data.formats import Reason, RowProblem, to_record
+from keeptune.data.lines import Problem
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName
 from keeptune.data.source import read_rows
 from keeptune.data.split import Leak, LeakKind, assign_splits, find_leaks
@@ -72,12 +73,41 @@ class _Ledger:
         self.dropped: Counter[str] = Counter()
         self.dropped_rows: list[DroppedRow] = []
         self.problems: list[str] = []
+        self.num_problems = 0
+        # One problem a source of which no row has the columns that it needs: to drop them all is no remedy.
+        self.hopeless: list[str] = []
 
     def drop(self, origin: str, *, reason: str) -> None:
         """Count a row as dropped; the first 20 of each reason are listed."""
         self.dropped[reason] += 1
         if self.dropped[reason] <= MAX_EXAMPLES:
             self.dropped_rows.append(DroppedRow(origin, reason))
+
+    def drop_invalid(self, origin: str, *, reason: Reason, problem: str) -> None:
+        """Count a row that is no valid record; the problems of the first 10 are listed."""
+        self.drop(origin, reason=reason)
+        self.num_problems += 1
+        if len(self.problems) < _MAX_LISTED:
+            self.problems.append(problem)
+
+    def mark(self) -> _Mark:
+        """Return how far the ledger is written."""
+        return _Mark(self.rows_in, len(self.problems), self.num_problems)
+
+    def give_up(self, problem: str, *, since: _Mark) -> None:
+        """Put one problem of a whole source in the place of those of its rows."""
+        self.hopeless.append(problem)
+        del self.problems[since.num_listed :]
+        self.num_problems = since.num_problems
+
+
+@dataclass(frozen=True, slots=True)
+class _Mark:
+    """How far a ledger was written."""
+
+    rows_in: int
+    num_listed: int
+    num_problems: int
 
 
 def prepare_records(
@@ -149,10 +179,11 @@ def _read(
         placed += entries if source.max_records is None else _capped(entries, source.max_records, ledger=ledger)
         progress.advance(note=f"{ledger.rows_in:,} rows")
     progress.finish()
-    if ledger.problems and not drop_incomplete:
-        num_problems = sum(ledger.dropped[reason] for reason in get_args(Reason))
-        listed = [*ledger.problems, *([f"and {num_problems - _MAX_LISTED} more."] * (num_problems > _MAX_LISTED))]
-        raise DataError("\n".join([*listed, "To drop and count such rows, set data.drop_incomplete=true."]))
+    if (ledger.problems or ledger.hopeless) and not drop_incomplete:
+        more = ledger.num_problems - len(ledger.problems)
+        listed = [*ledger.hopeless, *ledger.problems, *([f"and {more} more."] if more else [])]
+        remedy = ["To drop and count such rows, set data.drop_incomplete=true."] if ledger.problems else []
+        raise DataError("\n".join([*listed, *remedy]))
     if not placed:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger.dropped.items())
         raise DataError(
@@ -164,18 +195,28 @@ def _read(
 
 def _valid(source: TaskSource, *, ledger: _Ledger, progress: Progress) -> Iterator[_Placed]:
     """Yield the valid records of a source; count every row, and drop and note the others."""
-    for row in read_rows(source.path, revision=source.revision, validation=source.validation, test=source.test):
+
+    def skip(problem: Problem) -> None:
+        ledger.rows_in += 1
+        ledger.drop_invalid(problem.origin, reason="unreadable", problem=problem.message)
+
+    before, first, num_unknown = ledger.mark(), "", 0
+    files = {"revision": source.revision, "validation": source.validation, "test": source.test}
+    for row in read_rows(source.path, **files, skip=skip):
         ledger.rows_in += 1
         if ledger.rows_in % _ROWS_PER_REPORT == 0:
             progress.advance(0, note=f"{ledger.rows_in:,} rows")
         try:
             record = to_record(row, task=source.name, columns=source.columns, instruction=source.instruction)
         except RowProblem as problem:
-            ledger.drop(row.origin, reason=problem.reason)
-            if len(ledger.problems) < _MAX_LISTED:
-                ledger.problems.append(str(problem))
+            ledger.drop_invalid(row.origin, reason=problem.reason, problem=str(problem))
+            if problem.reason == "unknown_format":
+                num_unknown += 1
+                first = first or str(problem).removeprefix(f"{row.origin}: ")
             continue
         yield _Placed(record, row.split)
+    if num_unknown > 1 and num_unknown == ledger.rows_in - before.rows_in:
+        ledger.give_up(f"{source.path}, all {num_unknown:,} rows (here the first): {first}", since=before)
 
 
 def _capped(entries: Iterable[_Placed], max_records: int, *, ledger: _Ledger) -> list[_Placed]:

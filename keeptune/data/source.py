@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,14 +79,21 @@ class _Source:
 
 
 def read_rows(
-    path: str, *, revision: str | None, validation: str | None, test: str | None, base_folder: Path | None = None
+    path: str,
+    *,
+    revision: str | None,
+    validation: str | None,
+    test: str | None,
+    base_folder: Path | None = None,
+    skip: Callable[[Problem], None] | None = None,
 ) -> Iterator[Row]:
     """Yield the rows of a file, folder or hub id, then those of the own validation and test files.
 
     A path that exists is local; relative ones start from `base_folder` (default: the working folder). JSON lines, CSV
     and Parquet are streamed. Train rows carry the split "train" only if validation and test both have rows of their
     own; otherwise None, since the missing split is still to be carved from them. Of a hub data set the splits train,
-    validation and test are read and no others, or its only split whatever its name.
+    validation and test are read and no others, or its only split whatever its name. `skip` is given each row that
+    cannot be read; without it, such rows are faults like those that spoil a whole file.
 
     Raises:
         RecipeError: a setting has no effect on this kind of path, or the extra `hub` is not installed.
@@ -94,7 +101,7 @@ def read_rows(
         StorageError: a file cannot be read.
     """
     source = _locate(path, revision=revision, validation=validation, test=test, base_folder=base_folder)
-    return _rows(source)
+    return _rows(source, skip=skip)
 
 
 def source_sha256(
@@ -115,7 +122,7 @@ def source_sha256(
     return digest.hexdigest()
 
 
-def _rows(source: _Source) -> Iterator[Row]:
+def _rows(source: _Source, *, skip: Callable[[Problem], None] | None) -> Iterator[Row]:
     problems: list[str] = []
     if source.hub:
         yield from _hub_rows(source.hub, own=[file.split for file in source.files if file.split])
@@ -123,6 +130,9 @@ def _rows(source: _Source) -> Iterator[Row]:
         for found in _found_in(file):
             if not isinstance(found, Problem):
                 yield Row(found[1], found[0], file.split)
+                continue
+            if skip is not None and found.origin:
+                skip(found)
                 continue
             problems.append(found.message)
             if len(problems) == _MAX_PROBLEMS:
@@ -170,9 +180,10 @@ def _csv_rows(path: Path, *, shown: str) -> Iterator[Found]:
                     Problem(f"{origin}: found the header {header!r:.200}; expected different names. Mend the header.")
                 )
         elif len(cells) != len(header):
-            yield Problem(f"{origin}: found {len(cells)} cells; expected {len(header)} as in the header. Mend the row.")
+            found = f"found {len(cells)} cells; expected {len(header)} as in the header. Mend the row."
+            yield Problem(f"{origin}: {found}", origin)
         elif sum(map(len, cells)) > MAX_ROW_BYTES:
-            yield Problem(f"{origin}: found a row of more than 1 MiB; expected at most that. Shorten the row.")
+            yield Problem(f"{origin}: found a row of more than 1 MiB; expected at most that. Shorten the row.", origin)
         else:
             yield origin, dict(zip(header, cells, strict=True))
     yield from faults
@@ -215,7 +226,7 @@ def _batch_rows(batch: Any, *, start: int, shown: str) -> Iterator[Found]:
     for i, value in enumerate(batch.to_pylist()):
         origin = f"{shown}[{start + i}]"
         if batch.nbytes > MAX_ROW_BYTES and batch.slice(i, 1).nbytes > MAX_ROW_BYTES:
-            yield Problem(f"{origin}: found a row of more than 1 MiB; expected at most that. Shorten the row.")
+            yield Problem(f"{origin}: found a row of more than 1 MiB; expected at most that. Shorten the row.", origin)
         else:
             yield origin, value
 

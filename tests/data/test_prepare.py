@@ -99,6 +99,60 @@ def test_invalid_rows_stop_the_run_unless_they_may_be_dropped(tmp_path: Path) ->
     assert lines[11] == "To drop and count such rows, set data.drop_incomplete=true."
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "places"),
+    [
+        (
+            "a.jsonl",
+            '{"prompt": "p", "completion": "c"}\n{"prompt":\n[1]\n{"prompt": "q", "completion": "c"}\n',
+            ":2 :3",
+        ),
+        ("a.json", '[{"prompt": "p", "completion": "c"}, [1], 2, {"prompt": "q", "completion": "c"}]', "[1] [2]"),
+        ("a.csv", "prompt,completion\np,c\nx\ny\nq,c\n", ":3 :4"),
+    ],
+)
+def test_rows_that_cannot_be_read_are_dropped_and_counted_where_they_may_be(
+    tmp_path: Path, name: str, text: str, places: str
+) -> None:
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    source = TaskSource("a", str(tmp_path / name))
+    audit = prepared(source, drop_incomplete=True, validation_fraction=0.0, test_fraction=0.0).audit
+    assert (audit.rows_in, audit.kept, audit.dropped) == (4, 2, {"unreadable": 2})
+    origins = [f"{tmp_path / name}{place}" for place in places.split()]
+    assert [row.origin for row in audit.dropped_rows] == origins
+    with pytest.raises(DataError) as caught:
+        prepared(source)
+    first, second, remedy = str(caught.value).splitlines()
+    assert [line.partition(": found ")[0] for line in (first, second)] == origins
+    assert remedy == "To drop and count such rows, set data.drop_incomplete=true."
+
+
+def test_a_file_that_breaks_off_is_never_dropped_as_a_row(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    path.write_text('[{"prompt": "p", "completion": "c"}, {"prompt": "q"', encoding="utf-8")
+    with pytest.raises(DataError, match=r"found broken JSON .* at column"):
+        prepared(TaskSource("a", str(path)), drop_incomplete=True)
+
+
+def test_a_column_that_all_rows_lack_is_one_problem(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.jsonl", [{"dialogue": "d", "summary": "s"} for _ in range(30)])
+    columns = {"prompt": "dialog", "completion": "summary"}
+    with pytest.raises(DataError) as caught:
+        prepared(TaskSource("a", path, columns=columns))
+    assert str(caught.value) == (
+        f"{path}, all 30 rows (here the first): found no column 'dialog' among dialogue, summary; "
+        "expected the columns that the recipe names. Did you mean 'dialogue'?"
+    )
+    with pytest.raises(DataError) as caught:
+        other = write(tmp_path / "b.jsonl", [row(0), {**row(1), "completion": ""}])
+        prepared(TaskSource("a", path), TaskSource("b", other))
+    lines = str(caught.value).splitlines()
+    assert lines[0].startswith(f"{path}, all 30 rows (here the first): found the columns dialogue, summary; expected")
+    assert lines[0].endswith("`columns: {prompt: dialogue, completion: summary}`.")
+    assert lines[1].startswith(f"{other}:2: found an empty completion")
+    assert lines[2:] == ["To drop and count such rows, set data.drop_incomplete=true."]
+
+
 def test_nothing_but_invalid_rows_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"x": "1"}, {"x": "2"}])
     with pytest.raises(DataError) as caught:
