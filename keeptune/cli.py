@@ -88,7 +88,11 @@ def check(
     loaded = _load(recipe, set_)
     stages.check_methods(loaded)
     outcome = stages.check(loaded, context=_context(quiet=quiet, signals=False), num_shown=records)
-    terminal.show_check(_console(), outcome)
+    if quiet:
+        splits = ", ".join(f"{count:,} {split}" for split, count in outcome.audit["splits"].items())
+        print(f"Checked: {outcome.audit['rows_in']:,} rows, {outcome.audit['kept']:,} records kept ({splits})")
+    else:
+        terminal.show_check(_console(), outcome)
 
 
 @app.command()
@@ -97,7 +101,9 @@ def prepare(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False)
     from keeptune import stages, terminal
 
     with _run(recipe, set_, quiet=quiet, check=stages.check_model) as run:
-        terminal.show_audit(_console(), stages.prepare(run).audit)
+        prepared = stages.prepare(run)
+        if not quiet:
+            terminal.show_audit(_console(), prepared.audit)
         print(f"Data: {run.folder / 'data'}")
 
 

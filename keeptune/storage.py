@@ -204,7 +204,11 @@ def locked_folder(folder: Path) -> Iterator[None]:
     import fcntl
 
     with storage_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except FileNotFoundError as error:
+            # Of a file system that lets nobody make a folder, such as /proc.
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from error
         file = (folder / ".lock").open("a+")
     with file:
         try:

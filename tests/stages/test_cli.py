@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -48,6 +49,7 @@ def test_a_fault_is_one_message_and_its_exit_code(path: Path) -> None:
         ("prepare", "evaluation.metrics=[rougL]", 2, "Did you mean rougeL?"),
         ("train", "methods.lora.rank=4", 2, "expected an argument of PEFT's LoraConfig"),
         ("prepare", "output_dir=/dev/null/x", 4, "a file stands where a folder is expected"),
+        ("prepare", "output_dir=/proc/foo", 4, "choose a folder that you may write to with output_dir"),
         ("prepare", "data.max_length=8", 3, "data.over_length"),
     ],
 )
@@ -91,6 +93,14 @@ def test_check_prints_audit_mask_and_tokens(path: Path) -> None:
     assert "Template: chat" in result.stdout
     assert "⟦" in result.stdout
     assert "near-duplicate pairs" in result.stdout
+
+
+def test_a_quiet_check_prints_its_outcome_alone(path: Path) -> None:
+    result = keeptune("check", path, "-q")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert re.fullmatch(
+        r"Checked: 40 rows, 40 records kept \(\d+ train, \d+ validation, \d+ test\)\n", result.stdout
+    ), result.stdout
 
 
 def test_a_second_process_is_refused(path: Path) -> None:
