@@ -11,11 +11,22 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from keeptune.data.lines import json_kind
 from keeptune.errors import RecipeError, raise_collected
+from keeptune.evaluation.metrics import metric_problems
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _RESERVED_NAMES = frozenset({"all", "base", "data", "instruct-model", "tokenizer"})
 _MAX_RECIPE_BYTES = 1 << 20
+# pydantic's kinds of problem, by the beginning of their names, in the words of a recipe.
+_EXPECTED = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
+_EXPECTED |= {
+    "tuple_type": "a list",
+    "dict_type": "a section",
+    "model_": "a section",
+    "too_short": "at least one entry",
+}
+_YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
@@ -117,9 +128,11 @@ class MethodFields(BaseModel):
     @model_validator(mode="after")
     def _consistent(self) -> MethodFields:
         if self.peft_type is None and self.model_extra:
+            near = [difflib.get_close_matches(key, type(self).model_fields, n=1) for key in sorted(self.model_extra)]
+            meant = next((f"Did you mean {names[0]!r}?" for names in near if names), "")
             raise ValueError(
                 f"found {', '.join(sorted(self.model_extra))} without peft_type; expected only learning_rate for full "
-                "fine-tuning. Add `peft_type: LORA`, or remove these keys"
+                f"fine-tuning. {meant or 'Add `peft_type: LORA`, or remove these keys'}"
             )
         return self
 
@@ -194,6 +207,8 @@ class EvaluationFields(_Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationFields:
+        if problems := metric_problems(list(dict.fromkeys([*self.metrics, self.select_by]))):
+            raise ValueError(" ".join(problems))
         if self.select_by != "loss" and self.select_by not in self.metrics:
             raise ValueError(f"found select_by: {self.select_by}; expected loss or one of metrics. Add it to metrics")
         return self
@@ -248,12 +263,12 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
-        # A union reports one problem for each of its members: the first says enough.
-        by_place: dict[str, str] = {}
+        # A union reports one problem for each of its members.
+        by_place: dict[str, list[Mapping[str, Any]]] = {}
         for problem in error.errors():
             place = str(problem["loc"]) if problem["type"] == "missing" else _existing_key(problem["loc"], value)
-            by_place.setdefault(place, _problem(path, problem, value))
-        raise_collected(RecipeError, list(by_place.values()))
+            by_place.setdefault(place, []).append(problem)
+        raise_collected(RecipeError, [_problem(path, problems, value) for problems in by_place.values()])
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
@@ -272,7 +287,8 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         detail = " ".join(str(error).split())[:300]
         raise RecipeError(f"{path}: found no valid YAML: {detail}; expected a recipe. Mend that place.") from error
     if not isinstance(value, dict):
-        raise RecipeError(f"{path}: found {type(value).__name__}; expected `key: value` lines such as `model: ...`.")
+        found = "an empty file" if value is None else json_kind(value)
+        raise RecipeError(f"{path}: found {found}; expected `key: value` lines such as `model: ...`.")
     return value
 
 
@@ -336,8 +352,9 @@ def _list_index(place: list[Any], part: str, *, override: str) -> int:
     return int(part)
 
 
-def _problem(path: Path, problem: Mapping[str, Any], value: Any) -> str:
-    """Return one validation problem in the form `where: found; expected. remedy.`"""
+def _problem(path: Path, problems: Sequence[Mapping[str, Any]], value: Any) -> str:
+    """Return the problems of one place in the form `where: found; expected. remedy.`"""
+    problem = problems[0]
     key = _existing_key(problem["loc"], value)
     where = f"{path}: {key}" if key else f"{path}"
     if problem["type"] == "extra_forbidden":
@@ -349,10 +366,14 @@ def _problem(path: Path, problem: Mapping[str, Any], value: Any) -> str:
     if problem["type"] == "missing":
         missing = ".".join(map(str, problem["loc"]))
         return f"{path}: {missing}: found nothing; expected a value. Add this key."
-    message = problem["msg"].removeprefix("Value error, ").removeprefix("Input should be ")
     if problem["type"] == "value_error":
-        return f"{where}: {message}."
-    return f"{where}: found {problem['input']!r:.80}; expected {message}. Mend this value."
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}{'' if message.endswith(('?', '.')) else '.'}"
+    given = problem["input"]
+    found = json_kind(given) if isinstance(given, dict) else _YAML_WORDS.get(str(given), f"{given!r:.80}")
+    words = [next((w for k, w in _EXPECTED.items() if p["type"].startswith(k)), p["msg"]) for p in problems]
+    expected = " or ".join(dict.fromkeys(word.removeprefix("Input should be ") for word in words))
+    return f"{where}: found {found}; expected {expected}. Mend this value."
 
 
 def _existing_key(location: Sequence[Any], value: Any) -> str:
@@ -375,7 +396,5 @@ def _known_keys(section: Sequence[Any]) -> list[str]:
         "tasks": TaskFields,
         "methods": MethodFields,
     }
-    for part in reversed(section):
-        if part in sections:
-            return list(sections[part].model_fields)
-    return list(Recipe.model_fields)
+    known = next((sections[part] for part in reversed(section) if part in sections), Recipe)
+    return list(known.model_fields)

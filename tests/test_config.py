@@ -56,7 +56,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     assert len(lines) == 5
     assert f"{path}: model: found nothing; expected a value. Add this key." in lines
     assert any("Did you mean 'validation_fraction'?" in line for line in lines)
-    assert any("data.max_length: found 'many'; expected a valid integer" in line for line in lines)
+    assert any("data.max_length: found 'many'; expected a whole number" in line for line in lines)
     assert any("found 'linar'; expected 'linear', 'cosine' or 'constant_with_cooldown'" in line for line in lines)
 
 
@@ -67,6 +67,18 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
             "evaluation: {metrics: [rougeL], select_by: bleu}\n",
             "found select_by: bleu; expected loss or one of metrics",
         ),
+        (
+            "evaluation: {metrics: [rougel], select_by: rougeL}\n",
+            "evaluation: found 'rougel'; expected one of rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, exact_match, "
+            "raw_exact_match, token_f1, loss, perplexity. Did you mean rougeL?",
+        ),
+        ("evaluation: {metrics: [rougeL], select_by: rouge_l}\n", "evaluation: found 'rouge_l'; expected one of"),
+        ("methods: {full: {learning_rte: 1}}\n", "fine-tuning. Did you mean 'learning_rate'?"),
+        ("methods: {lora: 3}\n", "methods.lora: found 3; expected a section. Mend"),
+        ("training: {tokens_per_step: aut}\n", "found 'aut'; expected a whole number or 'auto'. Mend this value."),
+        ("training: {bf16: maybe}\n", "training.bf16: found 'maybe'; expected true or false. Mend"),
+        ("training: {num_train_epochs: null}\n", "found null; expected a whole number. Mend this value."),
+        ("evaluation: {metrics: rougeL}\n", "evaluation.metrics: found 'rougeL'; expected a list. Mend this value."),
         ("methods: {full: {r: 8}}\n", "found r without peft_type; expected only learning_rate"),
         ("methods: {base: {}}\n", "found the method name 'base'"),
         ("methods: {'../x': {}}\n", "found the method name '../x'"),
@@ -104,7 +116,8 @@ def test_bad_tasks_are_refused(tmp_path: Path, tasks: str, message: str) -> None
     ("text", "message"),
     [
         ("model: [", "found no valid YAML"),
-        ("- a\n", "found list; expected `key: value` lines"),
+        ("", "found an empty file; expected `key: value` lines"),
+        ("- a\n", "found a list; expected `key: value` lines"),
         ("a: &x 1\nb: *x\n", "aliases (*name) are not accepted"),
         ("model: a\nmodel: b\n", "the key 'model' stands twice"),
         ("model: !!python/object/apply:os.system [ls]\n", "found no valid YAML"),

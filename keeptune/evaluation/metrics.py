@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from keeptune.errors import DataError, RecipeError, raise_collected
+from keeptune.errors import DataError
 
 LOSS_METRICS = ("loss", "perplexity")
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -90,20 +90,15 @@ def answer_from_json(line: str, *, where: str) -> Answer:
         ) from error
 
 
-def check_metrics(names: Sequence[str]) -> None:
-    """Refuse names that no metric has.
-
-    Raises:
-        RecipeError: at least one does not exist; the message names the nearest that does.
-    """
+def metric_problems(names: Sequence[str]) -> list[str]:
+    """Return `found; expected. remedy` for each name that no metric has; the remedy is the nearest that exists."""
     problems = []
     for name in names:
         if name not in METRICS:
             nearest = difflib.get_close_matches(name.lower(), METRICS, n=1, cutoff=0.5)
             remedy = f"Did you mean {nearest[0]}?" if nearest else "Choose one of these."
-            problems.append(f"evaluation.metrics: found {name!r}; expected one of {', '.join(METRICS)}. {remedy}")
-    if problems:
-        raise_collected(RecipeError, problems)
+            problems.append(f"found {name!r}; expected one of {', '.join(METRICS)}. {remedy}")
+    return problems
 
 
 def with_loss(names: Sequence[str]) -> tuple[str, ...]:

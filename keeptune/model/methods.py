@@ -25,6 +25,8 @@ from transformers.pytorch_utils import Conv1D
 from keeptune.errors import RecipeError, raise_collected
 
 _OWN_ARGUMENTS = frozenset(field.name for field in dataclasses.fields(PeftConfig))
+# What a recipe's method has beside PEFT's arguments.
+_OWN_KEYS = ("learning_rate", "peft_type")
 _PER_TASK = "it needs the number of a task beside each batch, which keeptune does not pass"
 _OWN_LOSS = "it adds a loss of its own, and keeptune has one loss"
 _DATA_INIT = "it starts from statistics of the data, which would have to be collected before training"
@@ -131,7 +133,8 @@ def _argument_problems(method: Method) -> list[str]:
             problems.append(f"{where}: found {value!r}; expected nothing, as keeptune sets it. Remove this key.")
         elif key not in known:
             expected = f"an argument of PEFT's {_config_class(method).__name__}"
-            problems.append(f"{where}: found an unknown key; expected {expected}. {_nearest(key, known)}")
+            near = _nearest(key, [*known, *_OWN_KEYS])
+            problems.append(f"{where}: found an unknown key; expected {expected}. {near}")
         elif value and (reason := _unserved(key, value)):
             problems.append(f"{where}: found {value!r}; expected it unset, as {reason}. Remove this key.")
     return problems

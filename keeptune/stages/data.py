@@ -129,10 +129,8 @@ def _refuse_other_data(run_folder: Path, folder: Path) -> None:
 
 def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
     """Read, audit, render and tokenise as `prepare` does, and keep nothing."""
-    from keeptune.evaluation.metrics import check_metrics
     from keeptune.text.tokens import preview
 
-    check_metrics(recipe.evaluation.metrics)
     with tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
         folder = Path(scratch)
         base = _read_base(recipe, cache=folder)

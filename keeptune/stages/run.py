@@ -29,6 +29,8 @@ from keeptune.storage import (
     write_json,
 )
 
+_MAX_LISTED = 3
+_MAX_SHOWN = 60
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "pyarrow", "rouge-score", "sacrebleu")
 
 
@@ -96,13 +98,10 @@ def open_run(recipe: Recipe, *, context: Context, begun: bool = False) -> Iterat
     `begun`: only a folder that a run has begun is opened, and none is made.
 
     Raises:
-        RecipeError: a metric does not exist, or no run is begun in the folder.
+        RecipeError: `begun`, and there is no run in the folder.
         FolderInUseError: another process holds the folder, or it holds results of another recipe.
         StorageError: the folder cannot be written to.
     """
-    from keeptune.evaluation.metrics import check_metrics
-
-    check_metrics(recipe.evaluation.metrics)
     folder = Path(recipe.output_dir)
     if begun and not (folder / MANIFEST).is_file():
         raise RecipeError(
@@ -179,20 +178,39 @@ def _refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
     after = _weight_deciding(recipe.model_dump(mode="json"), methods=trained)
     changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
     if changed:
-        key = changed[0]
+        listed = [f"{key} was {_short(before.get(key))}, now {_short(after.get(key))}" for key in changed[:_MAX_LISTED]]
+        more = [f"and {len(changed) - _MAX_LISTED} more"] if len(changed) > _MAX_LISTED else []
         raise FolderInUseError(
-            f"{folder}: found results of another recipe ({key} was {before.get(key)!r}, now {after.get(key)!r}"
-            f"{f', and {len(changed) - 1} more' if len(changed) > 1 else ''}); expected the same settings to go on. "
-            "Choose another output_dir, or remove this folder."
+            f"{folder}: found results of another recipe ({'; '.join([*listed, *more])}); expected the same settings to "
+            "go on. Choose another output_dir, or remove this folder."
         )
+
+
+def _short(value: object) -> str:
+    """Return a setting as a message shows it."""
+    if value is None:
+        return "unset"
+    text = repr(value)
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
+
+
+def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+    """Yield the settings in `value` by dotted key, list elements that are sections by their number."""
+    sections = isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)
+    if sections or (isinstance(value, dict) and value):
+        for name, inner in enumerate(value) if sections else value.items():
+            yield from _leaves(inner, f"{key}.{name}")
+    else:
+        yield key, value
 
 
 def _weight_deciding(recipe: Mapping[str, Any], *, methods: Sequence[str]) -> dict[str, Any]:
     """Return the settings, by dotted key, that a trained method's weights depend on."""
     flat: dict[str, Any] = {"model": recipe.get("model"), "seed": recipe.get("seed")}
     for section in ("data", "training"):
-        flat |= {f"{section}.{key}": value for key, value in recipe.get(section, {}).items()}
-    flat |= {f"methods.{name}": recipe.get("methods", {}).get(name) for name in methods}
+        flat |= dict(_leaves(recipe.get(section, {}), section))
+    for name in methods:
+        flat |= dict(_leaves(recipe.get("methods", {}).get(name), f"methods.{name}"))
     evaluation = recipe.get("evaluation", {})
     flat["evaluation.select_by"] = evaluation.get("select_by")
     if evaluation.get("select_by") != "loss":

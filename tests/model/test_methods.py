@@ -159,6 +159,10 @@ def test_trained_weights_are_fp32_over_a_bf16_base(chosen: Method) -> None:
         (method("LORRA"), ["methods.mine.peft_type: found 'LORRA'", "Did you mean 'LORA'?"]),
         (method("ZZZZ"), ["found 'ZZZZ'", "Choose from: ", "IA3", "LOHA"]),
         (method("LORA", lora_alhpa=4), ["methods.mine.lora_alhpa: found an unknown key", "Did you mean 'lora_alpha'?"]),
+        (
+            method("LORA", learning_rte=1e-4),
+            ["mine.learning_rte: found an unknown key", "Did you mean 'learning_rate'?"],
+        ),
         (method("IA3", r=8), ["methods.mine.r: found an unknown key", "PEFT's IA3Config"]),
         (method("LORA", inference_mode=True), ["methods.mine.inference_mode", "keeptune sets it"]),
         (method("LORA", eva_config={"rho": 2}), ["methods.mine.eva_config", "statistics of the data"]),

@@ -244,6 +244,22 @@ def test_settings_that_decide_weights_may_not_change_in_a_used_folder(done: tupl
         finished(done[0], **{"training.num_train_epochs": 5})
 
 
+def test_only_the_settings_that_differ_are_shown_and_short(done: tuple[Path, Path]) -> None:
+    value = json.loads(done[0].read_text())
+    value["data"]["tasks"].append({"path": "x" * 200})
+    value["methods"]["lora"]["r"] = 8
+    value["seed"] = 9
+    other = done[0].with_name("differs.yaml")
+    other.write_text(json.dumps(value))
+    with pytest.raises(FolderInUseError) as caught:
+        finished(other)
+    name, path = "x" * 64, "x" * 59
+    assert (
+        f"another recipe (data.tasks.1.name was unset, now '{name[:59]}…; data.tasks.1.path was unset, now '{path}…; "
+        "methods.lora.r was 4, now 8; and 1 more); expected the same settings to go on. Choose"
+    ) in str(caught.value)
+
+
 def test_metrics_may_change_and_the_second_look_at_test_is_written_down(tmp_path: Path) -> None:
     base = world.llama(tmp_path / "base")
     path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))
