@@ -201,8 +201,8 @@ def _valid(source: TaskSource, *, ledger: _Ledger, progress: Progress) -> Iterat
         ledger.drop_invalid(problem.origin, reason="unreadable", problem=problem.message)
 
     before, first, num_unknown = ledger.mark(), "", 0
-    files = {"revision": source.revision, "validation": source.validation, "test": source.test}
-    for row in read_rows(source.path, **files, skip=skip):
+    rows = read_rows(source.path, revision=source.revision, validation=source.validation, test=source.test, skip=skip)
+    for row in rows:
         ledger.rows_in += 1
         if ledger.rows_in % _ROWS_PER_REPORT == 0:
             progress.advance(0, note=f"{ledger.rows_in:,} rows")

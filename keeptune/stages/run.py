@@ -196,9 +196,10 @@ def _short(value: object) -> str:
 
 def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Yield the settings in `value` by dotted key, list elements that are sections by their number."""
-    sections = isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value)
-    if sections or (isinstance(value, dict) and value):
-        for name, inner in enumerate(value) if sections else value.items():
+    if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
+        value = dict(enumerate(value))
+    if isinstance(value, dict) and value:
+        for name, inner in value.items():
             yield from _leaves(inner, f"{key}.{name}")
     else:
         yield key, value

@@ -143,8 +143,8 @@ def test_a_column_that_all_rows_lack_is_one_problem(tmp_path: Path) -> None:
         f"{path}, all 30 rows (here the first): found no column 'dialog' among dialogue, summary; "
         "expected the columns that the recipe names. Did you mean 'dialogue'?"
     )
+    other = write(tmp_path / "b.jsonl", [row(0), {**row(1), "completion": ""}])
     with pytest.raises(DataError) as caught:
-        other = write(tmp_path / "b.jsonl", [row(0), {**row(1), "completion": ""}])
         prepared(TaskSource("a", path), TaskSource("b", other))
     lines = str(caught.value).splitlines()
     assert lines[0].startswith(f"{path}, all 30 rows (here the first): found the columns dialogue, summary; expected")

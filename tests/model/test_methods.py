@@ -28,6 +28,9 @@ from keeptune.model.methods import (
 )
 from tests.model.tiny import trained_state
 
+# Pyright does not see through the decorator of transformers' `to`.
+META: Any = torch.device("meta")
+
 
 def llama(**settings: Any) -> LlamaForCausalLM:
     torch.manual_seed(0)
@@ -230,22 +233,22 @@ def test_arguments_that_do_not_fit_the_model_are_refused(
 
 @pytest.mark.parametrize("make", [llama, gpt2, t5])
 def test_a_model_without_weights_tells_which_arguments_fit(make: Callable[[], PreTrainedModel]) -> None:
-    check_fit(make().to("meta"), method("LORA", r=4, use_dora=True))
-    check_fit(make().to("meta"), method("PROMPT_TUNING", num_virtual_tokens=4))
+    check_fit(make().to(META), method("LORA", r=4, use_dora=True))
+    check_fit(make().to(META), method("PROMPT_TUNING", num_virtual_tokens=4))
     with pytest.raises(RecipeError, match=r"PEFT refuses this LORA for this model: `r` should be a positive integer"):
-        check_fit(make().to("meta"), method("LORA", r=0))
+        check_fit(make().to(META), method("LORA", r=0))
 
 
 @pytest.mark.parametrize("chosen", [method("FROD"), method("UNILORA")])
 def test_a_method_that_looks_at_values_of_weights_passes_without_them(chosen: Method) -> None:
-    check_fit(llama().to("meta"), chosen)
+    check_fit(llama().to(META), chosen)
     with pytest.raises(RecipeError, match="found 'query'"):
-        check_fit(llama().to("meta"), Method("mine", chosen.peft_type, 1e-3, {"target_modules": ["query"]}))
+        check_fit(llama().to(META), Method("mine", chosen.peft_type, 1e-3, {"target_modules": ["query"]}))
 
 
 def test_only_linear_layers_are_listed_to_choose_from() -> None:
     with pytest.raises(RecipeError) as caught:
-        check_fit(llama().to("meta"), method("LORA", target_modules=["zzz"]))
+        check_fit(llama().to(META), method("LORA", target_modules=["zzz"]))
     listed = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     expected = "methods.mine.target_modules: found 'zzz'; expected a module of the model. Choose from: "
     assert str(caught.value) == f"{expected}{listed}."
