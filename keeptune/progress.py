@@ -5,6 +5,11 @@ from __future__ import annotations
 from typing import Protocol
 
 
+def noun(number: float | None, plural: str) -> str:
+    """Return a plural's singular beside a count of one: "task" for 1 and "tasks", else "tasks"."""
+    return plural.removesuffix("s") if number == 1 else plural
+
+
 class Progress(Protocol):
     """A listener for long work; one piece of work is open at a time."""
 

@@ -16,6 +16,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from keeptune.progress import noun
+
 _PLAIN_SECONDS = 15.0
 _LIVE_SECONDS = 0.1
 
@@ -55,7 +57,7 @@ class LiveProgress:
         self._bar = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=24),
-            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + unit),
+            TextColumn("{task.completed:,.0f}/{task.total:,.0f} " + noun(total, unit)),
             TextColumn("{task.fields[rate]}"),
             TimeElapsedColumn(),
             TextColumn("left"),
@@ -118,7 +120,10 @@ class PlainProgress:
 
     def finish(self) -> None:
         if self._title and not self._quiet:
-            self._print(f"{self._title}: {self._done:,} {self._unit} in {time.monotonic() - self._begun:,.1f} s")
+            # Work that was cut short says of how much.
+            of = "" if self._done == self._total else f"/{self._total:,}"
+            unit = noun(self._total, self._unit)
+            self._print(f"{self._title}: {self._done:,}{of} {unit} in {time.monotonic() - self._begun:,.1f} s")
         self._title = ""
 
     def say(self, text: str) -> None:

@@ -33,6 +33,19 @@ def test_plain_progress_says_what_was_done() -> None:
     assert second == "all done"
 
 
+def test_one_is_not_a_plural_and_work_cut_short_says_of_how_much() -> None:
+    console = plain()
+    progress = PlainProgress(console, quiet=False)
+    progress.start("Reading", total=1, unit="tasks")
+    progress.advance()
+    progress.start("Epoch 1 of 2", total=900, unit="tokens")
+    progress.advance(300)
+    progress.finish()
+    first, second = text_of(console).splitlines()
+    assert first.startswith("Reading: 1 task in ")
+    assert second.startswith("Epoch 1 of 2: 300/900 tokens in ")
+
+
 def test_quiet_progress_says_nothing() -> None:
     console = plain()
     progress = PlainProgress(console, quiet=True)

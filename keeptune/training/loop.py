@@ -32,8 +32,18 @@ from keeptune.training.checkpoint import (
     save_checkpoint,
 )
 from keeptune.training.cost import peak_memory_bytes, reset_peak_memory
-from keeptune.training.events import EventLog, NonFiniteEvent, ResumedEvent, RunEvent, StepEvent, ValidationEvent
-from keeptune.training.plan import Examples, RunPlan, describe_run, plan_run, plan_steps, plan_validation
+from keeptune.training.events import EventLog, NonFiniteEvent, ResumedEvent, StepEvent, ValidationEvent
+from keeptune.training.plan import (
+    Examples,
+    RunPlan,
+    describe_epoch,
+    describe_run,
+    describe_validation,
+    plan_run,
+    plan_steps,
+    plan_validation,
+    run_event,
+)
 from keeptune.training.schedule import learning_rate_factor
 from keeptune.training.selection import Selection
 from keeptune.training.settings import TrainingResult, TrainingSettings, Validation
@@ -189,7 +199,13 @@ def _started(run: _Run) -> TrainingState:
     if checkpoint is None:
         if world.rank == 0:
             run.log.clear()
-        _log(run, "run", record=_run_event(run))
+        event = run_event(
+            train_table=run.train_table,
+            num_validation_examples=len(run.validation_table),
+            settings=run.settings,
+            plan=run.plan,
+        )
+        _log(run, "run", record=event)
         return TrainingState()
     step = checkpoint.state.step
     restore_parameters(checkpoint.folder / WEIGHTS, parameters=parameters)
@@ -208,10 +224,11 @@ def _steps_after(run: _Run, step: int) -> Iterator[Step]:
     for epoch, end in enumerate(run.plan.epoch_ends):
         if end <= step:
             continue
-        num_done = max(0, step - run.plan.epoch_start(epoch))
+        start = run.plan.epoch_start(epoch)
+        num_done = max(0, step - start)
         steps = plan_steps(run.train_table, settings=run.settings, epoch=epoch)[num_done:]
         num_tokens = sum(step.num_tokens for step in steps)
-        title = f"Epoch {epoch + 1} of {run.settings.num_train_epochs}"
+        title = describe_epoch(epoch, num_epochs=run.settings.num_train_epochs, start=start, num_done=num_done)
         run.progress.start(title, total=num_tokens, unit="tokens")
         yield from steps
 
@@ -249,7 +266,7 @@ def _taken(run: _Run, state: TrainingState, *, step: Step) -> TrainingState:
         elapsed_seconds=state.train_seconds,
     )
     _log(run, "step", record=event)
-    run.progress.advance(step.num_tokens, note=f"step {number}, loss {accumulated.loss:.3f}")
+    run.progress.advance(step.num_tokens, note=f"step {number}, train loss {accumulated.loss:.3f}")
     return state
 
 
@@ -285,6 +302,7 @@ def _validated(run: _Run, step: int) -> Validation:
     validation = Validation(step=step, epoch=run.plan.epochs_done(step), loss=loss, metric=metric)
     name = None if metric is None else run.settings.select_by
     _log(run, "validation", record=ValidationEvent(step, validation.epoch, loss, name, metric))
+    run.progress.say(describe_validation(validation, select_by=run.settings.select_by))
     return validation
 
 
@@ -351,24 +369,6 @@ def _raise_non_finite(run: _Run, number: int, *, accumulated: Accumulated, grad_
         f"{run.folder}: step {number}: found a loss of {accumulated.loss} and a gradient norm of {grad_norm} with the "
         f"records {', '.join(ids[:_MAX_LISTED])}{more}; expected finite numbers. The weights are those before this "
         "step. Look at these records, or lower the method's learning_rate."
-    )
-
-
-def _run_event(run: _Run) -> RunEvent:
-    settings = run.settings
-    return RunEvent(
-        num_examples=len(run.train_table),
-        num_validation_examples=len(run.validation_table),
-        num_tokens=int(run.train_table.lengths.sum()),
-        num_targets=int(run.train_table.num_targets.sum()),
-        num_epochs=settings.num_train_epochs,
-        num_steps=run.plan.num_steps,
-        num_warmup_steps=run.plan.num_warmup_steps,
-        tokens_per_step=settings.tokens_per_step,
-        tokens_per_micro_batch=settings.tokens_per_micro_batch,
-        layout=settings.layout,
-        learning_rate=settings.learning_rate,
-        seed=settings.seed,
     )
 
 

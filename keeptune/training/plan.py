@@ -14,9 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.errors import DataError
+from keeptune.progress import noun
 from keeptune.text.batches import Step, plan_epoch
 from keeptune.text.tokens import Example
-from keeptune.training.settings import TrainingSettings
+from keeptune.training.events import RunEvent
+from keeptune.training.settings import TrainingSettings, Validation
 
 _FEW_STEPS = 50
 _MAX_LISTED = 10
@@ -113,12 +115,33 @@ def plan_run(table: Examples, *, settings: TrainingSettings, has_validation: boo
     )
 
 
+def run_event(
+    *, train_table: Examples, num_validation_examples: int, settings: TrainingSettings, plan: RunPlan
+) -> RunEvent:
+    """Return the arithmetic of the run as its log holds it."""
+    return RunEvent(
+        num_examples=len(train_table),
+        num_validation_examples=num_validation_examples,
+        num_tokens=int(train_table.lengths.sum()),
+        num_targets=int(train_table.num_targets.sum()),
+        num_epochs=settings.num_train_epochs,
+        num_steps=plan.num_steps,
+        num_warmup_steps=plan.num_warmup_steps,
+        tokens_per_step=settings.tokens_per_step,
+        tokens_per_micro_batch=settings.tokens_per_micro_batch,
+        layout=settings.layout,
+        learning_rate=settings.learning_rate,
+        seed=settings.seed,
+    )
+
+
 def describe_run(table: Examples, *, settings: TrainingSettings, plan: RunPlan) -> str:
     """Return the arithmetic of the run in words, and what to change where the steps are few."""
     text = (
-        f"{len(table):,} examples, {int(table.lengths.sum()):,} tokens of which {int(table.num_targets.sum()):,} are "
-        f"targets; {settings.num_train_epochs} epochs at {settings.tokens_per_step:,} tokens a step = "
-        f"{plan.num_steps:,} steps, {plan.num_warmup_steps:,} of them warm-up."
+        f"{len(table):,} {noun(len(table), 'examples')}, {int(table.lengths.sum()):,} tokens of which "
+        f"{int(table.num_targets.sum()):,} are targets; {settings.num_train_epochs} "
+        f"{noun(settings.num_train_epochs, 'epochs')} at {settings.tokens_per_step:,} tokens a step = "
+        f"{plan.num_steps:,} {noun(plan.num_steps, 'steps')}, {plan.num_warmup_steps:,} of them warm-up."
     )
     if plan.num_steps < _FEW_STEPS:
         text += (
@@ -126,6 +149,18 @@ def describe_run(table: Examples, *, settings: TrainingSettings, plan: RunPlan) 
             "or raise training.num_train_epochs."
         )
     return text
+
+
+def describe_epoch(epoch: int, *, num_epochs: int, start: int, num_done: int) -> str:
+    """Return an epoch's title; one that goes on after `num_done` of its steps says at which step of the run."""
+    part = f", from step {start + num_done + 1:,}" if num_done else ""
+    return f"Epoch {epoch + 1} of {num_epochs}{part}"
+
+
+def describe_validation(validation: Validation, *, select_by: str) -> str:
+    """Return what a validation found, in words."""
+    metric = "" if validation.metric is None else f", validation {select_by} {validation.metric:.3f}"
+    return f"After step {validation.step:,}: validation loss {validation.loss:.3f}{metric}"
 
 
 def _evaluation_steps(epoch_ends: tuple[int, ...], *, settings: TrainingSettings) -> set[int]:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -360,6 +361,7 @@ def test_a_folder_that_cannot_be_is_refused_before_the_first_step(tmp_path: Path
 
 def test_progress_counts_the_tokens_of_each_epoch(tmp_path: Path) -> None:
     calls: list[tuple[Any, ...]] = []
+    said: list[str] = []
 
     class Listener(Silent):
         def start(self, title: str, *, total: int, unit: str) -> None:
@@ -370,19 +372,42 @@ def test_progress_counts_the_tokens_of_each_epoch(tmp_path: Path) -> None:
 
         def say(self, text: str) -> None:
             calls.append((text[:11],))
+            said.append(text)
 
     with pytest.raises(Interrupted):
         run(make_model(), tmp_path, progress=Listener(), stop_requested=StopAt(8))
     run(make_model(), tmp_path, progress=Listener())
     total = int(TRAIN.lengths.sum())
+    num_steps = int(re.findall(r"Going on after step (\d+)", "\n".join(said))[0])
     starts = [call for call in calls if len(call) == 3]
     done = sum(call[0] for call in calls[: calls.index(("12 examples",), 1)] if len(call) == 2)
     assert starts == [
         ("Epoch 1 of 2", total, "tokens"),
-        ("Epoch 1 of 2", total - done, "tokens"),
+        (f"Epoch 1 of 2, from step {num_steps + 1}", total - done, "tokens"),
         ("Epoch 2 of 2", total, "tokens"),
     ]
     assert sum(call[0] for call in calls if len(call) == 2) == 2 * total
+
+
+def test_each_step_and_each_validation_says_which_loss_it_shows(tmp_path: Path) -> None:
+    notes: list[str] = []
+    said: list[str] = []
+
+    class Listener(Silent):
+        def advance(self, count: int = 1, *, note: str = "") -> None:
+            notes.append(note)
+
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    result = run(make_model(), tmp_path, progress=Listener(), validate=lambda _: 0.25, select_by="rougeL")
+    assert re.fullmatch(r"step 1, train loss \d+\.\d{3}", notes[0])
+    expected = [
+        f"After step {v.step}: validation loss {v.loss:.3f}" + ("" if v.metric is None else ", validation rougeL 0.250")
+        for v in result.validation
+    ]
+    assert any("rougeL" in line for line in expected)
+    assert [line for line in said if line.startswith("After")] == expected
 
 
 def test_mixed_precision_reaches_the_loss_and_no_weight(tmp_path: Path) -> None:

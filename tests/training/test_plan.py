@@ -64,6 +64,12 @@ def test_checkpoints_come_at_ends_of_epochs_or_every_save_steps_and_at_the_end()
     assert plan(TRAIN, save_steps=4).save_steps == {4, 6}
 
 
+def test_one_epoch_is_not_called_epochs() -> None:
+    settings = replace(SETTINGS, num_train_epochs=1)
+    text = describe_run(LARGE, settings=settings, plan=plan(num_train_epochs=1))
+    assert "; 1 epoch at 24 tokens a step" in text
+
+
 def test_a_position_is_told_in_epochs() -> None:
     run = RunPlan((4, 6), 1, frozenset(), frozenset())
     assert [run.epochs_done(step) for step in (0, 1, 4, 5, 6)] == [0.0, 0.25, 1.0, 1.5, 2.0]
