@@ -173,9 +173,9 @@ class Audit:
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
         dropped = sum(self.dropped.values())
         truncated = self.tokens.truncated if self.tokens is not None else 0
-        whole = f"{self.rows_in:,} rows = {self.kept - truncated:,} kept"
-        cut = f" + {truncated:,} truncated" if truncated else ""
-        return f"{whole}{cut} + {dropped:,} dropped" + (f" ({reasons})" if reasons else "")
+        cut = f" ({truncated:,} of them truncated)" if truncated else ""
+        kept = f"{self.rows_in:,} rows = {self.kept:,} kept{cut}"
+        return f"{kept} + {dropped:,} dropped" + (f" ({reasons})" if reasons else "")
 
 
 def quantiles(values: Sequence[int]) -> Quantiles:

@@ -102,6 +102,9 @@ def test_the_counts_of_a_manifest_are_those_of_the_audit() -> None:
 
 def test_the_summary_is_the_sum() -> None:
     assert AUDIT.summary() == "12 rows = 9 kept + 3 dropped (1 empty_completion, 2 exact_duplicate)"
+    audit = AUDIT.with_tokens(tokens(truncated=2, completion_cut=1, too_long=1), too_long=[("a", "test")])
+    # As in the audit's table, what is truncated is kept.
+    assert audit.summary().startswith(f"12 rows = {audit.kept} kept (2 of them truncated) + 4 dropped (")
 
 
 def test_quantiles_are_lengths_that_occur() -> None:

@@ -22,10 +22,19 @@ SHARED = Path(__file__).resolve().parents[3] / "shared"
 
 
 class Listener(Silent):
-    """Keeps what was said."""
+    """Keeps what was said, and the totals and counts of work."""
 
     def __init__(self) -> None:
         self.said: list[str] = []
+        self.totals: dict[str, int] = {}
+        self.done: dict[str, int] = {}
+
+    def start(self, title: str, *, total: int, unit: str) -> None:
+        self.title = title
+        self.totals[title], self.done[title] = total, 0
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        self.done[self.title] += count
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -78,6 +87,7 @@ def test_every_row_is_kept_or_dropped_with_its_reason(tmp_path: Path) -> None:
     assert audit.kept == 41 == sum(len(records) for records in result.records.values())
     assert all(len(result.records[split]) > 2 for split in SPLIT_NAMES)
     assert listener.said == []
+    assert listener.totals == listener.done == {"Reading": 1, "Auditing": 41}
 
 
 def test_only_twenty_dropped_rows_of_a_reason_are_listed(tmp_path: Path) -> None:
