@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keeptune.report.tables import Cost, Paired, Report, Score
+from keeptune.report.scores import Score
+from keeptune.report.tables import Cost, Paired, Report
 from keeptune.report.wording import (
     count,
     decimal,

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
-from keeptune.report.tables import ALL_TASKS, Metric, Paired, Report, Score
+from keeptune.report.scores import ALL_TASKS, Score
+from keeptune.report.tables import Metric, Paired, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 
 _NUM_COLOURS = 6
@@ -67,10 +68,10 @@ class PairedGroup:
 
 @dataclass(frozen=True, slots=True)
 class TaskCell:
-    """A model's score on a task; `mark` says how it stands to the base, paired by record."""
+    """A model's score on a task with its doubt; `mark` says how it stands to the base, paired by record."""
 
     mean: str
-    half_width: str
+    doubt: str
     mark: str
     verdict: str
 
@@ -207,8 +208,13 @@ def _task_cell(score: Score | None, pair: Paired | None, *, metric: Metric, plac
     if score is None:
         return TaskCell(decimal(None), "", "", "")
     verdict = pair.verdict(higher_is_better=metric.higher_is_better) if pair else ""
-    half = f"± {decimal(score.half_width, places)}" if score.half_width is not None else ""
-    return TaskCell(decimal(score.mean, places), half, _MARKS.get(verdict, ""), verdict)
+    return TaskCell(decimal(score.mean, places), _doubt(score, places=places), _MARKS.get(verdict, ""), verdict)
+
+
+def _doubt(score: Score, *, places: int) -> str:
+    if score.half_width is not None:
+        return f"± {decimal(score.half_width, places)}"
+    return "" if score.low is None else f"({interval(score.low, score.high, places)})"
 
 
 def curve_panels(report: Report) -> list[CurvePanel]:

@@ -15,47 +15,11 @@ from keeptune.report.answers import Answers, read_answers
 from keeptune.report.audit import Audit, read_audit
 from keeptune.report.curves import Curve, read_curve
 from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, whole
+from keeptune.report.scores import ALL_TASKS, Score, read_scores
 
-ALL_TASKS = "all"
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 _NO_METHOD = frozenset({BASE, "data", "instruct-model", "tokenizer"})
-# 97.5 % point of the normal distribution: mean ± 1.96 standard errors covers 95 %.
-_NORMAL_975 = 1.959964
-
-
-@dataclass(frozen=True, slots=True)
-class Score:
-    """A mean of `metric` over `num_records` records; `standard_error` is that of the mean, clustered by input."""
-
-    model: str
-    shots: int
-    task: str
-    metric: str
-    mean: float | None
-    standard_error: float | None
-    num_records: int | None
-    num_clusters: int | None
-
-    @property
-    def name(self) -> str:
-        """The model as the page names it: examples in the prompt make a model of its own."""
-        return f"{self.model}, {self.shots} shots" if self.shots else self.model
-
-    @property
-    def half_width(self) -> float | None:
-        """Half the width of the 95 % interval, None without a standard error."""
-        return None if self.standard_error is None else _NORMAL_975 * self.standard_error
-
-    @property
-    def low(self) -> float | None:
-        """The lower end of the 95 % interval."""
-        return None if self.mean is None or self.half_width is None else self.mean - self.half_width
-
-    @property
-    def high(self) -> float | None:
-        """The upper end of the 95 % interval."""
-        return None if self.mean is None or self.half_width is None else self.mean + self.half_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +159,7 @@ def read_report(run: Path) -> Report:
     if not baselines:
         folder.notes.append("base/: not there")
     values = [value for _, value in evaluated]
-    scores = tuple(score for value in values for score in _scores(value))
+    scores = tuple(score for value in values for score in read_scores(value))
     metrics = _metrics(values, scores)
     main_metric = _main_metric(metrics, selection)
     # Only a name that a folder of this run has is opened: what selection.json says is not trusted as a path.
@@ -261,20 +225,6 @@ def _selection(value: Mapping[str, Any]) -> Selection:
         split=string(value.get("split")),
         values=tuple((name, number(v)) for name, v in mapping(value.get("values")).items()),
     )
-
-
-def _scores(value: Mapping[str, Any]) -> Iterator[Score]:
-    for row in rows(value.get("scores")):
-        yield Score(
-            model=string(row.get("model")) or string(value.get("model")) or "?",
-            shots=whole(row.get("shots")) or 0,
-            task=string(row.get("task")) or ALL_TASKS,
-            metric=string(row.get("metric")) or "?",
-            mean=number(row.get("mean")),
-            standard_error=number(row.get("standard_error")),
-            num_records=whole(row.get("num_records")),
-            num_clusters=whole(row.get("num_clusters")),
-        )
 
 
 def _metrics(values: Sequence[Mapping[str, Any]], scores: Sequence[Score]) -> tuple[Metric, ...]:

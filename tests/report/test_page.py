@@ -313,7 +313,7 @@ def test_report_json_has_the_documented_fields(tmp_path: Path) -> None:
     assert value["version"] == 1
     assert value["selected"] == "lora"
     assert value["scores"][0].keys() == {
-        "model", "shots", "task", "metric", "mean", "standard_error", "num_records", "num_clusters",
+        "model", "shots", "task", "metric", "mean", "standard_error", "low", "high", "num_records", "num_clusters",
     }  # fmt: skip
     assert value["paired"][0].keys() == {
         "model", "against", "task", "metric", "difference", "low", "high", "better", "worse",

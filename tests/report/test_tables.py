@@ -12,7 +12,8 @@ from keeptune.errors import StorageError
 from keeptune.report.audit import SplitCounts
 from keeptune.report.curves import MAX_POINTS, read_curve
 from keeptune.report.reading import RunFolder, number, whole
-from keeptune.report.tables import Paired, Score, read_report
+from keeptune.report.scores import read_scores
+from keeptune.report.tables import Paired, read_report
 from keeptune.storage import read_json
 from tests.report.run_folder import events, sample, scores_file, write_json, write_lines, write_run
 
@@ -47,10 +48,23 @@ def test_a_half_written_or_hidden_folder_is_no_method(tmp_path: Path) -> None:
 
 
 def test_the_interval_of_a_score_is_196_standard_errors_wide_on_each_side() -> None:
-    score = Score("lora", 0, "all", "rougeL", 0.5, 0.1, 100, 90)
+    row = {"model": "lora", "task": "all", "metric": "rougeL", "mean": 0.5, "standard_error": 0.1}
+    score, alone = read_scores({"scores": [row, row | {"standard_error": None}]})
     assert score.low == pytest.approx(0.3040036)
     assert score.high == pytest.approx(0.6959964)
-    assert Score("lora", 0, "all", "rougeL", 0.5, None, 1, 1).low is None
+    assert score.half_width == pytest.approx(0.1959964)
+    assert alone.low is None and alone.high is None and alone.half_width is None
+
+
+def test_the_interval_of_a_perplexity_is_that_of_its_loss_and_never_below_one() -> None:
+    loss = {"model": "lora", "task": "all", "metric": "loss", "mean": 2.0, "standard_error": 0.8}
+    perplexity = loss | {"metric": "perplexity", "mean": math.exp(2.0), "standard_error": 0.8 * math.exp(2.0)}
+    other = perplexity | {"task": "a"}
+    _, score, without_loss = read_scores({"scores": [loss, perplexity, other]})
+    assert score.low == pytest.approx(math.exp(2.0 - 1.959964 * 0.8))
+    assert score.high == pytest.approx(math.exp(2.0 + 1.959964 * 0.8))
+    assert score.half_width is None
+    assert without_loss.low is None
 
 
 def test_examples_in_the_prompt_make_a_base_of_its_own(tmp_path: Path) -> None:
