@@ -141,8 +141,8 @@ def visible(text: str) -> Text:
 
 
 def show_table(console: Console, title: str, header: Sequence[str], *, rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; every column but the first is right-aligned."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """Print a table; every column but the first is right-aligned. A header without names is left out."""
+    table = Table(title=title, title_justify="left", title_style="bold", show_header=any(header))
     for i, name in enumerate(header):
         table.add_column(name, justify="left" if i == 0 else "right")
     for row in rows:
@@ -193,21 +193,59 @@ def show_check(console: Console, outcome: Checked) -> None:
 
 
 def show_scores(console: Console, report: Path) -> None:
-    """Print the scores over all tasks and the differences from the base model that `report.json` holds."""
+    """Print what `report.json` says: scores, differences from the base model, each task's change and the choice."""
     value = json.loads(report.read_text(encoding="utf-8"))
     gains = {(p["model"], p["metric"]): p for p in value["paired"] if p["task"] == "all" and p["against"] == "base"}
     rows = []
     for score in (score for score in value["scores"] if score["task"] == "all"):
-        error, gain = score["standard_error"], gains.get((score["model"], score["metric"]))
+        gain = gains.get((score["model"], score["metric"]))
         difference = ""
         if gain is not None:
             interval = "" if gain["low"] is None else f" [{gain['low']:+.3f}, {gain['high']:+.3f}]"
             difference = f"{gain['difference']:+.3f}{interval}"
-        mean = f"{score['mean']:.3f}" + ("" if error is None else f" ± {error:.3f}")
-        rows.append((score["model"], score["metric"], mean, difference))
-    title = "Test split: mean ± standard error; tuned − base with its 95 % interval"
+        rows.append((score["model"], score["metric"], _with_doubt(score), difference))
+    title = "Test split: mean ± half of its 95 % interval (perplexity: its ends); tuned − base with its 95 % interval"
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
-    console.print(f"Selected on validation: {value['selected']}")
+    _show_tasks(console, value)
+    console.print(visible(_choice(value)), highlight=False, soft_wrap=True)
+
+
+def _with_doubt(score: Mapping[str, Any]) -> str:
+    mean, low, high = score["mean"], score["low"], score["high"]
+    if mean is None or low is None or high is None:
+        return "not finite" if mean is None else f"{mean:.3f}"
+    # Perplexity's interval is not symmetric.
+    doubt = f"[{low:.3f}, {high:.3f}]" if score["metric"] == "perplexity" else f"± {(high - low) / 2:.3f}"
+    return f"{mean:.3f} {doubt}"
+
+
+def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
+    """Print each task's main score before and after, by method, where there are several tasks."""
+    metric, methods = value["main_metric"], list(value["selection"]["values"])
+    scores = {(s["task"], s["model"]): s for s in value["scores"] if s["metric"] == metric}
+    tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task != "all"]
+    if len(tasks) < 2:
+        return
+    rows = []
+    for task in (*tasks, "all"):
+        base, cells = scores.get((task, "base")), []
+        for score in (scores.get((task, method)) for method in methods):
+            before = f"{base['mean']:.3f} → " if base and base["mean"] is not None else ""
+            cells.append(f"{before}{_with_doubt(score)}" if score else "–")
+        num_records = next(s["num_records"] for (of, _), s in scores.items() if of == task)
+        rows.append((task, f"{num_records:,}", *cells))
+    title = f"Test split by task: {metric}, base → tuned ± half of its 95 % interval"
+    show_table(console, title, ("task", "records", *methods), rows=rows)
+
+
+def _choice(value: Mapping[str, Any]) -> str:
+    """Return which method validation selected, and what each method reached."""
+    selection = value["selection"]
+    reached = ", ".join(
+        f"{method} {'no finite value' if number is None else f'{number:.4f}'}"
+        for method, number in selection["values"].items()
+    )
+    return f"Selected on validation: {value['selected']} ({selection['metric']}: {reached})"
 
 
 def show_tokens(console: Console, title: str, *, tokens: Sequence[ShownToken]) -> None:

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import io
+import json
+import re
+from pathlib import Path
 
 from rich.console import Console
 
-from keeptune.terminal import LiveProgress, PlainProgress, show_tokens, visible
+from keeptune.report.page import write_report
+from keeptune.terminal import LiveProgress, PlainProgress, show_audit, show_scores, show_tokens, visible
 from keeptune.text.tokens import PreviewToken
+from tests.report.run_folder import audit, write_json, write_run
 
 
 def plain() -> Console:
@@ -67,6 +72,55 @@ def test_live_progress_shows_rate_and_time_left() -> None:
     assert "400/1,000 tokens" in shown
     assert "loss 2.310" in shown
     assert "left" in shown
+
+
+def scores_of(run: Path) -> str:
+    console = Console(file=io.StringIO(), width=140, force_terminal=False)
+    show_scores(console, write_report(run).with_name("report.json"))
+    return text_of(console)
+
+
+def cells(line: str) -> list[str]:
+    return [cell.strip() for cell in re.split("[│┃]", line)[1:-1]]
+
+
+def test_each_task_has_a_row_with_its_score_before_and_after(tmp_path: Path) -> None:
+    rows = [cells(line) for line in scores_of(write_run(tmp_path, tasks=("news", "boolq"), num_steps=1)).splitlines()]
+    assert ["task", "records", "full", "lora"] in rows
+    # 0.6 and 0.76 times the means over all; half of the interval is 1.96 standard errors.
+    assert ["news", "100", "0.071 → 0.241 ± 0.038", "0.071 → 0.259 ± 0.041"] in rows
+    assert ["boolq", "100", "0.090 → 0.306 ± 0.048", "0.090 → 0.328 ± 0.051"] in rows
+    assert ["all", "200", "0.118 → 0.402 ± 0.045", "0.118 → 0.431 ± 0.048"] in rows
+
+
+def test_a_single_task_is_shown_once(tmp_path: Path) -> None:
+    shown = scores_of(write_run(tmp_path, num_steps=1))
+    assert "ag_news" not in shown
+    assert [row[:3] for row in map(cells, shown.splitlines()) if row[:2] == ["lora", "rougeL"]] == [
+        ["lora", "rougeL", "0.431 ± 0.068"]
+    ]
+
+
+def test_the_choice_says_what_each_method_reached(tmp_path: Path) -> None:
+    lines = scores_of(write_run(tmp_path, num_steps=1)).splitlines()
+    assert lines[-1] == "Selected on validation: lora (rougeL: full 0.3991, lora 0.4312)"
+
+
+def test_the_interval_of_a_perplexity_has_two_ends(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    value = json.loads((run / "lora/test/scores.json").read_text())
+    row = {"model": "lora", "shots": 0, "task": "all", "num_records": 9, "num_clusters": 9}
+    loss = row | {"metric": "loss", "mean": 2.0, "standard_error": 0.5}
+    value["scores"] = [loss, row | {"metric": "perplexity", "mean": 7.389, "standard_error": 5.0}]
+    write_json(run / "lora/test/scores.json", value)
+    assert "7.389 [2.773, 19.687]" in scores_of(run)
+
+
+def test_the_audit_has_no_empty_header(tmp_path: Path) -> None:
+    console = plain()
+    show_audit(console, audit(("ag_news",)))
+    lines = text_of(console).splitlines()
+    assert cells(lines[lines.index(next(line for line in lines if line.startswith("Audit"))) + 2])[0] == "rows read"
 
 
 def test_control_characters_cannot_steer_the_terminal() -> None:
