@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from keeptune.progress import noun
 from keeptune.report.scores import Score
 from keeptune.report.tables import Cost, Paired, Report
 from keeptune.report.wording import (
@@ -75,7 +76,7 @@ def _unfinished(report: Report) -> str:
 def _trained(report: Report, method: str) -> str:
     num_train = report.audit.num_train
     tasks = report.tasks or tuple(split.task for split in report.audit.splits)
-    records = f"{count(num_train)} records" if num_train is not None else "records"
+    records = f"{count(num_train)} {noun(num_train, 'records')}" if num_train is not None else "records"
     data = f" on {records}{f' of {series(tasks)}' if tasks else ''}" if num_train is not None or tasks else ""
     cost = report.cost(method)
     kind = f" ({cost.peft_type})" if cost and cost.peft_type and cost.peft_type.lower() != method.lower() else ""
@@ -83,7 +84,7 @@ def _trained(report: Report, method: str) -> str:
 
 
 def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:
-    label, records = metric_label(metric), f"{count(score.num_records)} test records"
+    label, records = metric_label(metric), f"{count(score.num_records)} test {noun(score.num_records, 'records')}"
     paired = report.difference(score.model, metric)
     base = report.score(paired.against, metric) if paired else None
     if paired is None or base is None or paired.difference is None:
@@ -140,7 +141,7 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
     base = report.score(paired.against, metric) if paired else None
     places = decimals_for(score.mean, base.mean if base else None)
     before = f"base {decimal(base.mean, places)}" if base else "base not scored"
-    note = f"{before}, {count(score.num_records)} test records"
+    note = f"{before}, {count(score.num_records)} test {noun(score.num_records, 'records')}"
     found = [KeyNumber(metric_label(metric), decimal(score.mean, places), note)]
     if paired is not None:
         found.append(_difference_number(paired, places=places))

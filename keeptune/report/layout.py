@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from keeptune.progress import noun
 from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
 from keeptune.report.scores import ALL_TASKS, Score
 from keeptune.report.tables import Metric, Paired, Report
@@ -136,7 +137,11 @@ def score_groups(report: Report) -> list[ScoreGroup]:
 
 def _score_row(report: Report, score: Score, *, axis: Axis, places: int) -> ScoreRow:
     clusters = score.num_clusters
-    shared = f" in {count(clusters)} clusters" if clusters is not None and clusters != score.num_records else ""
+    shared = (
+        f" in {count(clusters)} {noun(clusters, 'clusters')}"
+        if clusters is not None and clusters != score.num_records
+        else ""
+    )
     return ScoreRow(
         model=score.name,
         colour=colours(report).get(score.name, "c0"),
@@ -235,7 +240,7 @@ def curve_panels(report: Report) -> list[CurvePanel]:
 
 def _curve_sentences(report: Report, index: int) -> Sequence[str]:
     curve = report.curves[index]
-    found = [f"{count(curve.num_steps)} steps."]
+    found = [f"{count(curve.num_steps)} {noun(curve.num_steps, 'steps')}."]
     if curve.best_step is not None:
         found.append(f"The weights of step {count(curve.best_step)} (dotted) are kept.")
     if curve.values and curve.value_metric:
@@ -245,9 +250,10 @@ def _curve_sentences(report: Report, index: int) -> Sequence[str]:
     if curve.steps_per_point > 1:
         found.append(f"Each point is the mean of {count(curve.steps_per_point)} steps.")
     if curve.num_left_out:
-        found.append(f"{count(curve.num_left_out)} values that are not finite or beyond the axis are left out.")
+        values = noun(curve.num_left_out, "values")
+        found.append(f"{count(curve.num_left_out)} {values} left out: not finite, or beyond the axis.")
     if curve.num_resumed:
-        found.append(f"Resumed {count(curve.num_resumed)} times.")
+        found.append(f"Resumed {count(curve.num_resumed)} {noun(curve.num_resumed, 'times')}.")
     if curve.stopped_at is not None:
         found.append(f"Stopped before step {count(curve.stopped_at)}: loss or gradient not finite.")
     if report.cost(curve.model) is None:

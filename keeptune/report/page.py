@@ -14,6 +14,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from keeptune import __version__
+from keeptune.progress import noun
 from keeptune.report import wording
 from keeptune.report.headline import headline, key_numbers
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
@@ -32,6 +33,7 @@ _FILTERS = (
     wording.parameters,
     wording.percent,
     wording.seconds,
+    noun,
 )
 
 
@@ -102,6 +104,8 @@ def report_json(report: Report) -> str:
         "answers": _answers(report),
         "audit": _audit(report),
         "test_openings": [dict(opening) for opening in report.openings],
+        "command": report.command,
+        "commands": [{"time": time, "command": command} for time, command in report.commands],
         "run": dict(report.facts),
         "missing": list(report.missing),
     }

@@ -6,6 +6,7 @@ Whatever is absent or broken stays None or empty, and is noted in `Report.missin
 from __future__ import annotations
 
 import math
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -97,7 +98,10 @@ class Selection:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """All that the page shows; `models` are the base's names, then the methods', in the order of the recipe."""
+    """All that the page shows; `models` are the base's names, then the methods', in the order of the recipe.
+
+    `command` makes the run again from the recipe in its folder; `commands` are those that were given, with their time.
+    """
 
     name: str
     models: tuple[str, ...]
@@ -114,6 +118,8 @@ class Report:
     audit: Audit
     openings: tuple[tuple[tuple[str, str], ...], ...]
     facts: tuple[tuple[str, str], ...]
+    command: str | None
+    commands: tuple[tuple[str, str], ...]
     base_name: str | None
     recipe: str
     missing: tuple[str, ...]
@@ -192,6 +198,8 @@ def read_report(run: Path) -> Report:
         audit=read_audit(folder),
         openings=tuple(tuple(flat(line)) for line in folder.lines("test_openings.jsonl", expected=False)),
         facts=_facts(folder, manifest, methods),
+        command=_command(run),
+        commands=tuple(_commands(manifest)),
         base_name=string(manifest.get("model")) or string(mapping(manifest.get("base")).get("name")),
         recipe=folder.text("recipe.yaml"),
         missing=tuple(dict.fromkeys(folder.notes)),
@@ -305,11 +313,21 @@ def _decodings(values: Sequence[Mapping[str, Any]]) -> Iterator[Decoding]:
             )
 
 
+def _command(run: Path) -> str | None:
+    """Return the command that the run's resolved recipe answers to, None without a recipe."""
+    recipe = run / "recipe.yaml"
+    return shlex.join(["keeptune", "run", str(recipe)]) if recipe.is_file() else None
+
+
+def _commands(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    for given in rows(manifest.get("commands")):
+        yield string(given.get("time")) or "?", string(given.get("command")) or "?"
+
+
 def _facts(folder: RunFolder, manifest: Mapping[str, Any], methods: Sequence[str]) -> tuple[tuple[str, str], ...]:
     """Return what the run's manifests state, and the SHA-256 of the weights that each method left."""
-    facts = list(flat({key: value for key, value in manifest.items() if key not in ("files", "commands")}))
-    given = [mapping(value) for value in rows(manifest.get("commands"))]
-    facts += [(f"command {i}", f"{string(c.get('command'))}, {string(c.get('time'))}") for i, c in enumerate(given, 1)]
+    shown_apart = ("files", "command", "commands")
+    facts = list(flat({key: value for key, value in manifest.items() if key not in shown_apart}))
     data = folder.object("data/manifest.json", expected=False)
     # The audit holds the counts.
     facts += flat({key: value for key, value in data.items() if key not in ("files", "counts")}, prefix="data.")

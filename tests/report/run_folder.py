@@ -22,6 +22,7 @@ MEANS = {
     "full": {"rougeL": 0.402, "exact_match": 0.231, "loss": 1.704},
     "lora": {"rougeL": 0.431, "exact_match": 0.262, "loss": 1.655},
 }
+FIRST_COMMAND = "keeptune run recipes/news.yaml --set training.num_train_epochs=3"
 RECIPE = """model: ../shared/models/english-3m
 output_dir: runs/news
 data:
@@ -180,7 +181,11 @@ def write_run(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_steps: int 
         run / "manifest.json",
         {
             "created": "2026-11-23T20:30:00Z",
-            "command": "keeptune run recipes/news.yaml --set training.num_train_epochs=3",
+            "command": FIRST_COMMAND,
+            "commands": [
+                {"time": "2026-11-23T20:30:00Z", "command": FIRST_COMMAND, "keeptune": "0.1.0"},
+                {"time": "2026-11-23T20:31:00Z", "command": "keeptune report news.yaml", "keeptune": "0.1.0"},
+            ],
             "model": "../shared/models/english-3m",
             "model_sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
             "seed": 0,

@@ -17,7 +17,16 @@ from keeptune.errors import StorageError
 from keeptune.report.headline import headline
 from keeptune.report.page import write_report
 from keeptune.report.tables import read_report
-from tests.report.run_folder import RECIPE, events, sample, write_json, write_lines, write_run
+from tests.report.run_folder import (
+    FIRST_COMMAND,
+    RECIPE,
+    events,
+    sample,
+    scores_file,
+    write_json,
+    write_lines,
+    write_run,
+)
 
 VOID = {"meta", "br", "link", "input", "img", "hr"}
 WORDS = """
@@ -149,6 +158,34 @@ def test_a_finished_run_gives_a_safe_page_with_every_section(tmp_path: Path) -> 
     ):
         assert words in page.words
     assert "Missing:" not in page.words
+
+
+def test_the_page_names_the_command_that_makes_the_run_again_and_those_that_were_given(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "my run", num_steps=1)
+    page = page_of(run)
+    again = f"keeptune run '{run}/recipe.yaml'"
+    assert f"Command{again}Its recipe holds" in page.words.replace("Command ", "Command").replace(" Its", "Its")
+    assert f"2026-11-23T20:30:00Z {FIRST_COMMAND}" in page.words
+    value = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert value["command"] == again
+    assert [given["command"] for given in value["commands"]] == [
+        FIRST_COMMAND,
+        "keeptune report news.yaml",
+    ]
+    (run / "recipe.yaml").unlink()
+    assert again not in page_of(run).words
+
+
+def test_one_is_never_a_plural_on_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    write_lines(run / "lora/events.jsonl", [*events(1), {"event": "resumed", "step": 1}])
+    write_lines(run / "lora/test/samples.jsonl", [sample("ag_news", 1, value=1.0, prediction="World")])
+    write_json(run / "lora/test/scores.json", scores_file("lora", ["ag_news"], num_records=1))
+    words = page_of(run).words
+    assert "on 1 test record from" in words
+    assert "1 step." in words and "Resumed 1 time." in words and "Of 1 test answer of" in words
+    plurals = "records|steps|times|answers|methods|tasks|values|clusters"
+    assert not re.findall(rf"(?<![\d,.])1 (?:test )?(?:{plurals})\b", words)
 
 
 def test_the_policy_forbids_everything_but_the_one_style(tmp_path: Path) -> None:
