@@ -15,25 +15,33 @@ from keeptune.storage import write_atomic
 
 @dataclass(frozen=True, slots=True)
 class CardScore:
-    """A metric on the test split of one task, "all" for every task together; `base_value` is the base model's own."""
+    """A metric on the test split of one task, "all" for every task together; `base_value` is the base model's own.
+
+    [`low`, `high`] is the 95 % interval of the value.
+    """
 
     task: str
     metric: str
     value: float
-    standard_error: float | None
+    low: float | None
+    high: float | None
     num_records: int
     base_value: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class ModelCard:
-    """What a card says; `recipe` is the whole recipe as YAML, `limits` are sentences that a user should know."""
+    """What a card says; `recipe` is the whole recipe as YAML, `limits` are sentences that a user should know.
+
+    `prompt` holds the messages of a prompt that the model was trained on, as the chat template takes them.
+    """
 
     name: str
     base_name: str
     peft_type: str | None
     encoder_decoder: bool
     template: str
+    prompt: tuple[Mapping[str, str], ...]
     max_new_tokens: int
     trained_parameters: int
     total_parameters: int
@@ -51,7 +59,7 @@ def card_to_json(card: ModelCard) -> dict[str, Any]:
 def card_from_json(value: Mapping[str, Any]) -> ModelCard:
     """Return the card that `card_to_json` wrote."""
     scores = tuple(CardScore(**score) for score in value["scores"])
-    return ModelCard(**{**value, "scores": scores, "limits": tuple(value["limits"])})
+    return ModelCard(**{**value, "scores": scores, "prompt": tuple(value["prompt"]), "limits": tuple(value["limits"])})
 
 
 def write_model_card(folder: Path, *, card: ModelCard, merged: bool = False) -> None:
@@ -125,7 +133,8 @@ def _usage(card: ModelCard, *, adapter: bool) -> str:
             'folder = "."  # this folder',
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
             f"model = {loader}.from_pretrained(folder)",
-            'messages = [{"role": "user", "content": "Name three primary colours."}]',
+            "# A prompt of the kind that the model was trained on.",
+            f"messages = {[dict(message) for message in card.prompt]!r}",
             "inputs = tokenizer.apply_chat_template(",
             '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
             ")",
@@ -141,10 +150,19 @@ def _score_table(card: ModelCard) -> str:
     lines = ["| task | metric | this model | base model | records |", "| --- | --- | ---: | ---: | ---: |"]
     for score in card.scores:
         base = "–" if score.base_value is None else f"{score.base_value:.4f}"
-        error = "" if score.standard_error is None else f" ± {score.standard_error:.4f}"
         names = f"{_plain(score.task)} | {_plain(score.metric)}"
-        lines.append(f"| {names} | {score.value:.4f}{error} | {base} | {score.num_records} |")
-    return "\n".join([*lines, "", "On the locked test split; ± is one standard error of the mean.", ""])
+        lines.append(f"| {names} | {score.value:.4f}{_doubt(score)} | {base} | {score.num_records} |")
+    meaning = "On the locked test split; ± is half of the 95 % interval, of which perplexity shows both ends."
+    return "\n".join([*lines, "", meaning, ""])
+
+
+def _doubt(score: CardScore) -> str:
+    if score.low is None or score.high is None:
+        return ""
+    if score.metric == "perplexity":
+        # Its interval is not symmetric.
+        return f" ({score.low:.4f} to {score.high:.4f})"
+    return f" ± {(score.high - score.low) / 2:.4f}"
 
 
 def _plain(text: str) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -62,11 +63,12 @@ class Data:
 
         return TokenTable.open(self.folder / "tokens" / f"{split}.arrow")
 
-    def records(self, split: SplitName) -> list[Record]:
-        """Read a split's records."""
+    def records(self, split: SplitName, *, at_most: int | None = None) -> list[Record]:
+        """Read a split's records, the first of them where `at_most` says how many."""
         path = self.folder / f"{split}.jsonl"
         with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
-            return [record_from_json(json.loads(line), where=f"{path}:{i}") for i, line in enumerate(file, 1)]
+            lines = enumerate(itertools.islice(file, at_most), 1)
+            return [record_from_json(json.loads(line), where=f"{path}:{i}") for i, line in lines]
 
 
 @dataclass(frozen=True, slots=True)

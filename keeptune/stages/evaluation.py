@@ -9,12 +9,14 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keeptune.data.record import record_to_json
 from keeptune.errors import DataError
+from keeptune.report.scores import ALL_TASKS, read_scores
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.delivery import CARD
 from keeptune.stages.run import Run, is_done, stage_key
@@ -26,10 +28,12 @@ if TYPE_CHECKING:
 
     from keeptune.evaluation.evaluate import Split
     from keeptune.evaluation.metrics import Answer
-    from keeptune.model.card import ModelCard
+    from keeptune.model.card import CardScore, ModelCard
     from keeptune.model.methods import Method
 
 BASE = "base"
+# Train records among which the card's example is chosen.
+_CARD_RECORDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,12 +218,8 @@ def _deliver(run: Run, data: Data, selected: Method) -> Path:
 
 
 def _card(run: Run, data: Data, method: Method) -> ModelCard:
-    from keeptune.model.card import CardScore, ModelCard
+    from keeptune.model.card import ModelCard
 
-    scores = read_json(run.folder / method.name / "test" / "scores.json")["scores"]
-    base_path = run.folder / BASE / "zero-shot" / "scores.json"
-    base_scores = read_json(base_path)["scores"] if base_path.exists() else []
-    base_values = {(score["task"], score["metric"]): score["mean"] for score in base_scores}
     trained = _trained_facts(run, method)
     return ModelCard(
         name=f"{Path(data.base.name.partition('@')[0]).name}, tuned by {method.name}",
@@ -227,20 +227,11 @@ def _card(run: Run, data: Data, method: Method) -> ModelCard:
         peft_type=method.peft_type,
         encoder_decoder=data.base.facts.encoder_decoder,
         template=data.base.template.name,
+        prompt=_card_prompt(data),
         max_new_tokens=max_new_tokens(run.recipe, data),
         trained_parameters=trained["trained_parameters"],
         total_parameters=trained["total_parameters"],
-        scores=tuple(
-            CardScore(
-                task=score["task"],
-                metric=score["metric"],
-                value=score["mean"],
-                standard_error=score["standard_error"],
-                num_records=score["num_records"],
-                base_value=base_values.get((score["task"], score["metric"])),
-            )
-            for score in scores
-        ),
+        scores=tuple(_card_scores(run, method)),
         recipe=run.recipe.to_yaml(),
         limits=(
             "Scores hold for records like those of the test split; nothing else was measured.",
@@ -248,3 +239,33 @@ def _card(run: Run, data: Data, method: Method) -> ModelCard:
         ),
         versions=read_json(run.folder / MANIFEST)["versions"],
     )
+
+
+def _card_prompt(data: Data) -> tuple[Mapping[str, str], ...]:
+    """Return the messages of the shortest train prompt: short enough for a card, and whole with its instruction."""
+    records = data.records("train", at_most=_CARD_RECORDS)
+    shortest = min(records, key=lambda record: (len(record.prompt), record.id))
+    return tuple(record_to_json(shortest)["messages"][:-1])
+
+
+def _card_scores(run: Run, method: Method) -> Iterator[CardScore]:
+    """Yield the method's test scores beside the base model's; a single task's are not repeated for all together."""
+    from keeptune.model.card import CardScore
+
+    scores = read_scores(read_json(run.folder / method.name / "test" / "scores.json"))
+    base_path = run.folder / BASE / "zero-shot" / "scores.json"
+    base_scores = read_scores(read_json(base_path)) if base_path.exists() else ()
+    base_values = {(score.task, score.metric): score.mean for score in base_scores}
+    several = len({score.task for score in scores} - {ALL_TASKS}) > 1
+    for score in scores:
+        if score.mean is None or score.num_records is None or (score.task == ALL_TASKS and not several):
+            continue
+        yield CardScore(
+            task=score.task,
+            metric=score.metric,
+            value=score.mean,
+            low=score.low,
+            high=score.high,
+            num_records=score.num_records,
+            base_value=base_values.get((score.task, score.metric)),
+        )

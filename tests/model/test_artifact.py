@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -33,7 +35,7 @@ from transformers.utils import logging as transformers_logging
 from keeptune.data.record import Message
 from keeptune.errors import RecipeError, StorageError
 from keeptune.model.artifact import load_artifact, save_artifact, stop_token_ids, verify_artifact
-from keeptune.model.card import CardScore, ModelCard, write_model_card
+from keeptune.model.card import CardScore, ModelCard, card_from_json, card_to_json, write_model_card
 from keeptune.model.merge import merge_adapter
 from keeptune.model.methods import Method, apply_method
 from keeptune.storage import verify_folder
@@ -559,12 +561,14 @@ def card(**changes: Any) -> ModelCard:
         peft_type="LORA",
         encoder_decoder=False,
         template="alpaca",
+        prompt=({"role": "user", "content": 'Say it\'s "red".', "input": "a\nb"},),
         max_new_tokens=64,
         trained_parameters=1_000,
         total_parameters=40_000,
         scores=(
-            CardScore("alpaca", "rougeL", 0.5, 0.01, 90, 0.25),
-            CardScore("alpaca", "exact_match", 0.125, 0.02, 90, None),
+            CardScore("alpaca", "rougeL", 0.5, 0.48, 0.52, 90, 0.25),
+            CardScore("alpaca", "exact_match", 0.125, None, None, 90, None),
+            CardScore("alpaca", "perplexity", 8.0, 4.0, 16.0, 90, 32.0),
         ),
         recipe="model: owner/name@abc\nnote: '```'\n",
         limits=("Answers may be wrong <script>.",),
@@ -589,10 +593,16 @@ def test_the_card_states_base_library_and_scores(tmp_path: Path) -> None:
     assert result["metrics"] == [
         {"type": "rougeL", "name": "rougeL", "value": 0.5},
         {"type": "exact_match", "name": "exact_match", "value": 0.125},
+        {"type": "perplexity", "name": "perplexity", "value": 8.0},
     ]
     text = (tmp_path / "README.md").read_text()
-    assert "| alpaca | rougeL | 0.5000 ± 0.0100 | 0.2500 | 90 |" in text
-    assert "| alpaca | exact_match | 0.1250 ± 0.0200 | – | 90 |" in text
+    assert "| alpaca | rougeL | 0.5000 ± 0.0200 | 0.2500 | 90 |" in text
+    assert "| alpaca | exact_match | 0.1250 | – | 90 |" in text
+    assert "| alpaca | perplexity | 8.0000 (4.0000 to 16.0000) | 32.0000 | 90 |" in text
+    assert "± is half of the 95 % interval" in text
+    (messages,) = re.findall(r"^messages = (.*)$", text, re.MULTILINE)
+    assert ast.literal_eval(messages) == [dict(message) for message in card().prompt]
+    assert card_from_json(json.loads(json.dumps(card_to_json(card())))) == card()
     assert "1,000 of 40,000 parameters trained (2.50 %)" in text
     assert "AutoPeftModelForCausalLM" in text
     assert "````yaml\nmodel: owner/name@abc\nnote: '```'\n````" in text

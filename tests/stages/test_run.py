@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -209,6 +211,15 @@ def test_a_merged_model_is_exported(done: tuple[Path, Path], tmp_path: Path) -> 
         stages.export(done[1] / "full", merged=tmp_path / "other", base=None)
 
 
+def test_the_card_shows_a_prompt_of_the_train_split_and_a_single_tasks_scores_once(done: tuple[Path, Path]) -> None:
+    card = (done[1] / "instruct-model" / "README.md").read_text()
+    (shown,) = re.findall(r"^messages = (.*)$", card, re.MULTILINE)
+    lines = (done[1] / "data" / "train.jsonl").read_text().splitlines()
+    assert ast.literal_eval(shown) in [json.loads(line)["messages"][:-1] for line in lines]
+    rows = [line.split(" | ")[:2] for line in card.splitlines() if line.startswith("| ")][2:]
+    assert rows == [["| first-word", metric] for metric in ("exact_match", "rougeL", "loss", "perplexity")]
+
+
 def test_a_manifest_names_what_it_was_made_from(done: tuple[Path, Path]) -> None:
     path, folder = done
     data = read_json(folder / "data" / "manifest.json")
@@ -339,6 +350,8 @@ def test_tasks_are_scored_apart_and_together(tmp_path: Path) -> None:
     scores = read_json(tmp_path / "run" / "report.json")["scores"]
     counts = {s["task"]: s["num_records"] for s in scores if s["model"] == "lora" and s["metric"] == "rougeL"}
     assert counts["all"] == counts["one"] + counts["two"]
+    card = (tmp_path / "run" / "instruct-model" / "README.md").read_text()
+    assert [task for task in ("one", "two", "all") if f"| {task} | rougeL |" in card] == ["one", "two", "all"]
 
 
 def test_an_empty_split_is_told(tmp_path: Path) -> None:
