@@ -79,7 +79,7 @@ def check(
     recipe: RecipePath,
     *,
     set_: Overrides = None,
-    records: Annotated[int, typer.Option(min=1, help="Records to show.")] = 3,
+    records: Annotated[int, typer.Option(min=1, help="Records to show, one of each task in turn.")] = 3,
     quiet: Quiet = False,
 ) -> None:
     """Read, audit and render the data without training; show what would be trained on."""

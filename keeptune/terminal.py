@@ -33,6 +33,21 @@ class ShownToken(Protocol):
     def trained(self) -> bool: ...
 
 
+class ShownMethod(Protocol):
+    """How a method would train."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def peft_type(self) -> str | None: ...
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def tokens_per_step(self) -> int: ...
+
+
 class Checked(Protocol):
     """What a check found."""
 
@@ -42,6 +57,10 @@ class Checked(Protocol):
     def template(self) -> str: ...
     @property
     def previews(self) -> Sequence[tuple[str, Sequence[ShownToken]]]: ...
+    @property
+    def others(self) -> Mapping[str, int]: ...
+    @property
+    def methods(self) -> Sequence[ShownMethod]: ...
 
 
 class LiveProgress:
@@ -182,12 +201,23 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
 
 
 def show_check(console: Console, outcome: Checked) -> None:
-    """Print the audit, then records as the model reads them, then the first one's tokens."""
+    """Print the audit and the methods, then records as the model reads them, then the first one's tokens."""
     show_audit(console, outcome.audit)
+    rows = [
+        (m.name, m.peft_type or "all parameters", f"{m.learning_rate:g}", f"{m.num_steps:,}", f"{m.tokens_per_step:,}")
+        for m in outcome.methods
+    ]
+    header = ("method", "trains", "learning rate", "steps, about", "tokens a step")
+    show_table(console, "Methods", header, rows=rows)
     console.print(f"\nTemplate: {outcome.template}. What carries loss is green (between ⟦ ⟧ without colour).\n")
     for title, tokens in outcome.previews:
         show_tokens(console, title, tokens=tokens)
         console.print()
+    if outcome.others:
+        listed = ", ".join(
+            f"{task} ({number:,} train {noun(number, 'records')})" for task, number in outcome.others.items()
+        )
+        console.print(visible(f"No record shown of: {listed}\n"), highlight=False, soft_wrap=True)
     if outcome.previews:
         show_token_table(console, tokens=outcome.previews[0][1], at_most=40)
 

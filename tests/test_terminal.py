@@ -10,7 +10,9 @@ from pathlib import Path
 from rich.console import Console
 
 from keeptune.report.page import write_report
-from keeptune.terminal import LiveProgress, PlainProgress, show_audit, show_scores, show_tokens, visible
+from keeptune.stages import CheckOutcome
+from keeptune.stages.check import CheckedMethod
+from keeptune.terminal import LiveProgress, PlainProgress, show_audit, show_check, show_scores, show_tokens, visible
 from keeptune.text.tokens import PreviewToken
 from tests.report.run_folder import audit, write_json, write_run
 
@@ -121,6 +123,17 @@ def test_the_audit_has_no_empty_header(tmp_path: Path) -> None:
     show_audit(console, audit(("ag_news",)))
     lines = text_of(console).splitlines()
     assert cells(lines[lines.index(next(line for line in lines if line.startswith("Audit"))) + 2])[0] == "rows read"
+
+
+def test_a_check_names_the_methods_and_the_tasks_of_which_it_shows_nothing() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    methods = [CheckedMethod("full", None, 2e-5, 1200, 505), CheckedMethod("lora", "LORA", 2e-4, 1200, 505)]
+    shown = [("news · a:1", [PreviewToken("Hi", 1, False)])]
+    show_check(console, CheckOutcome(audit(("news", "boolq")), "plain", shown, {"boolq": 812, "one": 1}, methods))
+    rows = [cells(line) for line in text_of(console).splitlines()]
+    assert ["full", "all parameters", "2e-05", "1,200", "505"] in rows
+    assert ["lora", "LORA", "0.0002", "1,200", "505"] in rows
+    assert "No record shown of: boolq (812 train records), one (1 train record)" in text_of(console)
 
 
 def test_control_characters_cannot_steer_the_terminal() -> None:

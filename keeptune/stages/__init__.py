@@ -5,7 +5,8 @@ Stages meet on disk. Each writes a key of all that it depends on; a stage whose 
 Whatever needs torch is imported inside the function that needs it, so that data work starts at once.
 """
 
-from keeptune.stages.data import CheckOutcome, Data, check, check_model, prepare
+from keeptune.stages.check import CheckOutcome, check
+from keeptune.stages.data import Data, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
 from keeptune.stages.run import Context, Run, open_run

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from keeptune.config import Recipe
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName, record_from_json, record_to_json
 from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import Progress
-from keeptune.stages.run import Context, Run, begun_methods, is_done, note_facts, stage_key
+from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
 from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
 
 if TYPE_CHECKING:
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
     from keeptune.text.table import TokenTable
     from keeptune.text.template import Template
     from keeptune.text.tokenizer import Tokenizer
-    from keeptune.text.tokens import PreviewToken, Tokenized
+    from keeptune.text.tokens import Tokenized
 
 
 # Part of every key: raise it when the same rows and settings give other splits.
@@ -71,15 +70,6 @@ class Data:
             return [record_from_json(json.loads(line), where=f"{path}:{i}") for i, line in lines]
 
 
-@dataclass(frozen=True, slots=True)
-class CheckOutcome:
-    """What `keeptune check` shows: the audit and the first train records with their tokens."""
-
-    audit: Mapping[str, Any]
-    template: str
-    previews: Sequence[tuple[str, Sequence[PreviewToken]]]
-
-
 def check_model(recipe: Recipe) -> None:
     """Refuse a model that is not there or not whole, before a run folder is made for it.
 
@@ -94,7 +84,7 @@ def check_model(recipe: Recipe) -> None:
 def prepare(run: Run) -> Data:
     """Read, audit, split and tokenise the data into `data/`, unless the same data stand there."""
     progress = run.progress
-    base = _read_base(run.recipe, cache=run.folder)
+    base = read_base(run.recipe, cache=run.folder)
     note_facts(run, {"base": {"model_type": base.facts.model_type, "sha256": base.facts.sha256}})
     sources = _source_hashes(run.recipe)
     key = _data_key(run.recipe, base, sources=sources)
@@ -116,7 +106,7 @@ def prepare(run: Run) -> Data:
             "template_sha256": base.template.fingerprint,
         }
         with staged_folder(folder, facts=facts) as staging:
-            facts["counts"] = _write_data(run.recipe, base, staging, progress=progress).counts()
+            facts["counts"] = write_data(run.recipe, base, staging, progress=progress).counts()
     return Data(base, folder, key)
 
 
@@ -127,22 +117,6 @@ def _refuse_other_data(run_folder: Path, folder: Path) -> None:
             f"{folder}: found methods trained on other data, another tokenizer or other base weights than the recipe "
             "names now; expected the same. Choose another output_dir, or put the files back."
         )
-
-
-def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
-    """Read, audit, render and tokenise as `prepare` does, and keep nothing."""
-    from keeptune.text.tokens import preview
-
-    with tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
-        folder = Path(scratch)
-        base = _read_base(recipe, cache=folder)
-        _write_data(recipe, base, folder, progress=context.progress)
-        data = Data(base, folder, "")
-        previews = [
-            (f"{record.task} · {record.origin}", preview(record, **_rendering(recipe, base)))
-            for record in data.records("train")[:num_shown]
-        ]
-        return CheckOutcome(data.audit, base.template.name, previews)
 
 
 def evaluation_split(data: Data, split: SplitName) -> Split:
@@ -161,7 +135,7 @@ def max_new_tokens(recipe: Recipe, data: Data) -> int:
     return auto_max_new_tokens(data.table("train").completion_lengths) if chosen == "auto" else chosen
 
 
-def _read_base(recipe: Recipe, *, cache: Path) -> Base:
+def read_base(recipe: Recipe, *, cache: Path) -> Base:
     """Check the model folder and load its tokenizer and template, without torch where the tokenizer allows it."""
     from keeptune.model.folder import check_model_folder, resolve_model
     from keeptune.text.template import make_template
@@ -182,7 +156,7 @@ def _read_base(recipe: Recipe, *, cache: Path) -> Base:
     return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template)
 
 
-def _rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
+def rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
     """Return the arguments that say how a record becomes tokens."""
     return {
         "tokenizer": base.tokenizer,
@@ -227,13 +201,13 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
     from keeptune.text.tokens import token_cache_key
 
     tokens = token_cache_key(
-        data_sha256=stage_key(sources=list(sources)), **_rendering(recipe, base), **_length_policy(recipe, base)
+        data_sha256=stage_key(sources=list(sources)), **rendering(recipe, base), **_length_policy(recipe, base)
     )
     settings = recipe.data.model_dump(mode="json")
     return stage_key(tokens=tokens, data=settings, seed=recipe.seed, version=_CODE_VERSION)
 
 
-def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) -> Audit:
+def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) -> Audit:
     """Write records, tokens and audit of every split into `folder`.
 
     Raises:
@@ -264,7 +238,7 @@ def _write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress)
         records = prepared.records[split]
         progress.start(f"Tokenising {split}", total=len(records), unit="records")
         limits = {**_length_policy(recipe, base), "max_positions": _max_positions(recipe, base)}
-        tokenized = tokenize(records, **_rendering(recipe, base), **limits)
+        tokenized = tokenize(records, **rendering(recipe, base), **limits)
         table = TokenTable.write(folder / "tokens" / f"{split}.arrow", _counted(tokenized, progress=progress))
         progress.finish()
         _require_embeddings(table, base=base)

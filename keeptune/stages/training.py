@@ -9,14 +9,16 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keeptune.config import Recipe
+from keeptune.config import MethodFields, Recipe
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.run import Run, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, read_json, write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import torch
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from keeptune.evaluation.evaluate import Bench
@@ -100,8 +102,7 @@ def method_of(recipe: Recipe, name: str) -> Method:
     from keeptune.model.methods import Method
 
     fields = recipe.methods[name]
-    rate = fields.learning_rate or _DEFAULT_RATES[fields.peft_type is not None]
-    return Method(name, fields.peft_type, rate, dict(fields.model_extra or {}))
+    return Method(name, fields.peft_type, learning_rate(fields), dict(fields.model_extra or {}))
 
 
 def artifact_folder(folder: Path, method: Method) -> Path:
@@ -280,14 +281,24 @@ def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fi
     )
 
 
-def _settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> TrainingSettings:
+def learning_rate(fields: MethodFields) -> float:
+    """Return a method's learning rate, the recipe's or the default of its kind."""
+    return fields.learning_rate or _DEFAULT_RATES[fields.peft_type is not None]
+
+
+def tokens_per_step(recipe: Recipe, lengths: NDArray[np.int64]) -> int:
+    """Return the tokens of a step: the recipe's, or what the lengths of the train records ask for."""
     from keeptune.text.batches import auto_tokens_per_step
+
+    chosen = recipe.training.tokens_per_step
+    return auto_tokens_per_step(lengths, num_epochs=recipe.training.num_train_epochs) if chosen == "auto" else chosen
+
+
+def _settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> TrainingSettings:
     from keeptune.training.settings import TrainingSettings
 
     fields = recipe.training.model_dump(exclude={"bf16"})
-    if fields["tokens_per_step"] == "auto":
-        lengths = data.table("train").lengths
-        fields["tokens_per_step"] = auto_tokens_per_step(lengths, num_epochs=recipe.training.num_train_epochs)
+    fields["tokens_per_step"] = tokens_per_step(recipe, data.table("train").lengths)
     return TrainingSettings(
         **fields,
         learning_rate=method.learning_rate,

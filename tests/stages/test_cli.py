@@ -93,6 +93,7 @@ def test_check_prints_audit_mask_and_tokens(path: Path) -> None:
     assert "Template: chat" in result.stdout
     assert "⟦" in result.stdout
     assert "near-duplicate pairs" in result.stdout
+    assert "learning rate" in result.stdout and "LORA" in result.stdout
 
 
 def test_a_quiet_check_prints_its_outcome_alone(path: Path) -> None:

@@ -420,6 +420,33 @@ def test_check_shows_what_would_be_trained_on_and_writes_nothing(tmp_path: Path)
     assert not (tmp_path / "run").exists()
 
 
+def test_check_shows_a_record_of_every_task_and_how_each_method_would_train(tmp_path: Path) -> None:
+    tasks = [{"path": str(world.records(tmp_path / f"{n}.jsonl", number=30, seed=n))} for n in range(4)]
+    path = world.recipe_file(
+        tmp_path,
+        model=world.llama(tmp_path / "base"),
+        data=tmp_path,
+        methods={"full": {}, "lora": {"peft_type": "LORA", "learning_rate": 1e-2}},
+    )
+    value = json.loads(path.read_text())
+    value["data"]["tasks"] = tasks
+    path.write_text(json.dumps(value))
+    recipe = world.recipe(path)
+    outcome = stages.check(recipe, context=world.context(), num_shown=3)
+    assert [title.split(" · ")[0] for title, _ in outcome.previews] == ["0", "1", "2"]
+    assert outcome.others == {"3": outcome.audit["tasks"]["3"]["train"]}
+    shown = [title.split(" · ")[0] for title, _ in stages.check(recipe, context=world.context(), num_shown=6).previews]
+    assert shown == ["0", "1", "2", "3", "0", "1"]
+    assert [(m.name, m.peft_type, m.learning_rate) for m in outcome.methods] == [
+        ("full", None, 2e-5),
+        ("lora", "LORA", 1e-2),
+    ]
+    with stages.open_run(recipe, context=world.context()) as run:
+        (folder,) = stages.train(run, methods=["lora"])
+    num_steps = read_json(folder / "training.json")["num_steps"]
+    assert abs(outcome.methods[1].num_steps - num_steps) <= 0.1 * num_steps
+
+
 def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
     base = world.llama(tmp_path / "base")
     path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=40))

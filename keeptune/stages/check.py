@@ -1,0 +1,91 @@
+"""A check: a recipe arrives; what would be trained on, and how, leaves; nothing is kept."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune.config import Recipe
+from keeptune.data.record import Record
+from keeptune.stages.data import Data, read_base, rendering, write_data
+from keeptune.stages.run import Context
+from keeptune.stages.training import learning_rate, tokens_per_step
+
+if TYPE_CHECKING:
+    from keeptune.text.tokens import PreviewToken
+
+
+@dataclass(frozen=True, slots=True)
+class CheckedMethod:
+    """How a method would train; `num_steps` is an estimate, because each epoch packs its steps anew."""
+
+    name: str
+    peft_type: str | None
+    learning_rate: float
+    num_steps: int
+    tokens_per_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckOutcome:
+    """What `keeptune check` shows: the audit, train records with their tokens, and the methods.
+
+    `others` are the tasks of which no record is among the previews, with the number of their train records.
+    """
+
+    audit: Mapping[str, Any]
+    template: str
+    previews: Sequence[tuple[str, Sequence[PreviewToken]]]
+    others: Mapping[str, int]
+    methods: Sequence[CheckedMethod]
+
+
+def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
+    """Read, audit, render and tokenise as `prepare` does, and keep nothing.
+
+    The `num_shown` previews are one record of each task in turn, then further ones.
+    """
+    from keeptune.text.tokens import preview
+
+    with tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
+        folder = Path(scratch)
+        base = read_base(recipe, cache=folder)
+        write_data(recipe, base, folder, progress=context.progress)
+        data = Data(base, folder, "")
+        shown = _in_turn(data.records("train"))[:num_shown]
+        previews = [(f"{r.task} · {r.origin}", preview(r, **rendering(recipe, base))) for r in shown]
+        tasks = {task: counts["train"] for task, counts in data.audit["tasks"].items()}
+        others = {task: number for task, number in tasks.items() if task not in {record.task for record in shown}}
+        return CheckOutcome(data.audit, base.template.name, previews, others, list(_methods(recipe, data)))
+
+
+def _in_turn(records: Sequence[Record]) -> list[Record]:
+    """Return the records ordered such that each task has had its n-th one before any has its next."""
+    seen: dict[str, int] = {}
+    turns = []
+    for record in records:
+        seen[record.task] = seen.get(record.task, 0) + 1
+        turns.append(seen[record.task])
+    return [record for _, record in sorted(zip(turns, records, strict=True), key=lambda pair: pair[0])]
+
+
+def _methods(recipe: Recipe, data: Data) -> Iterator[CheckedMethod]:
+    from keeptune.text.batches import plan_epoch
+
+    table, training = data.table("train"), recipe.training
+    budget = tokens_per_step(recipe, table.lengths)
+    steps = plan_epoch(
+        table.lengths,
+        table.num_targets,
+        seed=recipe.seed,
+        epoch=0,
+        tokens_per_step=budget,
+        tokens_per_micro_batch=training.tokens_per_micro_batch,
+        layout="packed",
+    )
+    for name, fields in recipe.methods.items():
+        num_steps = len(steps) * training.num_train_epochs
+        yield CheckedMethod(name, fields.peft_type, learning_rate(fields), num_steps, budget)
