@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from keeptune.progress import noun
+from keeptune.report.wording import decimals_for
 
 _PLAIN_SECONDS = 15.0
 _LIVE_SECONDS = 0.1
@@ -231,10 +232,11 @@ def show_scores(console: Console, report: Path) -> None:
         gain = gains.get((score["model"], score["metric"]))
         difference = ""
         if gain is not None:
-            interval = "" if gain["low"] is None else f" [{gain['low']:+.3f}, {gain['high']:+.3f}]"
-            difference = f"{gain['difference']:+.3f}{interval}"
+            places = decimals_for(gain["difference"])
+            interval = "" if gain["low"] is None else f" [{gain['low']:+.{places}f}, {gain['high']:+.{places}f}]"
+            difference = f"{gain['difference']:+.{places}f}{interval}"
         rows.append((score["model"], score["metric"], _with_doubt(score), difference))
-    title = "Test split: mean ± half of its 95 % interval (perplexity: its ends); tuned − base with its 95 % interval"
+    title = "Test split; ± and [ ] show the 95 % interval"
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
     _show_tasks(console, value)
     console.print(visible(_choice(value)), highlight=False, soft_wrap=True)
@@ -244,9 +246,10 @@ def _with_doubt(score: Mapping[str, Any]) -> str:
     mean, low, high = score["mean"], score["low"], score["high"]
     if mean is None or low is None or high is None:
         return "not finite" if mean is None else f"{mean:.3f}"
+    places = decimals_for(mean)
     # Perplexity's interval is not symmetric.
-    doubt = f"[{low:.3f}, {high:.3f}]" if score["metric"] == "perplexity" else f"± {(high - low) / 2:.3f}"
-    return f"{mean:.3f} {doubt}"
+    ends = f"[{low:.{places}f}, {high:.{places}f}]"
+    return f"{mean:.{places}f} {ends if score['metric'] == 'perplexity' else f'± {(high - low) / 2:.{places}f}'}"
 
 
 def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
@@ -264,7 +267,7 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
             cells.append(f"{before}{_with_doubt(score)}" if score else "–")
         num_records = next(s["num_records"] for (of, _), s in scores.items() if of == task)
         rows.append((task, f"{num_records:,}", *cells))
-    title = f"Test split by task: {metric}, base → tuned ± half of its 95 % interval"
+    title = f"Test split by task: {metric}, base → tuned"
     show_table(console, title, ("task", "records", *methods), rows=rows)
 
 
