@@ -164,7 +164,7 @@ def test_the_page_names_the_command_that_makes_the_run_again_and_those_that_were
     run = write_run(tmp_path / "my run", num_steps=1)
     page = page_of(run)
     again = f"keeptune run '{run}/recipe.yaml'"
-    assert f"Command{again}Its recipe holds" in page.words.replace("Command ", "Command").replace(" Its", "Its")
+    assert f"make everything anew.{again}" in page.words.replace("anew. ", "anew.")
     assert f"2026-11-23T20:30:00Z {FIRST_COMMAND}" in page.words
     value = json.loads((run / "report.json").read_text(encoding="utf-8"))
     assert value["command"] == again
