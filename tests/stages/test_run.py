@@ -122,10 +122,10 @@ def test_nothing_but_the_test_stage_reads_test_and_it_says_so_first(
     openings = tmp_path / "run" / "test_openings.jsonl"
 
     def noted(read: Callable[..., Any]) -> Callable[..., Any]:
-        def reader(data: stages.Data, split: str) -> Any:
+        def reader(data: stages.Data, split: str, **arguments: Any) -> Any:
             asked.append(split)
             assert split != "test" or openings.exists()
-            return read(data, split)
+            return read(data, split, **arguments)
 
         return reader
 
