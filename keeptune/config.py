@@ -82,7 +82,7 @@ class DataFields(_Section):
     """Expected share of each task that hyper-parameters are chosen on."""
     test_fraction: Fraction = 0.1
     """Expected share of each task that is opened once, at the end."""
-    template: Literal["auto", "chat", "alpaca", "plain"] = "auto"
+    template: Literal["auto", "chat", "chatml", "alpaca", "plain"] = "auto"
     """How messages become text; auto: the tokenizer's chat template, else alpaca (encoder-decoder: plain)."""
     max_length: Annotated[int, Field(ge=8)] = 1024
     """Tokens of an example at most (encoder-decoder: of each side)."""

@@ -64,12 +64,14 @@ CHATML_SPECIAL = [
 ]
 
 
-def chatml_tokenizer(folder: Path, *, chat_template: str | None = CHATML, adds_bos: bool = False) -> Path:
-    """Write a byte-level BPE tokenizer: `<|endoftext|>` pads, `<|im_end|>` ends, `<bos>` stands first where asked."""
+def chatml_tokenizer(
+    folder: Path, *, chat_template: str | None = CHATML, adds_bos: bool = False, eos_token: str = "<|im_end|>"
+) -> Path:
+    """Write a byte-level BPE tokenizer: `<|endoftext|>` pads, `eos_token` ends, `<bos>` stands first where asked."""
     backend = _byte_level(CHATML_SPECIAL)
     if adds_bos:
         _add_around(backend, before="<bos>")
-    facts = {"bos_token": "<bos>", "eos_token": "<|im_end|>", "pad_token": "<|endoftext|>"}
+    facts = {"bos_token": "<bos>", "eos_token": eos_token, "pad_token": "<|endoftext|>"}
     return _write(folder, backend, {**facts, "chat_template": chat_template} if chat_template else facts)
 
 

@@ -17,9 +17,10 @@ from keeptune.data.record import Message
 from keeptune.errors import DataError, RecipeError
 from keeptune.text.chat import ChatWording
 from keeptune.text.tokenizer import Tokenizer
-from keeptune.text.wording import ALPACA, PLAIN, PLAIN_ENCODER, VERSION
+from keeptune.text.wording import ALPACA, CHATML, CHATML_TOKENS, PLAIN, PLAIN_ENCODER, VERSION
 
-TemplateName = Literal["auto", "chat", "alpaca", "plain"]
+TemplateName = Literal["auto", "chat", "chatml", "alpaca", "plain"]
+_TurnName = Literal["chat", "chatml", "alpaca", "plain"]
 TrainOn = Literal["all", "last"]
 _PLACEHOLDER = re.compile("\ue000([0-9]+)\ue001")
 # Content 2i and input 2i + 1 of message i stand between literal texts.
@@ -64,25 +65,38 @@ def make_template(name: TemplateName, *, tokenizer: Tokenizer, encoder_decoder: 
     `auto` is the tokenizer's chat template, else alpaca; plain for an encoder-decoder.
 
     Raises:
-        RecipeError: `chat` is asked of a tokenizer without a chat template, or for an encoder-decoder.
+        RecipeError: `chat` is asked of a tokenizer without a chat template, `chatml` of one without ChatML's special
+            tokens, or either for an encoder-decoder.
     """
     if encoder_decoder:
-        if name == "chat":
+        if name in ("chat", "chatml"):
             raise RecipeError(
-                "data.template: found 'chat' for an encoder-decoder model; expected auto, plain or alpaca. "
+                f"data.template: found {name!r} for an encoder-decoder model; expected auto, plain or alpaca. "
                 "Set data.template=auto."
             )
         return _PairTemplate("alpaca" if name == "alpaca" else "plain", tokenizer=tokenizer)
     if name == "auto":
         name = "chat" if tokenizer.chat_template is not None else "alpaca"
+    if name == "chatml":
+        _require_chatml_tokens(tokenizer)
     if name != "chat":
-        return _TurnTemplate(name, source={"alpaca": ALPACA, "plain": PLAIN}[name], tokenizer=tokenizer)
+        source = {"chatml": CHATML, "alpaca": ALPACA, "plain": PLAIN}[name]
+        return _TurnTemplate(name, source=source, tokenizer=tokenizer)
     if tokenizer.chat_template is None:
         raise RecipeError(
-            "data.template: found 'chat', but the tokenizer has no chat template; expected auto, plain or alpaca. "
-            "Set data.template=auto."
+            "data.template: found 'chat', but the tokenizer has no chat template; expected auto, chatml, alpaca or "
+            "plain. Set data.template=auto."
         )
     return _TurnTemplate("chat", source=tokenizer.chat_template, tokenizer=tokenizer)
+
+
+def _require_chatml_tokens(tokenizer: Tokenizer) -> None:
+    missing = [token for token in CHATML_TOKENS if token not in tokenizer.special_tokens]
+    if missing:
+        raise RecipeError(
+            f"data.template: found 'chatml', but the tokenizer has no special token {' or '.join(missing)}; "
+            f"expected both {' and '.join(CHATML_TOKENS)}. Set data.template=auto, or choose another model."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,9 +112,9 @@ class _Shape:
 
 
 class _TurnTemplate:
-    """The template of a model that reads one sequence: the tokenizer's own wording, alpaca or plain."""
+    """The template of a model that reads one sequence: the tokenizer's own wording, ChatML, alpaca or plain."""
 
-    def __init__(self, name: Literal["chat", "alpaca", "plain"], *, source: str, tokenizer: Tokenizer) -> None:
+    def __init__(self, name: _TurnName, *, source: str, tokenizer: Tokenizer) -> None:
         self.name = name
         self._tokenizer = tokenizer
         longest_first = sorted(tokenizer.special_tokens, key=len, reverse=True)

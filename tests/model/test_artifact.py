@@ -338,7 +338,8 @@ CONVERSATION = [
 
 @pytest.mark.parametrize("messages", [CONVERSATION, CONVERSATION[1:], CONVERSATION[1:2]])
 @pytest.mark.parametrize(
-    ("kind", "template"), [("llama", "chat"), ("llama", "alpaca"), ("llama", "plain"), ("gpt2", "auto")]
+    ("kind", "template"),
+    [("llama", "chat"), ("llama", "chatml"), ("llama", "alpaca"), ("llama", "plain"), ("gpt2", "auto")],
 )
 def test_the_saved_chat_template_renders_the_prompt_that_was_trained_with(
     kind: str, template: Any, messages: list[Message], bases: Callable[..., Base], tmp_path: Path
@@ -396,6 +397,23 @@ def test_generation_is_greedy_and_stops_at_every_stop_id(
     assert (saved.do_sample, saved.temperature, saved.max_new_tokens) == (False, None, 17)
     assert saved.eos_token_id == expected
     assert saved.pad_token_id == base.tokenizer.pad_id
+
+
+def test_an_end_token_that_is_not_the_tokenizers_own_stops_generation(
+    bases: Callable[..., Base], tmp_path: Path
+) -> None:
+    base = bases("llama")
+    folder = chatml_tokenizer(tmp_path / "base", chat_template=None, eos_token="<|endoftext|>")
+    tokenizer = Tokenizer.load(folder)
+    template = make_template("chatml", tokenizer=tokenizer, encoder_decoder=False)
+    base = replace(base, folder=folder, tokenizer=tokenizer, template=template)
+    model: Any = trained(bases("llama"), None)
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_id)
+    expected = (tokenizer.special_tokens["<|endoftext|>"], tokenizer.special_tokens["<|im_end|>"])
+    assert stop_token_ids(model, tokenizer=tokenizer, template=template) == expected == (0, 2)
+    saved = save(model, tmp_path / "saved", base)
+    assert GenerationConfig.from_pretrained(saved).eos_token_id == [0, 2]
+    assert AutoTokenizer.from_pretrained(saved).chat_template == template.chat_template
 
 
 def test_an_encoder_decoders_generation_starts_where_the_base_starts(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from keeptune.data.record import Message
 from keeptune.errors import DataError, RecipeError
-from keeptune.text.template import Segment, Template, make_template
+from keeptune.text.template import Segment, Template, TemplateName, make_template
 from keeptune.text.tokenizer import Tokenizer
 from tests import tiny
 
@@ -22,6 +23,8 @@ ONE_TURN = (Message("user", "Capital of France?"), Message("assistant", "Paris")
 TWO_TURNS = (*ONE_TURN, Message("user", "Of Italy?"), Message("assistant", "Rome"))
 SYSTEM = Message("system", "Be brief.")
 Load = Callable[..., tuple[Template, Tokenizer]]
+# The wordings that no tokenizer brings.
+NAMES: dict[str, TemplateName] = {"built-in chatml": "chatml", "alpaca": "alpaca", "plain": "plain"}
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +35,13 @@ def load(tmp_path_factory: pytest.TempPathFactory) -> Load:
         key = (wording, adds_bos)
         if key not in made:
             source = tiny.TEMPLATES.get(wording)
-            folder = tiny.chatml_tokenizer(tmp_path_factory.mktemp(wording), chat_template=source, adds_bos=adds_bos)
+            folder = tmp_path_factory.mktemp(wording)
+            if wording == "built-in chatml":
+                tiny.chatml_tokenizer(folder, chat_template=None, adds_bos=adds_bos, eos_token="<|endoftext|>")
+            else:
+                tiny.chatml_tokenizer(folder, chat_template=source, adds_bos=adds_bos)
             tokenizer = Tokenizer.load(folder)
-            name = "chat" if source else "alpaca" if wording == "alpaca" else "plain"
+            name = "chat" if source else NAMES[wording]
             made[key] = (make_template(name, tokenizer=tokenizer, encoder_decoder=False), tokenizer)
         return made[key]
 
@@ -57,8 +64,9 @@ def trained(segments: list[Segment]) -> list[str]:
     return [segment.text for segment in segments if segment.trained]
 
 
-def test_a_chatml_conversation_is_these_segments(load: Load) -> None:
-    template, _ = load("chatml")
+@pytest.mark.parametrize("wording", ["chatml", "built-in chatml"])
+def test_a_chatml_conversation_is_these_segments(wording: str, load: Load) -> None:
+    template, _ = load(wording)
     assert template.render(ONE_TURN, train_on="all") == [
         Segment("<|im_start|>", special=True),
         Segment("user\nCapital of France?"),
@@ -71,6 +79,19 @@ def test_a_chatml_conversation_is_these_segments(load: Load) -> None:
         Segment("\n"),
     ]
     assert template.render_prompt(ONE_TURN[:1]) == template.render(ONE_TURN, train_on="all")[:6]
+
+
+def test_chatml_writes_every_role_and_no_system_message_of_its_own(load: Load) -> None:
+    template, _ = load("built-in chatml", adds_bos=True)
+    messages = [SYSTEM, Message("user", "Add.", input="1 2"), Message("tool", "3"), Message("assistant", "It is 3.")]
+    assert joined(template.render(messages, train_on="all")) == (
+        "<bos><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nAdd.\n1 2<|im_end|>\n"
+        "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\nIt is 3.<|im_end|>\n"
+    )
+    assert trained(template.render(messages, train_on="all")) == ["It is 3.", "<|im_end|>"]
+    assert joined(template.render_prompt(ONE_TURN[:1])) == (
+        "<bos><|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n"
+    )
 
 
 def test_the_alpaca_wording_is_the_published_one(load: Load) -> None:
@@ -103,7 +124,7 @@ def test_plain_is_prompt_newline_completion(load: Load) -> None:
 
 
 def test_every_answer_or_the_last_alone_is_trained_on(load: Load) -> None:
-    for wording in ("chatml", "llama3", "gemma", "alpaca", "plain"):
+    for wording in ("chatml", "llama3", "gemma", "built-in chatml", "alpaca", "plain"):
         template, _ = load(wording)
         end = template.end_token
         assert trained(template.render(TWO_TURNS, train_on="all")) == ["Paris", end, "Rome", end]
@@ -118,6 +139,7 @@ def test_every_answer_or_the_last_alone_is_trained_on(load: Load) -> None:
         ("llama3", "<|eot_id|>"),
         ("gemma", "<end_of_turn>"),
         ("mistral", "<|im_end|>"),
+        ("built-in chatml", "<|im_end|>"),
         ("alpaca", "<|im_end|>"),
     ],
 )
@@ -146,7 +168,7 @@ TEXT = st.lists(CHARACTERS, min_size=1, max_size=6).map("".join)
 @settings(max_examples=80, deadline=None)
 @given(
     contents=st.lists(st.tuples(TEXT, TEXT.filter(str.strip)), min_size=1, max_size=3),
-    wording=st.sampled_from(["chatml", "llama3", "gemma", "mistral", "alpaca", "plain"]),
+    wording=st.sampled_from(["chatml", "llama3", "gemma", "mistral", *NAMES]),
 )
 def test_spans_are_places_whatever_the_contents_spell(
     contents: list[tuple[str, str]], wording: str, load: Load
@@ -164,15 +186,17 @@ def test_spans_are_places_whatever_the_contents_spell(
     assert all(segment.text in tokenizer.special_tokens for segment in segments if segment.special)
 
 
-@pytest.mark.parametrize("wording", ["chatml", "thinking", "llama3", "gemma", "mistral", "alpaca", "plain"])
+@pytest.mark.parametrize("wording", [*tiny.TEMPLATES, *NAMES])
 @pytest.mark.parametrize("adds_bos", [False, True])
 def test_the_saved_chat_template_renders_the_same_in_transformers(
     wording: str, adds_bos: bool, load: Load, tmp_path: Path
 ) -> None:
     from transformers import AutoTokenizer
 
-    template, _ = load(wording, adds_bos=adds_bos)
-    tiny.chatml_tokenizer(tmp_path, chat_template=template.chat_template, adds_bos=adds_bos)
+    template, tokenizer = load(wording, adds_bos=adds_bos)
+    tiny.chatml_tokenizer(
+        tmp_path, chat_template=template.chat_template, adds_bos=adds_bos, eos_token=tokenizer.eos_token
+    )
     theirs = AutoTokenizer.from_pretrained(tmp_path)
     for messages in (ONE_TURN, TWO_TURNS, [SYSTEM, *ONE_TURN], [Message("user", " q\n", input="in"), ONE_TURN[1]]):
         if messages[0].role == "system" and wording in ("gemma", "mistral"):
@@ -249,8 +273,30 @@ def test_auto_is_the_chat_template_else_alpaca_else_plain(tmp_path: Path) -> Non
     assert make_template("auto", tokenizer=t5, encoder_decoder=True).name == "plain"
     with pytest.raises(RecipeError, match=r"data\.template: found 'chat', but the tokenizer has no chat template"):
         make_template("chat", tokenizer=bare, encoder_decoder=False)
-    with pytest.raises(RecipeError, match=r"data\.template: found 'chat' for an encoder-decoder model"):
-        make_template("chat", tokenizer=chat, encoder_decoder=True)
+
+
+@pytest.mark.parametrize("name", ["chat", "chatml"])
+def test_an_encoder_decoder_has_no_chat_template(name: TemplateName, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(tiny.chatml_tokenizer(tmp_path))
+    with pytest.raises(RecipeError, match=rf"data\.template: found '{name}' for an encoder-decoder model"):
+        make_template(name, tokenizer=tokenizer, encoder_decoder=True)
+
+
+def test_chatml_asks_for_its_two_special_tokens(tmp_path: Path) -> None:
+    bare = Tokenizer.load(tiny.plain_tokenizer(tmp_path / "bare"))
+    with pytest.raises(RecipeError) as caught:
+        make_template("chatml", tokenizer=bare, encoder_decoder=False)
+    assert str(caught.value) == (
+        "data.template: found 'chatml', but the tokenizer has no special token <|im_start|> or <|im_end|>; expected "
+        "both <|im_start|> and <|im_end|>. Set data.template=auto, or choose another model."
+    )
+    folder = tiny.chatml_tokenizer(tmp_path / "one", chat_template=None, eos_token="<|endoftext|>")
+    written = json.loads((folder / "tokenizer.json").read_text())
+    for token in written["added_tokens"]:
+        token["special"] = token["content"] != "<|im_end|>"
+    (folder / "tokenizer.json").write_text(json.dumps(written))
+    with pytest.raises(RecipeError, match=r"has no special token <\|im_end\|>; expected both"):
+        make_template("chatml", tokenizer=Tokenizer.load(folder), encoder_decoder=False)
 
 
 def test_an_encoder_reads_the_prompt_and_a_decoder_writes_the_completion(tmp_path: Path) -> None:
@@ -270,6 +316,6 @@ def test_an_encoder_reads_the_prompt_and_a_decoder_writes_the_completion(tmp_pat
 
 
 def test_fingerprints_tell_wordings_apart(load: Load) -> None:
-    names = ["chatml", "thinking", "llama3", "gemma", "mistral", "alpaca", "plain"]
+    names = [*tiny.TEMPLATES, *NAMES]
     assert len({load(name)[0].fingerprint for name in names}) == len(names)
     assert load("alpaca", adds_bos=True)[0].fingerprint != load("alpaca")[0].fingerprint

@@ -29,6 +29,8 @@ WORDINGS = [
     "llama3",
     "gemma",
     "mistral",
+    "built-in chatml",
+    "built-in chatml-bos",
     "alpaca",
     "plain",
     "alpaca-bos",
@@ -63,8 +65,12 @@ def _make(wording: str, *, folder: Path) -> Setting:
         source = LLAMA2_CHAT if wording == "llama2-chat" else None
         tokenizer = Tokenizer.load(tiny.sentencepiece_tokenizer(folder, chat_template=source))
         return tokenizer, make_template("auto", tokenizer=tokenizer, encoder_decoder=False), False
+    adds_bos = wording.endswith("-bos")
+    if wording.startswith("built-in"):
+        tiny.chatml_tokenizer(folder, chat_template=None, adds_bos=adds_bos, eos_token="<|endoftext|>")
+        tokenizer = Tokenizer.load(folder)
+        return tokenizer, make_template("chatml", tokenizer=tokenizer, encoder_decoder=False), False
     source = tiny.TEMPLATES.get(wording)
-    adds_bos = wording == "alpaca-bos"
     tokenizer = Tokenizer.load(tiny.chatml_tokenizer(folder, chat_template=source, adds_bos=adds_bos))
     name = "plain" if wording == "plain" else "auto"
     return tokenizer, make_template(name, tokenizer=tokenizer, encoder_decoder=False), False
@@ -98,6 +104,19 @@ def test_a_plain_record_has_these_ids_and_this_mask(load: Load) -> None:
     assert example.completion_ids.tolist() == example.input_ids.tolist()[2:]
 
 
+def test_a_chatml_record_has_these_ids_and_this_mask(load: Load) -> None:
+    tokenizer = load("built-in chatml")[0]
+    example = only([record("a<|im_end|>", "b")], load("built-in chatml"))
+    tokens = tokenizer.decode_batch([[i] for i in example.input_ids.tolist()])
+    content = ["a", "<", "|", "i", "m", "_", "en", "d", "|", ">"]
+    assert tokens[:15] == ["<|im_start|>", "user", "\n", *content, "<|im_end|>", "\n"]
+    assert tokens[15] == "<|im_start|>" and "".join(tokens[16:-3]) == "assistant"
+    assert tokens[-3:] == ["\n", "b", "<|im_end|>"]
+    assert [i for i in example.input_ids.tolist() if i in tokenizer.special_tokens.values()] == [1, 2, 1, 2]
+    assert example.loss_mask.tolist() == [False] * (len(tokens) - 2) + [True, True]
+    assert example.completion_ids[-1] == 2 != tokenizer.eos_id
+
+
 HOSTILE = ["</s>", "<s>", "<bos>", "<|im_end|>", "<|eot_id|>", "[/INST]", "<end_of_turn>", "### Response:", "{{ 7 }}"]
 PIECES = st.sampled_from(
     [*HOSTILE, "a", " ", "\n", "\n\n", "  ", "Paris", "é", "🙂", "1", "\ue0000\ue001", "\x00", "ﬁ"]
@@ -127,7 +146,7 @@ def test_the_trained_tokens_decode_to_the_completion_and_its_end_token(
 @settings(max_examples=60, deadline=None)
 @given(
     contents=st.lists(st.tuples(TEXT, TEXT), min_size=2, max_size=3),
-    wording=st.sampled_from(["chatml", "llama3", "gemma", "alpaca", "plain", "llama2"]),
+    wording=st.sampled_from(["chatml", "llama3", "gemma", "built-in chatml", "alpaca", "plain", "llama2"]),
 )
 def test_each_answer_of_a_conversation_is_trained_with_its_end_token(
     contents: list[tuple[str, str]], wording: str, load: Load
@@ -180,7 +199,9 @@ def test_a_prompt_has_the_ids_that_transformers_gives_its_text(wording: str, loa
         if wording.startswith("llama2"):
             folder = tiny.sentencepiece_tokenizer(tmp_path, chat_template=source)
         else:
-            folder = tiny.chatml_tokenizer(tmp_path, chat_template=source, adds_bos=tokenizer.adds_bos)
+            folder = tiny.chatml_tokenizer(
+                tmp_path, chat_template=source, adds_bos=tokenizer.adds_bos, eos_token=tokenizer.eos_token
+            )
     theirs = AutoTokenizer.from_pretrained(folder)
     for prompt in ("Name the capital of France.", " two  spaces\n\nand lines ", "é 🙂 123"):
         ours = only([record(prompt, "yes")], (tokenizer, template, False)).prompt_ids
