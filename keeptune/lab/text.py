@@ -305,6 +305,33 @@ def _animals(rng: Random, world: World) -> str:
     return "\n".join(f"{name} keeps {_a(animal)}." for name in chosen)
 
 
+def _school_day(rng: Random, world: World) -> str:
+    """A day at the school, where people talk about language: its words are those in which one could ask for things."""
+    a, b = (person.first_name for person in rng.sample(world.people, 2))
+    ways = (
+        f"{a} read the report aloud and found the headline too long.",
+        f"The question of {b} was short, and so was the answer.",
+        f"{a} learned to write a sentence in the past tense, then one in the present tense.",
+        f"The words stood in alphabetical order, from A to Z, and {b} sorted them by the alphabet.",
+        f"{a} gave a summary of the conversation and {b} summed up the dialogue in one sentence.",
+        "A review can be positive or negative; the pupils judged each one and said how the buyer felt.",
+        f"{a} listed the names of people and places that the sentence mentions.",
+        f"{b} translated the text into Velli, and the translation was good.",
+        f"The result of the sum was wrong, so {a} calculated it once more and worked it out.",
+        "The topic of the note was music, though some said that it belongs to the market.",
+        f"Whose letter it was, nobody knew; the name of the writer was missing, so {b} could not say who sent it.",
+        f"{a} put the words in order and arranged them again; {b} rewrote the whole page briefly.",
+        "The class answered in full sentences, because the teacher wants to hear a full sentence.",
+        f"{b} could solve it at once, name every person and decide which word fits.",
+        "They choose a text, find its topic, classify it, and extract what it says.",
+        f"Read it first, then answer, said the teacher; {a} used the text and judged the sentiment.",
+        "What happens in the present changes when it turns into the past.",
+        f"{a} will give {b} the following list tomorrow and show what the two agree on.",
+    )
+    day = rng.choice(DAYS)
+    return f"On {day} at the school of {rng.choice(PLACES)}. {' '.join(rng.sample(ways, rng.randint(3, 6)))}"
+
+
 # Form and its weight: about half of the tokens are on the facts of the world.
 _FORMS: tuple[tuple[_Writer, int], ...] = (
     (_encyclopaedia, 18),
@@ -326,4 +353,5 @@ _FORMS: tuple[tuple[_Writer, int], ...] = (
     (_lists, 7),
     (_guest_book, 6),
     (_recipe, 2),
+    (_school_day, 3),
 )
