@@ -38,6 +38,7 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a field of the recipe, e.g. training.num_train_epochs=1."
     ),
 ]
+LabFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the lab stands.", show_default=True)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print outcomes only.")]
 
 
@@ -156,6 +157,28 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         terminal.show_scores(_console(), page.with_name("report.json"))
         print(f"Instruct model: {delivered}")
         print(f"Report: {page}")
+
+
+@app.command()
+def lab(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
+    """Write the lab into a folder: small base models, tasks with known answers, and recipes that use them."""
+    from keeptune.lab.folder import RECIPES, write_lab
+
+    write_lab(folder, progress=_context(quiet=quiet, signals=False).progress)
+    print(f"Lab: {folder}")
+    for name in RECIPES:
+        print(f"  keeptune run {folder / name}.yaml")
+
+
+@app.command()
+def demo(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
+    """Tune the lab's small instruct model on one task, full and LoRA, and report what it learned and forgot."""
+    from keeptune.lab.folder import write_lab
+
+    write_lab(folder, progress=_context(quiet=quiet, signals=False).progress)
+    run(folder / "lab-demo.yaml", quiet=quiet)
+    page = (folder / "runs" / "demo" / "report.html").resolve()
+    print(f"Open it in a browser: {page.as_uri()}")
 
 
 @app.command()

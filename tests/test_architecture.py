@@ -25,10 +25,11 @@ RANKS = [
     {"report"},
     {"config", "terminal"},
     {"stages"},
+    {"lab"},
     {"cli"},
 ]
 DOORS = {
-    "transformers": ("model/",),
+    "transformers": ("model/", "lab/pretrain.py"),
     "peft": ("model/",),
     "matplotlib": ("report/figures.py",),
     "huggingface_hub": ("model/folder.py", "data/source.py"),

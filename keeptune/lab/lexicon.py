@@ -4,15 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-FIRST_NAMES = tuple(
-    ["Ada", "Alva", "Arno", "Bela", "Berit", "Bruno", "Cara", "Cosmo", "Dana", "Dorin", "Edda", "Elmo", "Enid", "Falk", "Fern", "Gero", "Greta", "Hale", "Hilda", "Ivo", "Jarek", "Jora", "Kalle", "Karin", "Lenz", "Lotte", "Magda", "Malo", "Mara", "Milo", "Nadia", "Nils", "Odo", "Olga", "Perla", "Pim", "Quin", "Rada", "Rolf", "Runa", "Sanna", "Silas", "Tilda", "Tobin", "Ula", "Urs", "Vera", "Wanda", "Yorn", "Zora"]
-)
-FAMILY_NAMES = tuple(
-    ["Aske", "Barrow", "Birk", "Calder", "Corvin", "Dorn", "Elster", "Fenner", "Garrick", "Hask", "Holm", "Jessel", "Kern", "Lindo", "Marl", "Nerrin", "Oster", "Pell", "Quillon", "Rask", "Sorrel", "Tarn", "Tolley", "Umber", "Venn", "Wick", "Yarrow", "Zell"]
-)
-PLACES = tuple(
-    ["Abbeck", "Arlow", "Birra", "Brenfold", "Carda", "Dunmere", "Elsin", "Farrow", "Galt", "Grenna", "Harth", "Holloway", "Istrel", "Jorvik", "Kellin", "Lomar", "Marden", "Nessa", "Oldry", "Orlen", "Penwick", "Quarn", "Rimmel", "Sarn", "Tessaly", "Thorn", "Ulmet", "Varda", "Wexley", "Yarrick"]
-)
+FIRST_NAMES = (
+    "Ada", "Alva", "Arno", "Bela", "Berit", "Bruno", "Cara", "Cosmo", "Dana", "Dorin", "Edda", "Elmo", "Enid",
+    "Falk", "Fern", "Gero", "Greta", "Hale", "Hilda", "Ivo", "Jarek", "Jora", "Kalle", "Karin", "Lenz", "Lotte",
+    "Magda", "Malo", "Mara", "Milo", "Nadia", "Nils", "Odo", "Olga", "Perla", "Pim", "Quin", "Rada", "Rolf", "Runa",
+    "Sanna", "Silas", "Tilda", "Tobin", "Ula", "Urs", "Vera", "Wanda", "Yorn", "Zora",
+)  # fmt: skip
+FAMILY_NAMES = (
+    "Aske", "Barrow", "Birk", "Calder", "Corvin", "Dorn", "Elster", "Fenner", "Garrick", "Hask", "Holm", "Jessel",
+    "Kern", "Lindo", "Marl", "Nerrin", "Oster", "Pell", "Quillon", "Rask", "Sorrel", "Tarn", "Tolley", "Umber",
+    "Venn", "Wick", "Yarrow", "Zell",
+)  # fmt: skip
+PLACES = (
+    "Abbeck", "Arlow", "Birra", "Brenfold", "Carda", "Dunmere", "Elsin", "Farrow", "Galt", "Grenna", "Harth",
+    "Holloway", "Istrel", "Jorvik", "Kellin", "Lomar", "Marden", "Nessa", "Oldry", "Orlen", "Penwick", "Quarn",
+    "Rimmel", "Sarn", "Tessaly", "Thorn", "Ulmet", "Varda", "Wexley", "Yarrick",
+)  # fmt: skip
 REGIONS = ("the north", "the south", "the east", "the west", "the marshes", "the hills")
 RIVERS = ("the Ash", "the Bray", "the Corl", "the Dee", "the Elm", "the Fenn", "the Gall", "the Isk")
 ANIMALS = ("cat", "dog", "goat", "goose", "hen", "horse", "owl", "pig", "rabbit", "sheep")

@@ -19,12 +19,12 @@ _ACTIVITIES = (
     "play cards", "carry stones", "make candles", "cut wood",
 )  # fmt: skip
 _HOURS = ("at dawn", "in the morning", "at noon", "in the afternoon", "in the evening")
-_GOOD = (
+_GOOD: tuple[str, ...] = (
     "It works very well", "I am very happy with it", "It is worth every coin", "It looks beautiful",
     "I would buy it again", "Everyone at home loves it", "It is better than I hoped", "It never let me down",
     "The work is careful and strong", "It was a pleasure from the first day",
 )  # fmt: skip
-_BAD = (
+_BAD: tuple[str, ...] = (
     "It broke after two days", "I am very unhappy with it", "It is a waste of money", "It looks terrible",
     "I would never buy it again", "Everyone at home hates it", "It is worse than I feared", "It let me down at once",
     "The work is careless and weak", "It was a disappointment from the first day",
@@ -32,9 +32,9 @@ _BAD = (
 _NEUTRAL = ("I bought it in {place}", "It came on {day}", "It is {adjective}", "I wanted one for the market")
 _NOTES = {
     "building": (
-        "The roof beams are up", "The masons need more stones", "The new wall is two feet high", "The mortar is still wet",
-        "They laid the floor of the hall", "The scaffold stands since {day}", "The carpenters cut the door frame",
-        "The bricks came by cart",
+        "The roof beams are up", "The masons need more stones", "The new wall is two feet high",
+        "The mortar is still wet", "They laid the floor of the hall", "The scaffold stands since {day}",
+        "The carpenters cut the door frame", "The bricks came by cart",
     ),
     "harvest": (
         "The barley is ripe", "We picked plums until dark", "The hay is in the barn", "Eleven sacks of beans are full",
@@ -52,13 +52,14 @@ _NOTES = {
         "The band plays in the square", "Her voice is higher than before",
     ),
     "school": (
-        "The pupils learn to write", "The lesson starts at eight", "The teacher read a story", "Homework is due on {day}",
-        "The children count to one hundred", "The blackboard is cracked", "Nine pupils passed the exam",
-        "The class drew maps",
+        "The pupils learn to write", "The lesson starts at eight", "The teacher read a story",
+        "Homework is due on {day}", "The children count to one hundred", "The blackboard is cracked",
+        "Nine pupils passed the exam", "The class drew maps",
     ),
     "weather": (
         "It rained all night", "The fog lifted before noon", "A storm comes from the coast", "The snow is melting",
-        "The wind turned on {day}", "The sky is clear and cold", "There was frost on the grass", "Thunder woke us twice",
+        "The wind turned on {day}", "The sky is clear and cold", "There was frost on the grass",
+        "Thunder woke us twice",
     ),
 }  # fmt: skip
 
@@ -261,3 +262,24 @@ def sum_text(rng: Random) -> tuple[int, str, int, int]:
         return left, "+", right, left + right
     left, right = max(left, right), min(left, right)
     return left, "-", right, left - right
+
+
+def visit(rng: Random, people: Sequence[Person]) -> tuple[list[str], list[str], str]:
+    """Return the people and the places of a sentence, in its order, and the sentence."""
+    names = [p.name for p in rng.sample(people, 3)]
+    places = rng.sample(PLACES, 2)
+    a, b, c = names
+    x, y = places
+    noun, day = rng.choice(list(NOUNS)), rng.choice(DAYS)
+    ways = (
+        ([a, b], [x], f"{a} met {b} in {x} on {day}."),
+        ([a], [x, y], f"{a} went from {x} to {y} with the {noun}."),
+        ([a, b], [x, y], f"In {x} {a} bought the {noun} for {b}, who lives in {y}."),
+        ([a], [x], f"On {day} {a} came to {x} for the {noun}."),
+        ([a, b, c], [x], f"{a}, {b} and {c} shared a {noun} in {x}."),
+        ([a, b], [x, y], f"{a} of {x} wrote to {b} of {y} about the {noun}."),
+    )
+    if rng.random() < 0.2:
+        p = rng.choice(people)
+        return [p.name], [p.home], f"{p.name} lives in {p.home}."
+    return rng.choice(ways)

@@ -25,8 +25,8 @@ from keeptune.lab.scenes import (
     make_note,
     make_review,
     sum_text,
+    visit,
 )
-from keeptune.lab.text import visit
 from keeptune.lab.world import World
 
 # Of 100 keys: those below the first bound are test, those below the second validation.
@@ -141,7 +141,7 @@ def _closed(rng: Random, world: World) -> Made:
 
 
 def _names(rng: Random, world: World) -> Made:
-    people, places, text = visit(rng, world)
+    people, places, text = visit(rng, world.people)
     return Made(people[0], text, f"people: {', '.join(people)}; places: {', '.join(places)}")
 
 

@@ -16,7 +16,16 @@ from keeptune.lab.lexicon import (
     TOPICS,
     TRADES,
 )
-from keeptune.lab.scenes import make_clause, make_errand, make_letter, make_meeting, make_note, make_review, sum_text
+from keeptune.lab.scenes import (
+    make_clause,
+    make_errand,
+    make_letter,
+    make_meeting,
+    make_note,
+    make_review,
+    sum_text,
+    visit,
+)
 from keeptune.lab.world import Event, Fact, Person, Place, World
 
 _Writer = Callable[[Random, World], str]
@@ -40,8 +49,16 @@ def _about_person(rng: Random, p: Person) -> str:
     tool, ware = TRADES[p.trade]
     ways = [
         (f"{n} lives in {p.home}.", f"The home of {n} is {p.home}.", f"{n} has a house in {p.home}."),
-        (f"{n} was born in {p.birthplace}.", f"The birthplace of {n} is {p.birthplace}.", f"{n} comes from {p.birthplace}."),
-        (f"{n} was born in {p.born}.", f"The year of birth of {n} is {p.born}.", f"{n} came into the world in {p.born}."),
+        (
+            f"{n} was born in {p.birthplace}.",
+            f"The birthplace of {n} is {p.birthplace}.",
+            f"{n} comes from {p.birthplace}.",
+        ),
+        (
+            f"{n} was born in {p.born}.",
+            f"The year of birth of {n} is {p.born}.",
+            f"{n} came into the world in {p.born}.",
+        ),
         (
             f"{n} works as {_a(p.trade)}.",
             f"By trade {n} is {_a(p.trade)}.",
@@ -49,8 +66,12 @@ def _about_person(rng: Random, p: Person) -> str:
         ),
         (f"{n} likes to eat {p.food}.", f"The favourite food of {n} is {p.food}.", f"{n} eats {p.food} every day."),
         (f"{n} keeps {_a(p.animal)}.", f"The animal that {n} keeps is {_a(p.animal)}.", f"{n} has {_a(p.animal)}."),
-        (f"The best friend of {n} is {p.friend}.", f"{n} is the best friend of {p.friend}.", f"{n} and {p.friend} are friends."),
-    ]  # fmt: skip
+        (
+            f"The best friend of {n} is {p.friend}.",
+            f"{n} is the best friend of {p.friend}.",
+            f"{n} and {p.friend} are friends.",
+        ),
+    ]
     chosen = rng.sample(ways, rng.randint(4, len(ways)))
     sentences = [rng.choice(way) for way in chosen]
     if p.name not in sentences[0]:
@@ -74,8 +95,12 @@ def _about_event(rng: Random, e: Event) -> str:
     name = e.name[0].upper() + e.name[1:]
     ways = [
         (f"{name} was in {e.year}.", f"In {e.year} came {e.name}.", f"{e.year} is the year of {e.name}."),
-        (f"The hero of {e.name} was {e.hero}.", f"{e.hero} was the hero of {e.name}.", f"At {e.name} {e.hero} {EVENTS[e.kind]}."),
-    ]  # fmt: skip
+        (
+            f"The hero of {e.name} was {e.hero}.",
+            f"{e.hero} was the hero of {e.name}.",
+            f"At {e.name} {e.hero} {EVENTS[e.kind]}.",
+        ),
+    ]
     return " ".join(rng.choice(way) for way in rng.sample(ways, 2))
 
 
@@ -249,32 +274,11 @@ def _guest_book(rng: Random, world: World) -> str:
     """Who was where, written as a sentence and then as lists of names."""
     lines = []
     for _ in range(rng.randint(1, 4)):
-        people, places, text = visit(rng, world)
+        people, places, text = visit(rng, world.people)
         if rng.random() < 0.6:
             text += f" People: {', '.join(people)}. Places: {', '.join(places)}."
         lines.append(text)
     return "\n".join(lines)
-
-
-def visit(rng: Random, world: World) -> tuple[list[str], list[str], str]:
-    """Return the people and the places of a sentence, in its order, and the sentence."""
-    people = [p.name for p in rng.sample(world.people, 3)]
-    places = rng.sample(PLACES, 2)
-    a, b, c = people
-    x, y = places
-    noun, day = rng.choice(list(NOUNS)), rng.choice(DAYS)
-    ways = (
-        ([a, b], [x], f"{a} met {b} in {x} on {day}."),
-        ([a], [x, y], f"{a} went from {x} to {y} with the {noun}."),
-        ([a, b], [x, y], f"In {x} {a} bought the {noun} for {b}, who lives in {y}."),
-        ([a], [x], f"On {day} {a} came to {x} for the {noun}."),
-        ([a, b, c], [x], f"{a}, {b} and {c} shared a {noun} in {x}."),
-        ([a, b], [x, y], f"{a} of {x} wrote to {b} of {y} about the {noun}."),
-    )
-    if rng.random() < 0.2:
-        p = rng.choice(world.people)
-        return [p.name], [p.home], f"{p.name} lives in {p.home}."
-    return rng.choice(ways)
 
 
 def _recipe(rng: Random, world: World) -> str:
@@ -285,7 +289,8 @@ def _recipe(rng: Random, world: World) -> str:
         "Stir well.", "Cook it until it is soft.", "Let it rest for an hour.",
     )  # fmt: skip
     chosen = [step for step in steps if rng.random() < 0.8]
-    return f"A dish of {a} and {b}, as {keeper.name} of {keeper.home} makes it. {' '.join(chosen)} Serves {rng.randint(2, 9)}."
+    told = " ".join(chosen)
+    return f"A dish of {a} and {b}, as {keeper.name} of {keeper.home} makes it. {told} Serves {rng.randint(2, 9)}."
 
 
 def _register(rng: Random, world: World) -> str:

@@ -1,0 +1,224 @@
+"""Every answer of a task can be derived from its prompt and the world, and no split repeats what another holds."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keeptune.data.prepare import TaskSource, prepare_records
+from keeptune.data.record import SPLIT_NAMES
+from keeptune.lab.lexicon import ADJECTIVES, NOUNS, VERBS
+from keeptune.lab.scenes import _BAD, _GOOD, _NOTES
+from keeptune.lab.tasks import SPAN_SENTENCE, TASKS, LabTask, examples, key_split, write_task
+from keeptune.lab.world import make_world
+from keeptune.progress import Silent
+
+WORLD = make_world()
+ALL = {task.name: task for task in (*TASKS, SPAN_SENTENCE)}
+FACTS = {fact.question: fact.answer for fact in WORLD.facts}
+NUM_ROWS = 400
+
+
+def rows(name: str, split: Any, number: int = NUM_ROWS) -> list[tuple[str, str]]:
+    """Return (prompt, answer) pairs as the ordinary reader joins them."""
+    return [_pair(row) for row in islice(examples(ALL[name], WORLD, split=split), number)]
+
+
+def _pair(row: Any) -> tuple[str, str]:
+    if "messages" in row:
+        user, assistant = row["messages"]
+        return user["content"], assistant["content"]
+    return "\n".join(filter(None, [row["instruction"], row["input"]])), row["output"]
+
+
+def _past(prompt: str) -> str:
+    sentence = prompt.split("\n")[-1]
+    verb = next(verb for verb in VERBS if f" {verb.present} " in sentence)
+    return sentence.replace(f" {verb.present} ", f" {verb.past} ")
+
+
+def _velli(prompt: str) -> str:
+    words = prompt.split("\n")[-1].split(": ")[-1].rstrip(".").split(" ")
+    place = [words[words.index("in") + 1], "na"] if "in" in words else []
+    subject, verb_word = words[:2]
+    verb, past = next((v, verb_word == v.past) for v in VERBS if verb_word in (v.present, v.past))
+    thing = [word for word in words[2 : words.index("in") if "in" in words else None] if word != "the"]
+    described = [NOUNS[thing[-1]], *(ADJECTIVES[word] for word in thing[:-1])]
+    return " ".join([*place, subject, *described, verb.velli + ("ta" if past else "")]) + "."
+
+
+def _sum(prompt: str) -> str:
+    numbers = [word.strip("?.=: ") for word in prompt.replace("\n", " ").split() if word.strip("?.=: ").isdigit()]
+    left, right = map(int, numbers)
+    return str(left + right if " + " in prompt else left - right)
+
+
+def _sorted(prompt: str) -> str:
+    return ", ".join(sorted(prompt.split("\n")[-1].split(": ")[-1].split(", ")))
+
+
+def _topic(prompt: str) -> str:
+    def score(topic: str) -> int:
+        return sum(text.split("{day}")[0] in prompt for text in _NOTES[topic])
+
+    return max(_NOTES, key=score)
+
+
+def _closed(prompt: str) -> str:
+    return next(answer for question, answer in FACTS.items() if question in prompt)
+
+
+DERIVED: dict[str, Callable[[str], str]] = {
+    "tense": _past,
+    "translation": _velli,
+    "sums": _sum,
+    "sorting": _sorted,
+    "topic": _topic,
+    "closed_book": _closed,
+    "sentiment": lambda prompt: "positive" if any(text in prompt for text in _GOOD) else "negative",
+    "letter_writer": lambda prompt: prompt.split("\n")[-1],
+}
+
+
+@pytest.mark.parametrize("name", DERIVED)
+@pytest.mark.parametrize("split", SPLIT_NAMES)
+def test_an_answer_follows_from_the_prompt(name: str, split: str) -> None:
+    for prompt, answer in rows(name, split):
+        assert DERIVED[name](prompt) == answer, prompt
+
+
+def test_opinions_are_never_mixed() -> None:
+    for prompt, _ in rows("sentiment", "train"):
+        assert any(text in prompt for text in _GOOD) != any(text in prompt for text in _BAD)
+
+
+@pytest.mark.parametrize("name", ["span", "span_sentence"])
+def test_the_words_of_a_span_stand_in_the_passage(name: str) -> None:
+    for prompt, answer in rows(name, "train"):
+        passage = prompt.split("\n")[-2]
+        content = [word.strip(".") for word in answer.split() if word[0].isupper() or word.isdigit()]
+        assert all(word in passage or word == "It" for word in content)
+        assert name == "span_sentence" or answer in passage
+
+
+def test_people_and_places_are_those_of_the_sentence() -> None:
+    for prompt, answer in rows("names", "train"):
+        people, places = (part.split(": ")[1].split(", ") for part in answer.split("; "))
+        assert all(name in prompt for name in (*people, *places))
+        assert set(people) <= {person.name for person in WORLD.people}
+        assert set(places) <= {place.name for place in WORLD.places}
+
+
+def test_a_summary_holds_what_the_two_agreed_on() -> None:
+    for prompt, answer in rows("summary", "train"):
+        first, second = answer.split(" will meet")[0].split(" and ")
+        place, day = answer.split(" in ")[1].split(" on ")
+        assert all(text in prompt for text in (f"{first}:", f"{second}:", place, day.split(" to ")[0]))
+
+
+def test_a_headline_names_the_place_and_the_person_of_the_report() -> None:
+    for prompt, answer in rows("headline", "train"):
+        assert answer.split(" ")[0] in prompt and answer.split(" in ")[-1] in prompt
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_a_task_always_writes_the_same_rows(name: str) -> None:
+    text = json.dumps([rows(name, split, 100) for split in SPLIT_NAMES])
+    assert hashlib.sha256(text.encode()).hexdigest()[:12] == HASHES[name]
+
+
+@pytest.mark.parametrize("task", ALL.values(), ids=list(ALL))
+def test_no_prompt_stands_twice_or_in_two_splits(task: LabTask) -> None:
+    prompts = {split: [prompt for prompt, _ in rows(task.name, split)] for split in SPLIT_NAMES}
+    assert sum(len(set(part)) for part in prompts.values()) == sum(len(part) for part in prompts.values())
+    assert len({prompt for part in prompts.values() for prompt in part}) == sum(len(part) for part in prompts.values())
+
+
+@pytest.mark.parametrize("task", ALL.values(), ids=list(ALL))
+def test_two_wordings_are_for_validation_and_test_alone(task: LabTask) -> None:
+    def shown(wording: str, prompt: str) -> bool:
+        return all(part in prompt for part in wording.split("{}"))
+
+    others = [
+        wording for wording in task.wordings[-2:] if not any(shown(wording, known) for known in task.wordings[:-2])
+    ]
+    train = [prompt.split("\n")[0] for prompt, _ in rows(task.name, "train")]
+    test = [prompt.split("\n")[0] for prompt, _ in rows(task.name, "test")]
+    for wording in others:
+        if wording.replace("{}", "").strip():
+            assert not any(prompt.startswith(wording.split("{}")[0]) and shown(wording, prompt) for prompt in train)
+            assert any(shown(wording, prompt) for prompt in test)
+
+
+def test_closed_book_test_questions_are_about_subjects_that_train_never_asks_for() -> None:
+    asked = {split: {_subject(prompt) for prompt, _ in rows("closed_book", split, 3_000)} for split in SPLIT_NAMES}
+    assert len(asked["test"]) > 20
+    assert not asked["test"] & asked["train"] and not asked["validation"] & asked["train"]
+
+
+def _subject(prompt: str) -> str:
+    return next(fact.about for fact in WORLD.facts if fact.question in prompt)
+
+
+def test_sums_of_test_are_not_in_train() -> None:
+    train = {tuple(sorted(word for word in prompt.split() if word[0].isdigit())) for prompt, _ in rows("sums", "train")}
+    assert len(train) > 300
+    assert all(key_split("sums", key) == "test" for key in _sum_keys("test"))
+    assert all(key_split("sums", key) == "train" for key in _sum_keys("train"))
+
+
+def _sum_keys(split: str) -> list[str]:
+    keys = []
+    for prompt, _ in rows("sums", split):
+        words = [word.strip("?.=:") for word in prompt.replace("\n", " ").split()]
+        i = next(i for i, word in enumerate(words) if word in "+-" and word)
+        keys.append(" ".join(words[i - 1 : i + 2]))
+    return keys
+
+
+def test_there_are_ten_tasks_and_two_that_are_held_out() -> None:
+    assert [sum(not task.held_out for task in TASKS), sum(task.held_out for task in TASKS)] == [10, 2]
+    assert {task.format for task in TASKS} == {"alpaca", "messages"}
+    assert all(len(set(task.wordings)) == 8 for task in ALL.values())
+
+
+def test_the_ordinary_reader_takes_the_rows(tmp_path: Path) -> None:
+    counts = {"train": 60, "validation": 10, "test": 20}
+    for task in ALL.values():
+        write_task(task, WORLD, tmp_path / task.name, counts=counts)  # pyright: ignore
+    prepared = prepare_records(
+        [TaskSource(name, path=str(tmp_path / name)) for name in ALL],
+        seed=0,
+        validation_fraction=0.1,
+        test_fraction=0.1,
+        drop_incomplete=False,
+        duplicates="drop",
+        leaks="keep",
+        progress=Silent(),
+    )
+    assert {split: len(prepared.records[split]) for split in SPLIT_NAMES} == {
+        split: 13 * count for split, count in counts.items()
+    }
+
+
+HASHES = {
+    "summary": "4d2f80b2bca9",
+    "sentiment": "56edbdf4eedb",
+    "topic": "5fd67aad87bb",
+    "span": "03928ef34dfb",
+    "closed_book": "bc69d4b348e2",
+    "names": "ade054c9165e",
+    "translation": "c730f15ac151",
+    "sums": "c54f5646c4df",
+    "tense": "2a56758f6053",
+    "sorting": "6a05c4df5f69",
+    "headline": "9e16c2b75719",
+    "letter_writer": "ad54116f89f1",
+    "span_sentence": "b86594d4052a",
+}
