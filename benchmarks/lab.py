@@ -1,0 +1,246 @@
+"""The lab's four tables: what the base knows, what tuning on ten tasks gives, what one task more costs, and a curve.
+
+    python benchmarks/lab.py [--out FOLDER] [--only knows few-shot multitask forgetting curve]
+
+Every tuning is `keeptune run RECIPE.yaml` in a process of its own. The results go to `benchmarks/results/lab.json`;
+docs/lab.md shows them. About an hour on two cores, half of it the tuning on ten tasks.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Sequence
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from random import Random
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+
+from keeptune.data.record import Message, Record
+from keeptune.evaluation.evaluate import Bench, Split, evaluate_model
+from keeptune.evaluation.generate import Decoding
+from keeptune.lab.folder import write_lab
+from keeptune.lab.tasks import TASKS, LabTask, examples
+from keeptune.lab.world import Fact, make_world
+from keeptune.model.load import load_model
+from keeptune.model.loss import target_losses
+from keeptune.progress import Silent
+from keeptune.text.batches import pack
+from keeptune.text.tokenizer import Tokenizer
+from keeptune.text.tokens import Example
+
+RESULTS = Path(__file__).parent / "results" / "lab.json"
+WORLD = make_world()
+NUM_FALSE = 9
+NUM_PROMPTED = 200
+NUM_SHOTS = 3
+SIZES = (100, 250, 500, 1_000, 4_000)
+# Other tasks' records in the mixture: a tenth of the thousand of the new wording, over ten tasks.
+MIXED_RECORDS = 10
+FULL, LORA = {"learning_rate": 1e-3}, {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "learning_rate": 5e-3}
+
+
+def with_error(values: Sequence[float]) -> dict[str, float]:
+    """Return the mean and half of its 95 % interval."""
+    return {"mean": float(np.mean(values)), "half_width": float(1.96 * np.std(values, ddof=1) / np.sqrt(len(values)))}
+
+
+def knows(lab: Path) -> dict[str, Any]:
+    """Return how often the base gives a true fact more likelihood than false ones, by kind of fact."""
+    folder = lab / "models" / "lab-base"
+    tokenizer = Tokenizer.load(folder)
+    model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+    rng = Random(0)
+    ranks: dict[str, list[tuple[float, float]]] = {}
+    for fact in WORLD.facts:
+        others = rng.sample(fact.others, min(NUM_FALSE, len(fact.others)))
+        nats = answer_nats(model, tokenizer, fact=fact, answers=[fact.answer, *others])
+        better = [float(nats[0] < other) for other in nats[1:]]
+        ranks.setdefault(fact.relation, []).append((float(np.mean(better)), float(all(better))))
+    everything = [pair for pairs in ranks.values() for pair in pairs]
+    return {
+        relation: {
+            "num_facts": len(pairs),
+            "true_over_false": with_error([pair[0] for pair in pairs]),
+            "true_is_likeliest": with_error([pair[1] for pair in pairs]),
+        }
+        for relation, pairs in {**ranks, "all": everything}.items()
+    }
+
+
+def answer_nats(model: Any, tokenizer: Tokenizer, *, fact: Fact, answers: Sequence[str]) -> list[float]:
+    """Return the summed cross-entropy of each answer, and the full stop after it, behind the fact's statement."""
+    opening = fact.statement.removesuffix(fact.answer).rstrip()
+    assert opening != fact.statement.rstrip()
+    texts = [tokenizer.encode([part], first=False)[0] for part in (opening, *(f" {answer}." for answer in answers))]
+    rows = [np.array([tokenizer.eos_id, *texts[0], *answer], dtype=np.int32) for answer in texts[1:]]
+    loss_masks = [np.arange(len(row)) > len(texts[0]) for row in rows]
+    batch = pack([Example(row, loss_mask) for row, loss_mask in zip(rows, loss_masks, strict=True)])
+    losses = target_losses(model, batch).numpy()
+    return [float(part.sum()) for part in np.split(losses, np.cumsum([len(answer) for answer in texts[1:]])[:-1])]
+
+
+def prompted(lab: Path, *, shots: int) -> dict[str, Any]:
+    """Return the base's scores on each task behind `shots` solved examples; a line is an answer."""
+    folder = lab / "models" / "lab-base"
+    tokenizer = Tokenizer.load(folder)
+    model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
+    (newline,) = tokenizer.encode(["\n"], first=False)[0]
+    records = [record for task in TASKS for record in few_shot_records(task, shots=shots)]
+    decoding = Decoding(
+        max_new_tokens=48,
+        stop_ids=(tokenizer.eos_id, newline),
+        pad_id=tokenizer.pad_id,
+        tokens_per_batch=16_384,
+        encoder_decoder=False,
+        max_positions=512,
+    )
+    bench = Bench(
+        tokenizer=tokenizer,
+        decoding=decoding,
+        collate=pack,
+        target_losses=partial(target_losses),
+        autocast=None,
+        progress=Silent(),
+        stop_requested=lambda: False,
+    )
+    table = Prompts(records, tokenizer=tokenizer)
+    with TemporaryDirectory() as out:
+        scores = evaluate_model(
+            model,
+            split=Split("test", records, table),
+            bench=bench,
+            metrics=["exact_match", "rougeL"],
+            name="lab-base",
+            shots=shots,
+            folder=Path(out) / "scores",
+            facts={},
+        )
+    return {
+        task: {
+            score.metric: [score.mean, 1.96 * (score.standard_error or 0.0)] for score in scores if score.task == task
+        }
+        for task in dict.fromkeys(score.task for score in scores)
+    }
+
+
+class Prompts:
+    """Records as tokens, prompt and answer on lines of their own, in the form that evaluation reads."""
+
+    def __init__(self, records: Sequence[Record], *, tokenizer: Tokenizer) -> None:
+        prompts = tokenizer.encode([f"{record.prompt}\n" for record in records], first=True)
+        answers = tokenizer.encode([f"{record.completion}\n" for record in records], first=False)
+        self.examples = [
+            Example(
+                np.array([*prompt, *answer], dtype=np.int32),
+                loss_mask=np.arange(len(prompt) + len(answer)) >= len(prompt),
+            )
+            for prompt, answer in zip(prompts, answers, strict=True)
+        ]
+        self.record_ids = [record.id for record in records]
+        self.lengths = np.array([len(example.input_ids) for example in self.examples], dtype=np.int64)
+        self.num_targets = np.array([example.loss_mask.sum() for example in self.examples], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.examples[index]
+
+
+def few_shot_records(task: LabTask, *, shots: int) -> list[Record]:
+    """Return test records of a task, each behind `shots` train examples of its own."""
+    solved = examples(task, WORLD, split="train")
+    records = []
+    for i, row in enumerate(islice(examples(task, WORLD, split="test"), NUM_PROMPTED)):
+        shown = ["\n".join(pair(example)) for example in islice(solved, shots)]
+        prompt, answer = pair(row)
+        messages = (Message("user", "\n\n".join([*shown, prompt])), Message("assistant", answer))
+        records.append(Record(f"{task.name}-{i}", task=task.name, origin=f"{task.name}:{i}", messages=messages))
+    return records
+
+
+def pair(row: Any) -> tuple[str, str]:
+    """Return a row's prompt and answer."""
+    if "messages" in row:
+        return row["messages"][0]["content"], row["messages"][1]["content"]
+    return "\n".join(filter(None, [row["instruction"], row["input"]])), row["output"]
+
+
+def run(name: str, recipe: dict[str, Any], *, out: Path) -> dict[str, Any]:
+    """Run one recipe and return its scores, differences and costs."""
+    path = out / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump({**recipe, "output_dir": str(out / "runs" / name)}), encoding="utf-8")
+    subprocess.run([sys.executable, "-m", "keeptune.cli", "run", str(path)], check=True)
+    report = json.loads((out / "runs" / name / "report.json").read_text(encoding="utf-8"))
+    return {key: report[key] for key in ("scores", "paired", "cost", "selection")}
+
+
+def forgetting(lab: Path, out: Path) -> dict[str, Any]:
+    """Return what a thousand examples of the new wording do to it and to every other task, by method."""
+    recipe = demo(lab)
+    recipe["methods"] = {"full": FULL, "full-lower": {"learning_rate": 1e-4}, "lora": LORA}
+    found = {"alone": run("forgetting-alone", recipe, out=out)}
+    for task in recipe["data"]["tasks"][1:]:
+        if Path(task["path"]).name not in {held.name for held in TASKS if held.held_out}:
+            del task["train"]
+            task["max_records"] = MIXED_RECORDS
+    recipe["methods"] = {"full": FULL, "lora": LORA}
+    return {**found, "mixed": run("forgetting-mixed", recipe, out=out)}
+
+
+def curve(lab: Path, out: Path) -> dict[str, Any]:
+    """Return the scores of the new wording after tuning on more and more examples."""
+    found = {}
+    for size in SIZES:
+        recipe = demo(lab)
+        recipe["data"]["tasks"] = [{**recipe["data"]["tasks"][0], "max_records": size}]
+        recipe["methods"] = {"full": FULL, "lora": LORA}
+        found[str(size)] = run(f"curve-{size}", recipe, out=out)
+    return found
+
+
+def demo(lab: Path) -> dict[str, Any]:
+    """Return the demo's recipe."""
+    return yaml.safe_load((lab / "lab-demo.yaml").read_text(encoding="utf-8"))
+
+
+def multitask(lab: Path, out: Path) -> dict[str, Any]:
+    """Return the scores of the tuning on ten tasks."""
+    recipe = yaml.safe_load((lab / "lab-multitask.yaml").read_text(encoding="utf-8"))
+    return run("multitask", recipe, out=out)
+
+
+def main() -> None:
+    """Measure what was asked for and add it to the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("lab"), help="where the lab and the runs go")
+    parser.add_argument("--only", nargs="*", default=["knows", "few-shot", "multitask", "forgetting", "curve"])
+    arguments = parser.parse_args()
+    lab = arguments.out
+    write_lab(lab, progress=Silent())
+    measured = {
+        "knows": lambda: knows(lab),
+        "few-shot": lambda: {str(shots): prompted(lab, shots=shots) for shots in (0, NUM_SHOTS)},
+        "multitask": lambda: multitask(lab, lab),
+        "forgetting": lambda: forgetting(lab, lab),
+        "curve": lambda: curve(lab, lab),
+    }
+    results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    for name in arguments.only:
+        results[name] = measured[name]()
+        RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+        print(f"{name}: {RESULTS}")
+
+
+if __name__ == "__main__":
+    main()
