@@ -52,7 +52,7 @@ def _write_tasks(folder: Path, *, progress: Progress) -> None:
     progress.start("Writing the lab", total=len(tasks), unit="tasks")
     with staged_folder(folder, facts={"key": key}) as staging:
         for task in tasks:
-            counts = {**_COUNTS, "train": _MORE.get(task.name, _COUNTS["train"])}
+            counts: dict[SplitName, int] = {**_COUNTS, "train": _MORE.get(task.name, _COUNTS["train"])}
             write_task(task, world, staging / task.name, counts=counts)
             progress.advance()
     progress.finish()

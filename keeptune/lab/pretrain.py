@@ -261,7 +261,7 @@ def _save(model: PreTrainedModel, folder: Path, *, tokenizer: Tokenizer, kind: K
         "model_max_length": 512,
     }
     with staged_folder(folder, facts={"num_train_tokens": result.num_train_tokens}) as staging:
-        save_whole_model(model.to(torch.bfloat16), staging, generation=generation)
+        save_whole_model(model.bfloat16(), staging, generation=generation)
         tokenizer.save(str(staging / "tokenizer.json"))
         write_json(staging / "tokenizer_config.json", settings)
         (staging / "README.md").write_text(_card(kind, result=result), encoding="utf-8")
