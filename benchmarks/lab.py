@@ -1,6 +1,6 @@
 """The lab's four tables: what the base knows, what tuning on ten tasks gives, what one task more costs, and a curve.
 
-    python benchmarks/lab.py [--out FOLDER] [--only knows few-shot multitask forgetting curve]
+    python benchmarks/lab.py [--out FOLDER] [--only knows few-shot multitask publish forgetting curve]
 
 Every tuning is `keeptune run RECIPE.yaml` in a process of its own. The results go to `benchmarks/results/lab.json`;
 docs/lab.md shows them. About an hour on two cores, half of it the tuning on ten tasks.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -27,7 +28,7 @@ import yaml
 from keeptune.data.record import Message, Record
 from keeptune.evaluation.evaluate import Bench, Split, evaluate_model
 from keeptune.evaluation.generate import Decoding
-from keeptune.lab.folder import write_lab
+from keeptune.lab.folder import MODELS, write_lab
 from keeptune.lab.tasks import TASKS, LabTask, examples
 from keeptune.lab.world import Fact, make_world
 from keeptune.model.load import load_model
@@ -220,23 +221,38 @@ def multitask(lab: Path, out: Path) -> dict[str, Any]:
     return run("multitask", recipe, out=out)
 
 
+def publish(lab: Path) -> str:
+    """Write the model tuned on ten tasks into the package, in bf16, with its card; return where."""
+    source, target = lab / "runs" / "multitask" / "instruct-model", MODELS / "lab-instruct"
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.suffix != ".safetensors" and path.name not in ("manifest.json", "card.json"):
+            shutil.copy(path, target)
+    load_model(source, device=torch.device("cpu"), dtype=torch.bfloat16).save_pretrained(target)
+    shutil.copy(source / "generation_config.json", target)
+    return str(target)
+
+
 def main() -> None:
     """Measure what was asked for and add it to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("lab"), help="where the lab and the runs go")
-    parser.add_argument("--only", nargs="*", default=["knows", "few-shot", "multitask", "forgetting", "curve"])
+    parser.add_argument(
+        "--only", nargs="*", default=["knows", "few-shot", "multitask", "publish", "forgetting", "curve"]
+    )
     arguments = parser.parse_args()
     lab = arguments.out
-    write_lab(lab, progress=Silent())
     measured = {
         "knows": lambda: knows(lab),
         "few-shot": lambda: {str(shots): prompted(lab, shots=shots) for shots in (0, NUM_SHOTS)},
         "multitask": lambda: multitask(lab, lab),
+        "publish": lambda: publish(lab),
         "forgetting": lambda: forgetting(lab, lab),
         "curve": lambda: curve(lab, lab),
     }
     results = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     for name in arguments.only:
+        write_lab(lab, progress=Silent())
         results[name] = measured[name]()
         RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"{name}: {RESULTS}")
