@@ -14,6 +14,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -42,6 +43,7 @@ RESULTS = Path(__file__).parent / "results" / "lab.json"
 WORLD = make_world()
 NUM_FALSE = 9
 NUM_PROMPTED = 200
+NUM_WORDINGS = 4
 NUM_SHOTS = 3
 SIZES = (100, 250, 500, 1_000, 4_000)
 # Other tasks' records in the mixture: a tenth of the thousand of the new wording, over ten tasks.
@@ -158,14 +160,17 @@ class Prompts:
 
 
 def few_shot_records(task: LabTask, *, shots: int) -> list[Record]:
-    """Return test records of a task, each behind `shots` train examples of its own."""
-    solved = examples(task, WORLD, split="train")
+    """Return test records of a task, each behind `shots` train examples in the same wording."""
     records = []
-    for i, row in enumerate(islice(examples(task, WORLD, split="test"), NUM_PROMPTED)):
-        shown = ["\n".join(pair(example)) for example in islice(solved, shots)]
-        prompt, answer = pair(row)
-        messages = (Message("user", "\n\n".join([*shown, prompt])), Message("assistant", answer))
-        records.append(Record(f"{task.name}-{i}", task=task.name, origin=f"{task.name}:{i}", messages=messages))
+    for wording in task.wordings[:NUM_WORDINGS]:
+        worded = replace(task, wordings=(wording,) * len(task.wordings))
+        solved = examples(worded, WORLD, split="train")
+        for row in islice(examples(worded, WORLD, split="test"), NUM_PROMPTED // NUM_WORDINGS):
+            shown = ["\n".join(pair(example)) for example in islice(solved, shots)]
+            prompt, answer = pair(row)
+            messages = (Message("user", "\n\n".join([*shown, prompt])), Message("assistant", answer))
+            id_ = f"{task.name}-{len(records)}"
+            records.append(Record(id_, task=task.name, origin=id_, messages=messages))
     return records
 
 
