@@ -8,16 +8,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from keeptune.data.lines import json_kind
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.evaluation.metrics import metric_problems
+from keeptune.recipe_text import apply_override, read_yaml, write_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_MEAN_ROWS = frozenset({"all", "others"})
 _RESERVED_NAMES = frozenset({"all", "base", "data", "instruct-model", "tokenizer"})
-_MAX_RECIPE_BYTES = 1 << 20
 # pydantic's kinds of problem, by the beginning of their names, in the words of a recipe.
 _EXPECTED = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
 _EXPECTED |= {
@@ -54,14 +54,21 @@ class TaskFields(_Section):
     """A line put before every prompt of the named columns."""
     max_records: Positive | None = None
     """Keep at most this many records, chosen by hash; default: all."""
+    train: bool = True
+    """Train on it; false: score it only, to see what tuning on the others changed there."""
 
     @model_validator(mode="after")
     def _named(self) -> TaskFields:
         stem = Path(self.path.split("@")[0]).name.split(".")[0]
         name = self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64]
-        if not _NAME.fullmatch(name) or name == "all":
+        if not _NAME.fullmatch(name):
             raise ValueError(
                 f"found the task name {name!r}; expected letters, digits, '.', '_' or '-'. Give the task a `name`"
+            )
+        if name in _MEAN_ROWS:
+            raise ValueError(
+                f"found the task name {name!r}, under which scores stand of several tasks together; expected another. "
+                "Give the task a `name`"
             )
         if self.columns is not None and set(self.columns) != {"prompt", "completion"}:
             raise ValueError("found columns with one key; expected both prompt and completion. Add the other")
@@ -104,6 +111,10 @@ class DataFields(_Section):
         if twice:
             raise ValueError(
                 f"found the task name {twice[0]!r} twice; expected each once. Give one of them another `name`"
+            )
+        if not any(task.train for task in self.tasks):
+            raise ValueError(
+                "found train: false in every task; expected one or more to train on. Remove it from one of them"
             )
         if self.validation_fraction + self.test_fraction >= 1.0:
             raise ValueError("found validation_fraction + test_fraction >= 1; expected a rest to train on. Lower them")
@@ -246,7 +257,7 @@ class Recipe(_Section):
 
     def to_yaml(self) -> str:
         """Return the recipe with every default written out."""
-        return yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=110)
+        return write_yaml(self.model_dump(mode="json"))
 
 
 def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
@@ -255,11 +266,11 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file is missing or not YAML, or any key or value is wrong; all such problems at once.
     """
-    value = _read_yaml(path)
+    value = read_yaml(path)
     if any(override.startswith("methods.") for override in overrides):
         value.setdefault("methods", {"full": {}, "lora": {"peft_type": "LORA"}})
     for override in overrides:
-        _apply_override(value, override)
+        apply_override(value, override)
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
@@ -269,87 +280,6 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
             place = str(problem["loc"]) if problem["type"] == "missing" else _existing_key(problem["loc"], value)
             by_place.setdefault(place, []).append(problem)
         raise_collected(RecipeError, [_problem(path, problems, value) for problems in by_place.values()])
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise RecipeError(
-            f"{path}: found no readable recipe ({error.strerror}); expected a YAML file. "
-            "Check the path, or start from one of those in keeptune/recipes."
-        ) from error
-    if len(raw) > _MAX_RECIPE_BYTES:
-        raise RecipeError(f"{path}: found {len(raw)} bytes; expected a recipe of at most 1 MiB. Name the right file.")
-    try:
-        value = yaml.load(raw.decode("utf-8-sig"), Loader=_RecipeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise RecipeError(f"{path}: found no valid YAML: {detail}; expected a recipe. Mend that place.") from error
-    if not isinstance(value, dict):
-        found = "an empty file" if value is None else json_kind(value)
-        raise RecipeError(f"{path}: found {found}; expected `key: value` lines such as `model: ...`.")
-    return value
-
-
-class _RecipeLoader(yaml.SafeLoader):
-    """YAML without aliases and duplicate keys, and with `1e-5` a number as in YAML 1.2."""
-
-    def compose_node(self, parent: Any, index: Any) -> Any:
-        if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not accepted")
-        return super().compose_node(parent, index)
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
-            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice{node.start_mark}")
-        return super().construct_mapping(node, deep=deep)
-
-
-_RecipeLoader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
-    list("-+.0123456789"),
-)
-
-
-def _apply_override(recipe: dict[str, Any], override: str) -> None:
-    """Set one dotted key of `recipe`, a list's elements by their number; the value is read as YAML."""
-    key, equals, text = override.partition("=")
-    parts = key.strip().split(".")
-    if not equals or not all(parts):
-        raise RecipeError(
-            f"--set {override!r}: found no `key=value`; expected for instance --set training.num_train_epochs=1."
-        )
-    try:
-        value = yaml.load(text, Loader=_RecipeLoader)
-    except yaml.YAMLError as error:
-        raise RecipeError(f"--set {override!r}: found no valid YAML after `=`; expected a value. Quote it.") from error
-    place: Any = recipe
-    for part in parts[:-1]:
-        place = _step_into(place, part, override=override)
-    if isinstance(place, list):
-        place[_list_index(place, parts[-1], override=override)] = value
-    else:
-        place[parts[-1]] = value
-
-
-def _step_into(place: Any, part: str, *, override: str) -> Any:
-    if isinstance(place, list):
-        return place[_list_index(place, part, override=override)]
-    if place.get(part) is None:
-        place[part] = {}
-    if not isinstance(place[part], dict | list):
-        raise RecipeError(f"--set {override!r}: found a plain value at {part!r}; expected a section that holds keys.")
-    return place[part]
-
-
-def _list_index(place: list[Any], part: str, *, override: str) -> int:
-    if not part.isdecimal() or int(part) >= len(place):
-        raise RecipeError(f"--set {override!r}: found {part!r}; expected a number from 0 to {len(place) - 1}.")
-    return int(part)
 
 
 def _problem(path: Path, problems: Sequence[Mapping[str, Any]], value: Any) -> str:

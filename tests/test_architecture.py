@@ -23,6 +23,7 @@ RANKS = [
     {"training"},
     {"evaluation"},
     {"report"},
+    {"recipe_text"},
     {"config", "terminal"},
     {"stages"},
     {"lab"},
@@ -35,9 +36,18 @@ DOORS = {
     "huggingface_hub": ("model/folder.py", "data/source.py"),
     "datasets": ("data/source.py",),
     "typer": ("cli.py",),
-    "yaml": ("config.py", "model/card.py", "stages/run.py"),
+    "yaml": ("recipe_text.py", "model/card.py", "stages/run.py"),
 }
-TORCH_FREE = ("data/", "text/", "report/", "evaluation/metrics.py", "evaluation/scores.py", "config.py", "cli.py")
+TORCH_FREE = (
+    "data/",
+    "text/",
+    "report/",
+    "evaluation/metrics.py",
+    "evaluation/scores.py",
+    "recipe_text.py",
+    "config.py",
+    "cli.py",
+)
 
 
 def relative(path: Path) -> str:

@@ -98,7 +98,12 @@ def test_settings_without_effect_or_sense_are_refused(tmp_path: Path, more: str,
     ("tasks", "message"),
     [
         ("[{path: a.jsonl}, {path: b/a.csv}]", "found the task name 'a' twice; expected each once"),
-        ("[{path: a.jsonl, name: all}]", "found the task name 'all'"),
+        ("[{path: a.jsonl, name: all}]", "found the task name 'all', under which scores stand of several tasks"),
+        ("[{path: others.jsonl}]", "found the task name 'others', under which scores stand of several tasks"),
+        (
+            "[{path: a.jsonl, train: false}, {path: b.jsonl, train: false}]",
+            "data: found train: false in every task; expected one or more to train on. Remove it from one of them.",
+        ),
         ("[{path: a.jsonl, columns: {prompt: q}}]", "found columns with one key; expected both prompt and completion"),
         ("[{path: a.jsonl, instruction: Do.}]", "found instruction without columns"),
         ("[{path: a.jsonl, columns: {promt: q, completion: a}}]", "'prompt' or 'completion'"),
@@ -159,3 +164,8 @@ def test_the_recipes_that_ship_are_valid(path: Path) -> None:
 def test_a_task_is_named_by_its_file_up_to_64_characters(tmp_path: Path) -> None:
     text = f"model: base\noutput_dir: x\ndata: {{tasks: [{{path: 'my data/{'n' * 70}.jsonl.gz'}}]}}\n"
     assert load_recipe(write(tmp_path, text)).data.tasks[0].name == "n" * 64
+
+
+def test_a_task_is_trained_on_unless_the_recipe_says_no(tmp_path: Path) -> None:
+    text = "model: base\noutput_dir: x\ndata: {tasks: [{path: a.jsonl}, {path: b.jsonl, train: false}]}\n"
+    assert [task.train for task in load_recipe(write(tmp_path, text)).data.tasks] == [True, False]

@@ -32,7 +32,8 @@ class TokenAudit:
     """Lengths in tokens and what the length policy did.
 
     `truncated` kept records lost tokens of their prompt or completion, `completion_cut` of them of their completion;
-    `too_long` were dropped; `supervised_tokens` carry loss.
+    `too_long` were dropped; `supervised_tokens` carry loss. `untrained_completion` holds the test completions of the
+    tasks that are not trained on, None where there are none.
     """
 
     prompt: Quantiles
@@ -42,6 +43,7 @@ class TokenAudit:
     completion_cut: int
     too_long: int
     supervised_tokens: int
+    untrained_completion: Quantiles | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +118,8 @@ class LeakAudit:
 class Audit:
     """What became of every row: `rows_in` = `kept` + the sum of `dropped`, by reason.
 
-    `exact_duplicates` counts copies, dropped or not; `tasks` the kept records. `tokens` is None until they are counted.
+    `exact_duplicates` counts copies, dropped or not; `tasks` the kept records, those of `untrained_tasks` all in test.
+    `tokens` is None until they are counted.
     """
 
     rows_in: int
@@ -128,6 +131,7 @@ class Audit:
     groups: GroupAudit
     tasks: Mapping[str, SplitCounts]
     leaks: Mapping[LeakKind, LeakAudit]
+    untrained_tasks: tuple[str, ...] = ()
     tokens: TokenAudit | None = None
 
     def __post_init__(self) -> None:
@@ -138,7 +142,12 @@ class Audit:
     @property
     def splits(self) -> SplitCounts:
         """The kept records of each split, over all tasks."""
-        return SplitCounts(*(sum(getattr(c, split) for c in self.tasks.values()) for split in SPLIT_NAMES))
+        return _sum(self.tasks.values())
+
+    @property
+    def trained_splits(self) -> SplitCounts:
+        """The kept records of each split, over the tasks that are trained on."""
+        return _sum(counts for task, counts in self.tasks.items() if task not in self.untrained_tasks)
 
     def with_tokens(self, tokens: TokenAudit, *, too_long: Sequence[tuple[str, SplitName]]) -> Audit:
         """Return the audit with the token part; `too_long` names task and split of each record dropped for length."""
@@ -178,6 +187,11 @@ class Audit:
         return f"{kept} + {dropped:,} dropped" + (f" ({reasons})" if reasons else "")
 
 
+def _sum(tasks: Iterable[SplitCounts]) -> SplitCounts:
+    parts = list(tasks)
+    return SplitCounts(*(sum(getattr(counts, split) for counts in parts) for split in SPLIT_NAMES))
+
+
 def quantiles(values: Sequence[int]) -> Quantiles:
     """Return the quantiles of token counts; all are 0 where there are none."""
     if not len(values):
@@ -194,6 +208,7 @@ def token_audit(
     completion_cut: int,
     too_long: int,
     supervised_tokens: int,
+    untrained_completion_tokens: Sequence[int] = (),
 ) -> TokenAudit:
     """Return the token part of an audit from one prompt and completion length a record, those before any cut."""
     total = [p + c for p, c in zip(prompt_tokens, completion_tokens, strict=True)]
@@ -205,6 +220,7 @@ def token_audit(
         completion_cut=completion_cut,
         too_long=too_long,
         supervised_tokens=supervised_tokens,
+        untrained_completion=quantiles(untrained_completion_tokens) if len(untrained_completion_tokens) else None,
     )
 
 

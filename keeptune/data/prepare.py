@@ -37,7 +37,10 @@ _REMOVED_KINDS: frozenset[LeakKind] = frozenset({"exact", "near", "ngram_cover"}
 
 @dataclass(frozen=True, slots=True)
 class TaskSource:
-    """Where a task's rows come from, how they are read, and how many records are kept at most."""
+    """Where a task's rows come from, how they are read, and how many records are kept at most.
+
+    Of a task that is not `trained` on, every record is a test record; `max_records` caps those.
+    """
 
     name: str
     path: str
@@ -47,6 +50,7 @@ class TaskSource:
     columns: Mapping[str, str] | None = None
     instruction: str | None = None
     max_records: int | None = None
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,8 +127,9 @@ def prepare_records(
 ) -> Prepared:
     """Read, cap, deduplicate and split the records, and remove train records that overlap with held-out ones.
 
-    Records of own validation and test files are neither capped nor deduplicated. Which records are kept, and in which
-    split, depends on their content and the seed, never on the order of the rows.
+    Records of own validation and test files are neither capped nor deduplicated. Those of a task that is not trained
+    on are for test alone, and what its own test file makes needless is dropped as `not_trained`. Which records are
+    kept, and in which split, depends on their content and the seed, never on the order of the rows.
 
     Raises:
         DataError: a source cannot be read, no record is left, or rows are no valid records and `drop_incomplete` is
@@ -164,6 +169,7 @@ def prepare_records(
             assigned.num_groups, assigned.num_joined, assigned.num_moved, largest_group=assigned.largest_group
         ),
         tasks=split_counts(placed_tasks, tasks=[source.name for source in sources]),
+        untrained_tasks=tuple(source.name for source in sources if not source.trained),
         leaks=leak_audits(_leak_examples(found, records, splits=assigned.splits), removed=removed),
     )
     return Prepared(kept, audit)
@@ -175,8 +181,7 @@ def _read(
     placed: list[_Placed] = []
     progress.start("Reading", total=len(sources), unit="tasks")
     for source in sources:
-        entries = _valid(source, ledger=ledger, progress=progress)
-        placed += entries if source.max_records is None else _capped(entries, source.max_records, ledger=ledger)
+        placed += _chosen(_valid(source, ledger=ledger, progress=progress), source, ledger=ledger)
         progress.advance(note=f"{ledger.rows_in:,} rows")
     progress.finish()
     if (ledger.problems or ledger.hopeless) and not drop_incomplete:
@@ -219,28 +224,57 @@ def _valid(source: TaskSource, *, ledger: _Ledger, progress: Progress) -> Iterat
         ledger.give_up(f"{source.path}, all {num_unknown:,} rows (here the first): {first}", since=before)
 
 
-def _capped(entries: Iterable[_Placed], max_records: int, *, ledger: _Ledger) -> list[_Placed]:
-    """Return the records with the smallest ids, which are hashes, in their order; own held-out records all stay."""
-    ranked: list[tuple[str, int, _Placed]] = []
-    held_out: list[tuple[str, int, _Placed]] = []
-    num_ranked = 0
+def _chosen(entries: Iterable[_Placed], source: TaskSource, *, ledger: _Ledger) -> list[_Placed]:
+    """Return the records of a source that its cap leaves, in their order; of an untrained source, all for test."""
+    test, others = _Smallest(source.max_records), _Smallest(source.max_records)
+    if source.trained:
+        held_out: list[tuple[int, _Placed]] = []
+        for position, entry in enumerate(entries):
+            if entry.fixed in _TRAIN_SIDE:
+                others.add(position, entry)
+            else:
+                held_out.append((position, entry))
+        ledger.dropped.update(others.excess)
+        return [entry for _, entry in sorted([*others.kept(), *held_out], key=lambda row: row[0])]
     for position, entry in enumerate(entries):
-        if entry.fixed not in _TRAIN_SIDE:
-            held_out.append((entry.record.id, position, entry))
-            continue
-        ranked.append((entry.record.id, position, entry))
-        num_ranked += 1
+        (test if entry.fixed == "test" else others).add(position, entry)
+    chosen = test if test.num_added else others
+    ledger.dropped.update(chosen.excess)
+    if chosen is test and others.num_added:
+        ledger.dropped["not_trained"] += others.num_added
+    return [_Placed(entry.record, "test") for _, entry in chosen.kept()]
+
+
+class _Smallest:
+    """Of the records added, the `at_most` with the smallest ids, which are hashes; all of them where it is None."""
+
+    def __init__(self, at_most: int | None) -> None:
+        self.num_added = 0
+        self._at_most = at_most
+        self._ranked: list[tuple[str, int, _Placed]] = []
+
+    def add(self, position: int, entry: _Placed) -> None:
+        """Take a record in, with its place among those of its source."""
+        self._ranked.append((entry.record.id, position, entry))
+        self.num_added += 1
         # Cut now and then, so that a large source never stands in memory as a whole.
-        if len(ranked) >= 2 * max_records + 1000:
-            ranked = heapq.nsmallest(max_records, ranked, key=_rank)
-    ranked = heapq.nsmallest(max_records, ranked, key=_rank)
-    if num_ranked > len(ranked):
-        ledger.dropped["max_records"] += num_ranked - len(ranked)
-    return [entry for _, _, entry in sorted([*ranked, *held_out], key=lambda row: row[1])]
+        if self._at_most is not None and len(self._ranked) >= 2 * self._at_most + 1000:
+            self._cut(self._at_most)
 
+    def kept(self) -> list[tuple[int, _Placed]]:
+        """Return the records that stay, in their order, each with its place."""
+        if self._at_most is not None:
+            self._cut(self._at_most)
+        return sorted(((position, entry) for _, position, entry in self._ranked), key=lambda row: row[0])
 
-def _rank(row: tuple[str, int, _Placed]) -> tuple[str, int]:
-    return row[:2]
+    @property
+    def excess(self) -> dict[str, int]:
+        """The number of records above the cap, under the reason that they are dropped for."""
+        number = 0 if self._at_most is None else self.num_added - self._at_most
+        return {"max_records": number} if number > 0 else {}
+
+    def _cut(self, at_most: int) -> None:
+        self._ranked = heapq.nsmallest(at_most, self._ranked, key=lambda row: row[:2])
 
 
 def _without_copies(

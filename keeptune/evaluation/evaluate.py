@@ -43,12 +43,16 @@ SCORES = "scores.json"
 
 @dataclass(frozen=True, slots=True)
 class Split:
-    """The records of a split and their tokens; `num_left_out` further ones were dropped by the length policy."""
+    """The records of a split and their tokens; `num_left_out` further ones were dropped by the length policy.
+
+    The tasks in `untrained_tasks` are scored only; no model of the run is trained or chosen on them.
+    """
 
     name: SplitName
     records: Sequence[Record]
     examples: Examples
     num_left_out: int = 0
+    untrained_tasks: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +96,7 @@ def evaluate_model(
     names = with_loss(metrics)
     positions = list(range(len(split.examples)))
     answers = _answers(model, split, positions, bench=bench, metrics=names)
-    scores = score_answers(answers, metrics=names)
+    scores = score_answers(answers, metrics=names, untrained_tasks=split.untrained_tasks)
     with staged_folder(folder, facts=facts) as staging:
         write_jsonl(staging / SAMPLES, (answer_to_json(answer) for answer in answers))
         header = {
@@ -103,6 +107,7 @@ def evaluate_model(
             "decoding": {"strategy": "greedy", **asdict(bench.decoding)},
             "num_records": len(answers),
             "num_left_out": split.num_left_out,
+            "untrained_tasks": sorted(split.untrained_tasks),
             "cut_fraction": sum(not answer.ended for answer in answers) / max(1, len(answers)),
             "metrics": _described(names, answers),
         }

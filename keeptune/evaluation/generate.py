@@ -57,13 +57,14 @@ class Generated:
     ended: bool
 
 
-def auto_max_new_tokens(completion_lengths: NDArray[np.int64]) -> int:
+def auto_max_new_tokens(completion_lengths: NDArray[np.int64], *, at_least_p99: float = 0.0) -> int:
     """Return a limit that all but the longest hundredth of the train completions stay clearly under.
 
-    It is the 99th percentile of their tokens, end token included, and a tenth more, and at least 8.
+    It is the 99th percentile of their tokens, end token included, or `at_least_p99` where that is more, and a tenth
+    more, and at least 8.
     """
     assert len(completion_lengths), "no completion to take the limit from"
-    return max(8, math.ceil(1.1 * float(np.quantile(completion_lengths, 0.99))))
+    return max(8, math.ceil(1.1 * max(float(np.quantile(completion_lengths, 0.99)), at_least_p99)))
 
 
 def generate(

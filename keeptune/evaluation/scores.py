@@ -6,7 +6,7 @@ Records with the same input form a cluster: their values are not independent, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +16,7 @@ from keeptune.errors import DataError
 from keeptune.evaluation.metrics import METRICS, Answer, Metric
 
 ALL_TASKS = "all"
+OTHER_TASKS = "others"
 NUM_DRAWS = 10_000
 _SEED = 20_240_601
 _COVERAGE = 0.95
@@ -53,10 +54,15 @@ class Paired:
     worse: int
 
 
-def score_answers(answers: Sequence[Answer], *, metrics: Sequence[str]) -> list[Score]:
-    """Return each metric's score for each task, in the order in which tasks come first, then for all together."""
+def score_answers(
+    answers: Sequence[Answer], *, metrics: Sequence[str], untrained_tasks: Collection[str] = ()
+) -> list[Score]:
+    """Return each metric's score for each task, in the order in which tasks come first, then for all together.
+
+    All together, under the name "all", are the tasks that were trained on; "others" are `untrained_tasks` together.
+    """
     scores = []
-    for task, members in _tasks(answers):
+    for task, members in _tasks(answers, untrained_tasks=untrained_tasks):
         clusters_R, num_clusters = _clusters([answers[i] for i in members])
         for name in metrics:
             metric = METRICS[name]
@@ -75,9 +81,17 @@ def score_answers(answers: Sequence[Answer], *, metrics: Sequence[str]) -> list[
 
 
 def paired_differences(
-    answers: Sequence[Answer], against_answers: Sequence[Answer], *, metrics: Sequence[str], model: str, against: str
+    answers: Sequence[Answer],
+    against_answers: Sequence[Answer],
+    *,
+    metrics: Sequence[str],
+    model: str,
+    against: str,
+    untrained_tasks: Collection[str] = (),
 ) -> list[Paired]:
     """Return `answers` minus `against_answers` for each task, then for all together, in each metric.
+
+    "all" and "others" are as in `score_answers`.
 
     Raises:
         DataError: the two do not answer the same records in the same order.
@@ -88,7 +102,7 @@ def paired_differences(
             "expected the same ones in the same order. Evaluate both again."
         )
     differences = []
-    for task, members in _tasks(answers):
+    for task, members in _tasks(answers, untrained_tasks=untrained_tasks):
         mine, theirs = [answers[i] for i in members], [against_answers[i] for i in members]
         differences += _task_differences(mine, theirs, metrics=metrics, names=(model, against, task))
     return differences
@@ -127,14 +141,16 @@ def _task_differences(
     return differences
 
 
-def _tasks(answers: Sequence[Answer]) -> Iterator[tuple[str, list[int]]]:
-    """Yield each task with the indices of its answers, then all of them."""
+def _tasks(answers: Sequence[Answer], *, untrained_tasks: Collection[str]) -> Iterator[tuple[str, list[int]]]:
+    """Yield each task with the indices of its answers, then those of all trained tasks, then of the others."""
     members: dict[str, list[int]] = {}
     for index, answer in enumerate(answers):
         members.setdefault(answer.task, []).append(index)
     yield from members.items()
-    if answers:
-        yield ALL_TASKS, list(range(len(answers)))
+    for name, untrained in ((ALL_TASKS, False), (OTHER_TASKS, True)):
+        together = [i for i, answer in enumerate(answers) if (answer.task in untrained_tasks) == untrained]
+        if together:
+            yield name, together
 
 
 def _clusters(answers: Sequence[Answer]) -> tuple[NDArray[np.int64], int]:

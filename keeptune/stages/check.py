@@ -33,7 +33,7 @@ class CheckedMethod:
 class CheckOutcome:
     """What `keeptune check` shows: the audit, train records with their tokens, and the methods.
 
-    `others` are the tasks of which no record is among the previews, with the number of their train records.
+    `others` are the trained tasks of which no record is among the previews, with the number of their train records.
     """
 
     audit: Mapping[str, Any]
@@ -58,7 +58,8 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         shown = _in_turn(data.records("train"))[:num_shown]
         previews = [(f"{r.task} · {r.origin}", preview(r, **rendering(recipe, base))) for r in shown]
         tasks = {task: counts["train"] for task, counts in data.audit["tasks"].items()}
-        others = {task: number for task, number in tasks.items() if task not in {record.task for record in shown}}
+        not_missing = {record.task for record in shown} | data.untrained_tasks
+        others = {task: number for task, number in tasks.items() if task not in not_missing}
         return CheckOutcome(data.audit, base.template.name, previews, others, list(_methods(recipe, data)))
 
 

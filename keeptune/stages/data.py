@@ -56,6 +56,11 @@ class Data:
         """The content of `audit.json`."""
         return read_json(self.folder / "audit.json")
 
+    @property
+    def untrained_tasks(self) -> frozenset[str]:
+        """The names of the tasks that are scored only."""
+        return frozenset(self.audit["untrained_tasks"])
+
     def table(self, split: SplitName) -> TokenTable:
         """Open a split's tokens, memory-mapped."""
         from keeptune.text.table import TokenTable
@@ -124,7 +129,8 @@ def evaluation_split(data: Data, split: SplitName) -> Split:
     from keeptune.evaluation.evaluate import Split
 
     table = data.table(split)
-    return Split(split, data.records(split), table, num_left_out=table.counts.num_dropped)
+    left_out = table.counts.num_dropped
+    return Split(split, data.records(split), table, num_left_out=left_out, untrained_tasks=data.untrained_tasks)
 
 
 def max_new_tokens(recipe: Recipe, data: Data) -> int:
@@ -133,6 +139,20 @@ def max_new_tokens(recipe: Recipe, data: Data) -> int:
 
     chosen = recipe.evaluation.max_new_tokens
     return auto_max_new_tokens(data.table("train").completion_lengths) if chosen == "auto" else chosen
+
+
+def max_new_tokens_on_test(recipe: Recipe, data: Data) -> int:
+    """Return the limit of an answer's tokens on test: `max_new_tokens`, or what the untrained tasks need, if more.
+
+    For those the limit looks at test completions, as the audit counted them: their lengths decide no weight and no
+    choice, since validation's answers keep to `max_new_tokens`.
+    """
+    from keeptune.evaluation.generate import auto_max_new_tokens
+
+    untrained = data.audit["tokens"]["untrained_completion"]
+    if recipe.evaluation.max_new_tokens != "auto" or untrained is None:
+        return max_new_tokens(recipe, data)
+    return auto_max_new_tokens(data.table("train").completion_lengths, at_least_p99=untrained["p99"])
 
 
 def read_base(recipe: Recipe, *, cache: Path) -> Base:
@@ -221,7 +241,7 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
     if _max_length(recipe, base) < data.max_length:
         progress.say(f"data.max_length: {_max_length(recipe, base)} tokens instead; the model has no room for more")
     prepared = prepare_records(
-        [TaskSource(**task.model_dump()) for task in data.tasks],
+        [TaskSource(**task.model_dump(exclude={"train"}), trained=task.train) for task in data.tasks],
         seed=recipe.seed,
         validation_fraction=data.validation_fraction,
         test_fraction=data.test_fraction,
@@ -246,10 +266,13 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
         too_long.extend((record.task, split) for record in records if record.id not in kept)
         write_jsonl(folder / f"{split}.jsonl", (record_to_json(record) for record in records if record.id in kept))
         tables[split] = table
-    audit = prepared.audit.with_tokens(_token_audit(tables.values()), too_long=too_long)
-    _require_every_split(tables, audit=audit)
+    audit = prepared.audit
+    untrained = {record.id for record in prepared.records["test"] if record.task in audit.untrained_tasks}
+    audit = audit.with_tokens(_token_audit(tables, untrained=untrained), too_long=too_long)
+    _require_every_split(audit)
     for task, counts in audit.tasks.items():
-        empty = [split for split in SPLIT_NAMES if not getattr(counts, split)]
+        wanted = ("test",) if task in audit.untrained_tasks else SPLIT_NAMES
+        empty = [split for split in wanted if not getattr(counts, split)]
         if empty:
             progress.say(f"{task}: no record in {' and '.join(empty)}; it is not scored there")
     progress.say(audit.summary())
@@ -269,9 +292,12 @@ def _no_embedding(folder: Path, token_id: int, *, vocab_size: int) -> RecipeErro
     )
 
 
-def _token_audit(tables: Collection[TokenTable]) -> TokenAudit:
+def _token_audit(by_split: Mapping[SplitName, TokenTable], *, untrained: Collection[str]) -> TokenAudit:
+    """Return the token part of the audit; `untrained` holds the ids of test records that are scored only."""
     from keeptune.data.audit import token_audit
 
+    tables, test = by_split.values(), by_split["test"]
+    scored_only = zip(test.record_ids, test.completion_lengths, strict=True)
     return token_audit(
         [int(length) for table in tables for length in table.prompt_lengths],
         [int(length) for table in tables for length in table.completion_lengths],
@@ -279,11 +305,13 @@ def _token_audit(tables: Collection[TokenTable]) -> TokenAudit:
         completion_cut=sum(table.counts.num_completions_cut for table in tables),
         too_long=sum(table.counts.num_dropped for table in tables),
         supervised_tokens=sum(table.counts.num_targets for table in tables),
+        untrained_completion_tokens=[int(length) for id_, length in scored_only if id_ in untrained],
     )
 
 
-def _require_every_split(tables: Mapping[SplitName, TokenTable], *, audit: Audit) -> None:
-    counts = {split: len(table) for split, table in tables.items()}
+def _require_every_split(audit: Audit) -> None:
+    """Refuse splits without a record of the tasks that are trained on."""
+    counts = {split: getattr(audit.trained_splits, split) for split in SPLIT_NAMES}
     empty = [split for split, count in counts.items() if count == 0]
     if empty:
         split = empty[0]

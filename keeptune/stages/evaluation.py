@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.data.record import record_to_json
 from keeptune.errors import DataError
 from keeptune.report.scores import ALL_TASKS, read_scores
-from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
+from keeptune.stages.data import Data, evaluation_split, max_new_tokens, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.training import artifact_folder, computes_in_bf16, fit_model, make_bench, method_of, training_key
@@ -70,7 +70,7 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
             _evaluate_one(run, data, entrant, split=split)
     else:
         run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
-    _write_paired(run, entrants)
+    _write_paired(run, data, entrants)
     for method in methods:
         write_json(run.folder / method.name / CARD, card_to_json(_card(run, data, method)))
     return _deliver(run, data, _select(run, methods))
@@ -91,7 +91,7 @@ def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
         weights=data.base.facts.sha256,
         trained=trained,
         metrics=list(evaluation.metrics),
-        max_new_tokens=max_new_tokens(run.recipe, data),
+        max_new_tokens=max_new_tokens_on_test(run.recipe, data),
     )
     if method is None:
         return _Entrant(BASE, None, run.folder / BASE / "zero-shot", key)
@@ -136,7 +136,7 @@ def _evaluate_one(run: Run, data: Data, entrant: _Entrant, *, split: Split) -> N
     evaluate_model(
         model,
         split=split,
-        bench=make_bench(run, data, model, fit=fit),
+        bench=make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens_on_test(run.recipe, data)),
         metrics=run.recipe.evaluation.metrics,
         name=entrant.name,
         shots=0,
@@ -162,7 +162,7 @@ def _load(run: Run, data: Data, entrant: _Entrant) -> nn.Module:
     return load_artifact(folder, base=data.base.folder, device=device, dtype=dtype)
 
 
-def _write_paired(run: Run, entrants: list[_Entrant]) -> None:
+def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:
     """Write every method against the base model, and the methods against each other, in every metric."""
     from keeptune.evaluation.evaluate import read_answers
     from keeptune.evaluation.metrics import with_loss
@@ -176,7 +176,12 @@ def _write_paired(run: Run, entrants: list[_Entrant]) -> None:
         for i, model in enumerate(names)
         for against in names[:i]
         for difference in paired_differences(
-            answers[model], answers[against], metrics=metrics, model=model, against=against
+            answers[model],
+            answers[against],
+            metrics=metrics,
+            model=model,
+            against=against,
+            untrained_tasks=data.untrained_tasks,
         )
     ]
     write_json(run.folder / "paired.json", {"paired": paired})

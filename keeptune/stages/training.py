@@ -213,15 +213,15 @@ def training_key(recipe: Recipe, data: Data, method: Method) -> str:
     )
 
 
-def make_bench(run: Run, data: Data, model: nn.Module, *, fit: Fit) -> Bench:
-    """Return what all evaluations of a model share."""
+def make_bench(run: Run, data: Data, model: nn.Module, *, fit: Fit, max_new_tokens: int) -> Bench:
+    """Return what all evaluations of a model on one split share."""
     from keeptune.evaluation.evaluate import Bench
     from keeptune.evaluation.generate import Decoding
     from keeptune.model.artifact import stop_token_ids
 
     base = data.base
     decoding = Decoding(
-        max_new_tokens=max_new_tokens(run.recipe, data),
+        max_new_tokens=max_new_tokens,
         stop_ids=stop_token_ids(model, tokenizer=base.tokenizer, template=base.template),
         pad_id=base.tokenizer.pad_id,
         tokens_per_batch=run.recipe.evaluation.tokens_per_batch,
@@ -255,7 +255,7 @@ def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fi
     from keeptune.training.world import SINGLE
 
     select_by = run.recipe.evaluation.select_by
-    bench = make_bench(run, data, model, fit=fit)
+    bench = make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens(run.recipe, data))
     split = evaluation_split(data, "validation")
 
     def validate(adapted: nn.Module) -> float:

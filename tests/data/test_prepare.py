@@ -257,6 +257,63 @@ def test_train_records_that_cover_a_held_out_one_are_removed(tmp_path: Path) -> 
     assert audit.leaks["ngram_13"].num_train_records == 0
 
 
+def test_every_record_of_an_untrained_task_is_for_test(tmp_path: Path) -> None:
+    a = TaskSource("a", write(tmp_path / "a.jsonl", [row(i) for i in range(40)]))
+    b = TaskSource("b", write(tmp_path / "b.jsonl", [row(i) for i in range(100, 130)] + [row(100)]), trained=False)
+    result = prepared(a, b)
+    # Its copies stay, as in any own test file.
+    assert result.audit.tasks["b"] == SplitCounts(0, 0, 31)
+    assert result.audit.untrained_tasks == ("b",)
+    assert (result.audit.rows_in, result.audit.kept, result.audit.dropped) == (71, 71, {})
+    assert result.audit.trained_splits == result.audit.tasks["a"] == prepared(a).audit.tasks["a"]
+    assert {r.task for split in ("train", "validation") for r in result.records[split]} == {"a"}
+
+
+@pytest.mark.parametrize("as_folder", [False, True])
+def test_an_untrained_task_with_a_test_file_keeps_that_alone(tmp_path: Path, as_folder: bool) -> None:
+    a = TaskSource("a", write(tmp_path / "a.jsonl", [row(i) for i in range(40)]))
+    folder = tmp_path / "b"
+    folder.mkdir()
+    train = write(folder / "train.jsonl", [row(i) for i in range(100, 120)])
+    validation = write(folder / "validation.jsonl", [row(i) for i in range(200, 203)])
+    test = write(folder / "test.jsonl", [row(i) for i in range(300, 305)])
+    named = TaskSource("b", train, validation=validation, test=test, trained=False)
+    b = TaskSource("b", str(folder), trained=False) if as_folder else named
+    result = prepared(a, b)
+    assert [Path(r.origin).name for r in result.records["test"] if r.task == "b"] == [
+        f"test.jsonl:{n}" for n in (1, 2, 3, 4, 5)
+    ]
+    assert result.audit.dropped == {"not_trained": 23}
+    assert result.audit.rows_in == 68 == result.audit.kept + 23
+    without = TaskSource("b", train, validation=validation, trained=False)
+    assert prepared(a, without).audit.tasks["b"] == SplitCounts(0, 0, 23)
+
+
+def test_the_cap_of_an_untrained_task_keeps_the_same_test_records_whatever_their_order(tmp_path: Path) -> None:
+    a = TaskSource("a", write(tmp_path / "a.jsonl", [row(i) for i in range(40)]))
+    rows = [row(i) for i in range(100, 1700)]
+    path = write(tmp_path / "b.jsonl", rows)
+    first = prepared(a, TaskSource("b", path, trained=False, max_records=10))
+    assert first.audit.tasks["b"] == SplitCounts(0, 0, 10)
+    assert first.audit.dropped == {"max_records": 1590}
+    write(tmp_path / "b.jsonl", rows[::-1])
+    assert placed(prepared(a, TaskSource("b", path, trained=False, max_records=10))) == placed(first)
+    own = TaskSource("b", write(tmp_path / "c.jsonl", rows[:5]), test=path, trained=False, max_records=10)
+    audit = prepared(a, own).audit
+    assert (audit.tasks["b"], audit.dropped) == (SplitCounts(0, 0, 10), {"max_records": 1590, "not_trained": 5})
+
+
+def test_train_records_that_overlap_with_an_untrained_task_are_removed(tmp_path: Path) -> None:
+    a = TaskSource("a", write(tmp_path / "a.jsonl", [row(i) for i in range(40)]))
+    b = TaskSource("b", write(tmp_path / "b.jsonl", [row(i) for i in range(35, 60)]), trained=False)
+    result = prepared(a, b)
+    assert result.audit.dropped == {"leak": 5}
+    assert result.audit.leaks["exact"].num_removed == 5
+    assert result.audit.tasks["b"] == SplitCounts(0, 0, 25)
+    learned = {r.prompt for split in ("train", "validation") for r in result.records[split]}
+    assert not learned & {r.prompt for r in result.records["test"]}
+
+
 @settings(max_examples=15, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 9), st.sampled_from(["yes", "no"])), min_size=1, max_size=25),

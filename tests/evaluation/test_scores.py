@@ -99,6 +99,30 @@ def test_each_task_is_scored_and_all_of_them_together() -> None:
     assert score_answers([], metrics=["loss"]) == []
 
 
+def test_tasks_that_were_not_trained_on_are_the_others_and_not_among_all() -> None:
+    mixed = [answer(0, 1, task="b"), answer(1, 0, task="a"), answer(2, 1, task="c"), answer(3, 1, task="a")]
+    against = [answer(0, 0, task="b"), answer(1, 0, task="a"), answer(2, 0, task="c"), answer(3, 1, task="a")]
+    scores = score_answers(mixed, metrics=["exact_match"], untrained_tasks={"a", "c"})
+    assert [(s.task, s.mean, s.num_records) for s in scores] == [
+        ("b", 1.0, 1),
+        ("a", 0.5, 2),
+        ("c", 1.0, 1),
+        ("all", 1.0, 1),
+        ("others", pytest.approx(2 / 3), 3),
+    ]
+    found = paired_differences(
+        mixed, against, metrics=["exact_match"], model="lora", against="base", untrained_tasks={"a", "c"}
+    )
+    assert [(p.task, p.difference) for p in found] == [
+        ("b", 1.0),
+        ("a", 0.0),
+        ("c", 1.0),
+        ("all", 1.0),
+        ("others", pytest.approx(1 / 3)),
+    ]
+    assert [s.task for s in score_answers(mixed, metrics=["loss"], untrained_tasks={"a", "b", "c"})][-1] == "others"
+
+
 def test_loss_is_weighted_by_tokens_and_its_error_by_the_delta_method() -> None:
     rng = np.random.default_rng(1)
     losses, tokens = rng.gamma(4.0, 0.5, size=400), rng.integers(1, 60, size=400)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 import re
 import shutil
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from keeptune import stages
 from keeptune.data.source import source_sha256
 from keeptune.errors import DataError, FolderInUseError, Interrupted, RecipeError
+from keeptune.stages.training import make_bench
 from keeptune.storage import read_json, verify_folder
 from keeptune.text.tokenizer import Tokenizer
 from tests.stages import world
@@ -352,6 +354,72 @@ def test_tasks_are_scored_apart_and_together(tmp_path: Path) -> None:
     assert counts["all"] == counts["one"] + counts["two"]
     card = (tmp_path / "run" / "instruct-model" / "README.md").read_text()
     assert [task for task in ("one", "two", "all") if f"| {task} | rougeL |" in card] == ["one", "two", "all"]
+
+
+def two_tasks(folder: Path, **evaluation: Any) -> Path:
+    """Write a recipe with one task to train on and one of longer completions that is scored only."""
+    base = world.llama(folder / "base")
+    one = world.records(folder / "one.jsonl", number=60)
+    rows = [{"prompt": f"story {i}?", "completion": f"it was number {i} of them"} for i in range(12)]
+    (folder / "two.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    path = world.recipe_file(
+        folder, model=base, data=one, methods={"lora": {"peft_type": "LORA", "learning_rate": 1e-2}}
+    )
+    value = json.loads(path.read_text())
+    value["data"]["tasks"] = [{"path": str(one)}, {"path": str(folder / "two.jsonl"), "train": False}]
+    value["evaluation"] |= evaluation
+    path.write_text(json.dumps(value))
+    return path
+
+
+def test_a_task_that_is_scored_only_is_answered_by_every_model_and_never_trained_or_chosen_on(tmp_path: Path) -> None:
+    path = two_tasks(tmp_path, select_by="exact_match", max_new_tokens="auto")
+    finished(path)
+    run = tmp_path / "run"
+    tasks = {
+        split: [json.loads(line)["task"] for line in (run / "data" / f"{split}.jsonl").read_text().splitlines()]
+        for split in ("train", "validation", "test")
+    }
+    assert set(tasks["train"]) == set(tasks["validation"]) == {"one"}
+    assert tasks["test"].count("two") == 12
+    report = read_json(run / "report.json")
+    for model in ("base", "lora"):
+        counts = {s["task"]: s["num_records"] for s in report["scores"] if (s["model"], s["metric"]) == (model, "loss")}
+        assert counts == {"one": tasks["test"].count("one"), "two": 12, "all": counts["one"], "others": 12}
+    assert {p["task"] for p in report["paired"]} == {"one", "two", "all", "others"}
+
+
+def test_answers_that_choose_keep_to_what_the_train_completions_need(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = two_tasks(tmp_path, select_by="exact_match", max_new_tokens="auto")
+    limits: dict[str, list[int]] = {"training": [], "evaluation": []}
+    for name, seen in limits.items():
+
+        def noted(*given: Any, seen: list[int] = seen, max_new_tokens: int, **rest: Any) -> Any:
+            seen.append(max_new_tokens)
+            return make_bench(*given, max_new_tokens=max_new_tokens, **rest)
+
+        monkeypatch.setattr(f"keeptune.stages.{name}.make_bench", noted)
+    finished(path)
+    tokens = read_json(tmp_path / "run" / "data" / "audit.json")["tokens"]
+    on_test = math.ceil(1.1 * tokens["untrained_completion"]["p99"])
+    assert limits["evaluation"] == [on_test, on_test]
+    assert limits["training"] == [8] and on_test > 8
+    assert read_json(tmp_path / "run" / "lora" / "adapter" / "generation_config.json")["max_new_tokens"] == 8
+
+
+def test_a_task_that_is_scored_only_fills_no_split_of_the_others(tmp_path: Path) -> None:
+    path = two_tasks(tmp_path)
+    with pytest.raises(
+        DataError, match=r"data: found no test record \(.*test 0\); expected at least one in each split"
+    ):
+        finished(path, **{"data.test_fraction": 0.0})
+
+
+def test_check_names_no_task_that_is_scored_only_as_one_without_a_train_record(tmp_path: Path) -> None:
+    outcome = stages.check(world.recipe(two_tasks(tmp_path)), context=world.context(), num_shown=0)
+    assert list(outcome.others) == ["one"]
 
 
 def test_an_empty_split_is_told(tmp_path: Path) -> None:

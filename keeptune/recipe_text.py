@@ -1,0 +1,110 @@
+"""A recipe's text arrives; its sections as plain values leave, whatever they mean, and go back to text."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from keeptune.data.lines import json_kind
+from keeptune.errors import RecipeError
+
+_MAX_RECIPE_BYTES = 1 << 20
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """Return the sections that the file holds.
+
+    Raises:
+        RecipeError: it cannot be read, or is no YAML of `key: value` lines.
+    """
+    try:
+        raw = path.read_bytes()
+    except OSError as error:
+        raise RecipeError(
+            f"{path}: found no readable recipe ({error.strerror}); expected a YAML file. "
+            "Check the path, or start from one of those in keeptune/recipes."
+        ) from error
+    if len(raw) > _MAX_RECIPE_BYTES:
+        raise RecipeError(f"{path}: found {len(raw)} bytes; expected a recipe of at most 1 MiB. Name the right file.")
+    try:
+        value = yaml.load(raw.decode("utf-8-sig"), Loader=_RecipeLoader)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        detail = " ".join(str(error).split())[:300]
+        raise RecipeError(f"{path}: found no valid YAML: {detail}; expected a recipe. Mend that place.") from error
+    if not isinstance(value, dict):
+        found = "an empty file" if value is None else json_kind(value)
+        raise RecipeError(f"{path}: found {found}; expected `key: value` lines such as `model: ...`.")
+    return value
+
+
+def write_yaml(value: Mapping[str, Any]) -> str:
+    """Return the sections as YAML, in their order."""
+    return yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=110)
+
+
+class _RecipeLoader(yaml.SafeLoader):
+    """YAML without aliases and duplicate keys, and with `1e-5` a number as in YAML 1.2."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            raise yaml.YAMLError("aliases (*name) are not accepted")
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+        if twice:
+            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice{node.start_mark}")
+        return super().construct_mapping(node, deep=deep)
+
+
+_RecipeLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$"),
+    list("-+.0123456789"),
+)
+
+
+def apply_override(recipe: dict[str, Any], override: str) -> None:
+    """Set one dotted key of `recipe`, a list's elements by their number; the value is read as YAML.
+
+    Raises:
+        RecipeError: the override is no `key=value`, or names a place that a recipe cannot have.
+    """
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise RecipeError(
+            f"--set {override!r}: found no `key=value`; expected for instance --set training.num_train_epochs=1."
+        )
+    try:
+        value = yaml.load(text, Loader=_RecipeLoader)
+    except yaml.YAMLError as error:
+        raise RecipeError(f"--set {override!r}: found no valid YAML after `=`; expected a value. Quote it.") from error
+    place: Any = recipe
+    for part in parts[:-1]:
+        place = _step_into(place, part, override=override)
+    if isinstance(place, list):
+        place[_list_index(place, parts[-1], override=override)] = value
+    else:
+        place[parts[-1]] = value
+
+
+def _step_into(place: Any, part: str, *, override: str) -> Any:
+    if isinstance(place, list):
+        return place[_list_index(place, part, override=override)]
+    if place.get(part) is None:
+        place[part] = {}
+    if not isinstance(place[part], dict | list):
+        raise RecipeError(f"--set {override!r}: found a plain value at {part!r}; expected a section that holds keys.")
+    return place[part]
+
+
+def _list_index(place: list[Any], part: str, *, override: str) -> int:
+    if not part.isdecimal() or int(part) >= len(place):
+        raise RecipeError(f"--set {override!r}: found {part!r}; expected a number from 0 to {len(place) - 1}.")
+    return int(part)
