@@ -234,6 +234,8 @@ def publish(lab: Path) -> str:
         if path.suffix != ".safetensors" and path.name not in ("manifest.json", "card.json"):
             shutil.copy(path, target)
     load_model(source, device=torch.device("cpu"), dtype=torch.bfloat16).save_pretrained(target)
+    # safetensors writes files that only their owner may read.
+    (target / "model.safetensors").chmod((target / "config.json").stat().st_mode & 0o777)
     shutil.copy(source / "generation_config.json", target)
     return str(target)
 

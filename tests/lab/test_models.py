@@ -1,0 +1,87 @@
+"""The lab's models are whole, small and really trained: they learn in seconds, and answer as was recorded."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from keeptune import stages
+from keeptune.lab.folder import MODELS, RECIPES, write_lab
+from keeptune.model.folder import check_model_folder
+from keeptune.progress import Silent
+from keeptune.storage import read_json
+from keeptune.text.tokenizer import Tokenizer
+from tests.stages import world
+
+RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "lab.json"
+NAMES = sorted(path.name for path in MODELS.iterdir())
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which the lab stands as files."""
+    folder = tmp_path_factory.mktemp("lab")
+    write_lab(folder, progress=Silent())
+    return folder
+
+
+def run_recipe(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
+    """Run a recipe to its report and return that."""
+    torch.set_num_threads(1)
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump({**recipe, "output_dir": str(folder / "run")}), encoding="utf-8")
+    with stages.open_run(world.recipe(path), context=world.context()) as run:
+        stages.train(run)
+        stages.evaluate(run)
+        stages.report(run)
+    return read_json(folder / "run" / "report.json")
+
+
+def exact_match(report: dict[str, Any], model: str, task: str) -> float:
+    rows = (s for s in report["scores"] if (s["model"], s["task"], s["metric"]) == (model, task, "exact_match"))
+    return next(rows)["mean"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_model_is_whole_and_small(name: str) -> None:
+    facts = check_model_folder(MODELS / name)
+    assert facts.encoder_decoder == (name == "lab-base-t5")
+    assert (MODELS / name / "model.safetensors").stat().st_size < 4_000_000
+    config = json.loads((MODELS / name / "config.json").read_text(encoding="utf-8"))
+    assert config["dtype"] == "bfloat16"
+    assert "# " in (MODELS / name / "README.md").read_text(encoding="utf-8")
+    tokenizer = Tokenizer.load(MODELS / name)
+    assert tokenizer.vocab_size <= 2_048
+    assert (tokenizer.chat_template is None) == (name != "lab-instruct")
+
+
+def test_the_base_learns_to_name_people_and_places_in_seconds(lab: Path, tmp_path: Path) -> None:
+    recipe = {
+        "model": str(lab / "models/lab-base"),
+        "data": {"template": "chatml", "tasks": [{"path": str(lab / "tasks/names"), "max_records": 400}]},
+        "methods": {"full": {"learning_rate": 2e-3}},
+        "training": {"num_train_epochs": 3, "tokens_per_step": 1024, "evals_per_epoch": 1},
+        "evaluation": {"metrics": ["exact_match"]},
+    }
+    report = run_recipe(tmp_path, recipe)
+    assert exact_match(report, "base", "names") < 0.05
+    assert exact_match(report, "full", "names") > 0.6
+
+
+def test_writing_the_lab_again_changes_nothing(lab: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in lab.rglob("*.jsonl")}
+    write_lab(lab, progress=Silent())
+    assert {path: path.stat().st_mtime_ns for path in lab.rglob("*.jsonl")} == before
+    assert len(before) == 39
+
+
+def test_the_recipes_name_files_of_the_folder(lab: Path) -> None:
+    for name in RECIPES:
+        recipe = yaml.safe_load((lab / f"{name}.yaml").read_text(encoding="utf-8"))
+        paths = [recipe["model"], *(task["path"] for task in recipe["data"]["tasks"])]
+        assert all(path.startswith(str(lab)) and Path(path).is_dir() for path in paths)
