@@ -194,7 +194,12 @@ def run(name: str, recipe: dict[str, Any], *, out: Path) -> dict[str, Any]:
 def forgetting(lab: Path, out: Path) -> dict[str, Any]:
     """Return what a thousand examples of the new wording do to it and to every other task, by method."""
     recipe = demo(lab)
-    recipe["methods"] = {"full": FULL, "full-lower": {"learning_rate": 1e-4}, "lora": LORA}
+    recipe["methods"] = {
+        "full": FULL,
+        "full-lower": {"learning_rate": 1e-4},
+        "lora": LORA,
+        "lora-lower": {**LORA, "learning_rate": 5e-4},
+    }
     found = {"alone": run("forgetting-alone", recipe, out=out)}
     for task in recipe["data"]["tasks"][1:]:
         if Path(task["path"]).name not in {held.name for held in TASKS if held.held_out}:

@@ -66,7 +66,12 @@ def multitask(results: Mapping[str, Any]) -> str:
 def forgetting(results: Mapping[str, Any]) -> str:
     """Return exact match before and its change after each tuning, by task."""
     alone, mixed = results["alone"], results["mixed"]
-    columns = [("full 1e-3", alone, "full"), ("full 1e-4", alone, "full-lower"), ("LoRA 5e-3", alone, "lora")]
+    columns = [
+        ("full 1e-3", alone, "full"),
+        ("full 1e-4", alone, "full-lower"),
+        ("LoRA 5e-3", alone, "lora"),
+        ("LoRA 5e-4", alone, "lora-lower"),
+    ]
     columns += [("full 1e-3, mixed", mixed, "full"), ("LoRA 5e-3, mixed", mixed, "lora")]
     scores = by_key(alone["scores"])
     tasks = [task for task in dict.fromkeys(row["task"] for row in alone["scores"]) if task not in ("all", "others")]
