@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -85,3 +87,28 @@ def test_the_recipes_name_files_of_the_folder(lab: Path) -> None:
         recipe = yaml.safe_load((lab / f"{name}.yaml").read_text(encoding="utf-8"))
         paths = [recipe["model"], *(task["path"] for task in recipe["data"]["tasks"])]
         assert all(path.startswith(str(lab)) and Path(path).is_dir() for path in paths)
+
+
+def test_the_instruct_model_answers_as_was_recorded_and_learns_a_new_wording(lab: Path, tmp_path: Path) -> None:
+    recipe = yaml.safe_load((lab / "lab-demo.yaml").read_text(encoding="utf-8"))
+    scored = ("sentiment", "topic", "sums", "translation", "closed_book")
+    recipe["data"]["tasks"] = [task for task in recipe["data"]["tasks"] if Path(task["path"]).name in scored]
+    recipe["data"]["tasks"].append({"path": str(lab / "tasks/span_sentence"), "max_records": 200})
+    recipe["methods"] = {"lora": {"peft_type": "LORA", "r": 16, "learning_rate": 5e-3}}
+    report = run_recipe(tmp_path, recipe)
+    recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["forgetting"]["alone"]
+    for task in scored:
+        assert exact_match(report, "base", task) == pytest.approx(exact_match(recorded, "base", task), abs=0.02)
+    assert exact_match(report, "base", "span_sentence") < 0.05
+    assert exact_match(report, "lora", "span_sentence") > 0.5
+    assert sorted(report["untrained_tasks"]) == sorted(scored)
+
+
+@pytest.mark.slow
+def test_the_demo_ends_in_its_report_and_goes_on_from_what_is_done(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "keeptune.cli", "demo", "lab"]
+    first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    page = first.stdout.strip().splitlines()[-1].removeprefix("Open it in a browser: file://")
+    assert "How to read this page" in Path(page).read_text(encoding="utf-8")
+    second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert "trained before and unchanged" in second.stderr and "evaluated before and unchanged" in second.stderr
