@@ -256,20 +256,17 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
     """Print each task's main score before and after, by method, where there are several tasks."""
     metric, methods = value["main_metric"], list(value["selection"]["values"])
     scores = {(s["task"], s["model"]): s for s in value["scores"] if s["metric"] == metric}
-    tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task not in ("all", "others")]
+    tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task != "all"]
     if len(tasks) < 2:
         return
-    untrained = [task for task in tasks if task in value["untrained_tasks"]]
-    trained = [task for task in tasks if task not in untrained]
     rows = []
-    for task in (*trained, *["all"][: len(trained) - 1], *untrained, *["others"][: len(untrained) - 1]):
+    for task in (*tasks, "all"):
         base, cells = scores.get((task, "base")), []
         for score in (scores.get((task, method)) for method in methods):
             before = f"{base['mean']:.3f} → " if base and base["mean"] is not None else ""
             cells.append(f"{before}{_with_doubt(score)}" if score else "–")
         num_records = next(s["num_records"] for (of, _), s in scores.items() if of == task)
-        label = f"{task} (not trained on)" if task in untrained else task
-        rows.append((label, f"{num_records:,}", *cells))
+        rows.append((task, f"{num_records:,}", *cells))
     title = f"Test split by task: {metric}, base → tuned"
     show_table(console, title, ("task", "records", *methods), rows=rows)
 

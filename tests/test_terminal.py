@@ -14,7 +14,7 @@ from keeptune.stages import CheckOutcome
 from keeptune.stages.check import CheckedMethod
 from keeptune.terminal import LiveProgress, PlainProgress, show_audit, show_check, show_scores, show_tokens, visible
 from keeptune.text.tokens import PreviewToken
-from tests.report.run_folder import audit, score_only, write_json, write_run
+from tests.report.run_folder import audit, write_json, write_run
 
 
 def plain() -> Console:
@@ -93,12 +93,6 @@ def test_each_task_has_a_row_with_its_score_before_and_after(tmp_path: Path) -> 
     assert ["news", "100", "0.071 → 0.241 ± 0.038", "0.071 → 0.259 ± 0.041"] in rows
     assert ["boolq", "100", "0.090 → 0.306 ± 0.048", "0.090 → 0.328 ± 0.051"] in rows
     assert ["all", "200", "0.118 → 0.402 ± 0.045", "0.118 → 0.431 ± 0.048"] in rows
-
-
-def test_a_task_that_was_not_trained_on_says_so(tmp_path: Path) -> None:
-    run = score_only(write_run(tmp_path, tasks=("news", "boolq"), num_steps=1), "boolq")
-    rows = [cells(line)[0] for line in scores_of(run).splitlines() if "→" in line and "base →" not in line]
-    assert rows == ["news", "boolq (not trained on)"]
 
 
 def test_a_single_task_is_shown_once(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from keeptune.progress import noun
-from keeptune.report.scores import OTHER_TASKS, Score
+from keeptune.report.scores import Score
 from keeptune.report.tables import Cost, Paired, Report
 from keeptune.report.wording import (
     count,
@@ -61,7 +61,7 @@ def headline(report: Report) -> tuple[Phrase, ...]:
     if report.main_metric is None or score is None:
         return (*phrases, Phrase("is chosen; it has not been scored on the test split."))
     phrases += _gain(report, score, metric=report.main_metric)
-    return (*phrases, Phrase(_cost(report.cost(method))), *_others(report, method, metric=report.main_metric))
+    return (*phrases, Phrase(_cost(report.cost(method))))
 
 
 def _unfinished(report: Report) -> str:
@@ -75,7 +75,7 @@ def _unfinished(report: Report) -> str:
 
 def _trained(report: Report, method: str) -> str:
     num_train = report.audit.num_train
-    tasks = report.trained_tasks or tuple(split.task for split in report.audit.splits)
+    tasks = report.tasks or tuple(split.task for split in report.audit.splits)
     records = f"{count(num_train)} {noun(num_train, 'records')}" if num_train is not None else "records"
     data = f" on {records}{f' of {series(tasks)}' if tasks else ''}" if num_train is not None or tasks else ""
     cost = report.cost(method)
@@ -83,19 +83,10 @@ def _trained(report: Report, method: str) -> str:
     return f"{base_label(report)}, tuned with {method}{kind}{data},"
 
 
-def _others(report: Report, method: str, *, metric: str) -> list[Phrase]:
-    """Return the sentence on the tasks that were scored only, none without such tasks."""
-    score = report.score(method, metric, task=OTHER_TASKS)
-    if score is None:
-        return []
-    which = series(report.other_tasks) if len(report.other_tasks) < 3 else f"{len(report.other_tasks)} other tasks"
-    return [Phrase(f" On {which}, which it was not trained on, it "), *_gain(report, score, metric=metric), Phrase(".")]
-
-
 def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:
     label, records = metric_label(metric), f"{count(score.num_records)} test {noun(score.num_records, 'records')}"
-    paired = report.difference(score.model, metric, task=score.task)
-    base = report.score(paired.against, metric, task=score.task) if paired else None
+    paired = report.difference(score.model, metric)
+    base = report.score(paired.against, metric) if paired else None
     if paired is None or base is None or paired.difference is None:
         places = decimals_for(score.mean)
         return [
@@ -128,7 +119,7 @@ def _cost(cost: Cost | None) -> str:
 
 
 def key_numbers(report: Report) -> list[KeyNumber]:
-    """Return up to five numbers below the headline; none of them where nothing was chosen."""
+    """Return up to four numbers below the headline; none of them where nothing was chosen."""
     method, metric = report.selection.selected, report.main_metric
     if method is None:
         return []
@@ -153,16 +144,13 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
     note = f"{before}, {count(score.num_records)} test {noun(score.num_records, 'records')}"
     found = [KeyNumber(metric_label(metric), decimal(score.mean, places), note)]
     if paired is not None:
-        found.append(_difference_number("Difference from the base", paired, places=places))
-    others = report.difference(method, metric, task=OTHER_TASKS)
-    if others is not None:
-        found.append(_difference_number("The same, on other tasks", others, places=places))
+        found.append(_difference_number(paired, places=places))
     return found
 
 
-def _difference_number(label: str, paired: Paired, *, places: int) -> KeyNumber:
+def _difference_number(paired: Paired, *, places: int) -> KeyNumber:
     return KeyNumber(
-        label,
+        "Difference from the base",
         decimal(paired.difference, places, signed=True),
         f"95 %: {interval(paired.low, paired.high, places, signed=True)}",
     )

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from keeptune.progress import noun
 from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
-from keeptune.report.scores import ALL_TASKS, OTHER_TASKS, Score
+from keeptune.report.scores import ALL_TASKS, Score
 from keeptune.report.tables import Metric, Paired, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 
@@ -69,11 +69,10 @@ class PairedGroup:
 
 @dataclass(frozen=True, slots=True)
 class TaskCell:
-    """A model's score on a task with its doubt; `mark` and `change` say how it stands to the base, paired by record."""
+    """A model's score on a task with its doubt; `mark` says how it stands to the base, paired by record."""
 
     mean: str
     doubt: str
-    change: str
     mark: str
     verdict: str
 
@@ -88,20 +87,12 @@ class TaskRow:
 
 
 @dataclass(frozen=True, slots=True)
-class TaskGroup:
-    """The tasks that were trained on, or those that were not; `label` is empty where there is one group only."""
-
-    label: str
-    rows: tuple[TaskRow, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class TaskTable:
     """One metric, every task."""
 
     label: str
     better: str
-    groups: tuple[TaskGroup, ...]
+    rows: tuple[TaskRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,19 +191,12 @@ def task_tables(report: Report) -> list[TaskTable]:
         return []
     found = []
     for metric in report.metrics:
-        if any(s.metric == metric.name and s.task in report.tasks for s in report.scores):
-            found.append(TaskTable(metric_label(metric.name), _better(metric), tuple(_task_groups(report, metric))))
+        scores = [s for s in report.scores if s.metric == metric.name and s.task != ALL_TASKS]
+        places = decimals_for(*(s.mean for s in scores))
+        rows = tuple(_task_row(report, task, metric=metric, places=places) for task in report.tasks)
+        if scores:
+            found.append(TaskTable(metric_label(metric.name), _better(metric), rows))
     return found
-
-
-def _task_groups(report: Report, metric: Metric) -> Iterator[TaskGroup]:
-    places = decimals_for(*(s.mean for s in report.scores if s.metric == metric.name and s.task in report.tasks))
-    parts = [("Trained on", report.trained_tasks, ALL_TASKS), ("Not trained on", report.other_tasks, OTHER_TASKS)]
-    parts = [part for part in parts if part[1]]
-    for label, tasks, together in parts:
-        shown = (*tasks, together) if len(tasks) > 1 else tasks
-        rows = tuple(_task_row(report, task, metric=metric, places=places) for task in shown)
-        yield TaskGroup(label if len(parts) > 1 else "", rows)
 
 
 def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> TaskRow:
@@ -227,10 +211,9 @@ def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> Task
 
 def _task_cell(score: Score | None, pair: Paired | None, *, metric: Metric, places: int) -> TaskCell:
     if score is None:
-        return TaskCell(decimal(None), "", "", "", "")
+        return TaskCell(decimal(None), "", "", "")
     verdict = pair.verdict(higher_is_better=metric.higher_is_better) if pair else ""
-    change = decimal(pair.difference, places, signed=True) if pair else ""
-    return TaskCell(decimal(score.mean, places), _doubt(score, places=places), change, _MARKS.get(verdict, ""), verdict)
+    return TaskCell(decimal(score.mean, places), _doubt(score, places=places), _MARKS.get(verdict, ""), verdict)
 
 
 def _doubt(score: Score, *, places: int) -> str:

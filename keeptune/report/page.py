@@ -16,7 +16,6 @@ from markupsafe import Markup
 from keeptune import __version__
 from keeptune.progress import noun
 from keeptune.report import wording
-from keeptune.report.guide import reading_notes
 from keeptune.report.headline import headline, key_numbers
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
 from keeptune.report.tables import Report, read_report
@@ -77,7 +76,6 @@ def render_page(report: Report) -> str:
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
-        reading_notes=reading_notes(report),
     )
 
 
@@ -105,7 +103,6 @@ def report_json(report: Report) -> str:
         "decoding": [{**dataclasses.asdict(d), "settings": dict(d.settings)} for d in report.decodings],
         "answers": _answers(report),
         "audit": _audit(report),
-        "untrained_tasks": list(report.untrained_tasks),
         "test_openings": [dict(opening) for opening in report.openings],
         "command": report.command,
         "commands": [{"time": time, "command": command} for time, command in report.commands],

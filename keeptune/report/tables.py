@@ -16,7 +16,7 @@ from keeptune.report.answers import Answers, read_answers
 from keeptune.report.audit import Audit, read_audit
 from keeptune.report.curves import Curve, read_curve
 from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, whole
-from keeptune.report.scores import ALL_TASKS, OTHER_TASKS, Score, read_scores
+from keeptune.report.scores import ALL_TASKS, Score, read_scores
 
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
@@ -100,8 +100,7 @@ class Selection:
 class Report:
     """All that the page shows; `models` are the base's names, then the methods', in the order of the recipe.
 
-    `untrained_tasks` were scored only. `command` makes the run again from the recipe in its folder; `commands` are
-    those that were given, with their time.
+    `command` makes the run again from the recipe in its folder; `commands` are those that were given, with their time.
     """
 
     name: str
@@ -117,7 +116,6 @@ class Report:
     selection: Selection
     answers: Answers | None
     audit: Audit
-    untrained_tasks: tuple[str, ...]
     openings: tuple[tuple[tuple[str, str], ...], ...]
     facts: tuple[tuple[str, str], ...]
     command: str | None
@@ -128,18 +126,8 @@ class Report:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The single tasks that scores exist for, in their order; "all" and "others" are none."""
-        return tuple(dict.fromkeys(s.task for s in self.scores if s.task not in (ALL_TASKS, OTHER_TASKS)))
-
-    @property
-    def trained_tasks(self) -> tuple[str, ...]:
-        """The scored tasks that were trained on."""
-        return tuple(task for task in self.tasks if task not in self.untrained_tasks)
-
-    @property
-    def other_tasks(self) -> tuple[str, ...]:
-        """The scored tasks that were not trained on."""
-        return tuple(task for task in self.tasks if task in self.untrained_tasks)
+        """The single tasks that scores exist for, in their order; "all" is not one."""
+        return tuple(dict.fromkeys(s.task for s in self.scores if s.task != ALL_TASKS))
 
     def score(self, model: str, metric: str, *, task: str = ALL_TASKS) -> Score | None:
         """Return one score, None where it was not measured."""
@@ -208,7 +196,6 @@ def read_report(run: Path) -> Report:
         selection=selection,
         answers=answers,
         audit=read_audit(folder),
-        untrained_tasks=tuple(_untrained(folder.object("data/audit.json", expected=False))),
         openings=tuple(tuple(flat(line)) for line in folder.lines("test_openings.jsonl", expected=False)),
         facts=_facts(folder, manifest, methods),
         command=_command(run),
@@ -217,11 +204,6 @@ def read_report(run: Path) -> Report:
         recipe=folder.text("recipe.yaml"),
         missing=tuple(dict.fromkeys(folder.notes)),
     )
-
-
-def _untrained(audit: Mapping[str, Any]) -> Iterator[str]:
-    names = audit.get("untrained_tasks")
-    yield from (name for name in names if isinstance(name, str)) if isinstance(names, list) else ()
 
 
 def _folders(path: Path) -> list[Path]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.data.record import record_to_json
 from keeptune.errors import DataError
-from keeptune.report.scores import ALL_TASKS, OTHER_TASKS, read_scores
+from keeptune.report.scores import ALL_TASKS, read_scores
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
 from keeptune.stages.run import Run, is_done, stage_key
@@ -236,13 +236,11 @@ def _card(run: Run, data: Data, method: Method) -> ModelCard:
         max_new_tokens=max_new_tokens(run.recipe, data),
         trained_parameters=trained["trained_parameters"],
         total_parameters=trained["total_parameters"],
-        scores=tuple(_card_scores(run, data, method)),
+        scores=tuple(_card_scores(run, method)),
         recipe=run.recipe.to_yaml(),
         limits=(
             "Scores hold for records like those of the test split; nothing else was measured.",
-            "What the base model lost beyond the tasks of the table was not measured."
-            if data.untrained_tasks
-            else "What the base model lost on other tasks was not measured.",
+            "What the base model lost on other tasks was not measured.",
         ),
         versions=read_json(run.folder / MANIFEST)["versions"],
     )
@@ -255,7 +253,7 @@ def _card_prompt(data: Data) -> tuple[Mapping[str, str], ...]:
     return tuple(record_to_json(shortest)["messages"][:-1])
 
 
-def _card_scores(run: Run, data: Data, method: Method) -> Iterator[CardScore]:
+def _card_scores(run: Run, method: Method) -> Iterator[CardScore]:
     """Yield the method's test scores beside the base model's; a single task's are not repeated for all together."""
     from keeptune.model.card import CardScore
 
@@ -263,11 +261,9 @@ def _card_scores(run: Run, data: Data, method: Method) -> Iterator[CardScore]:
     base_path = run.folder / BASE / "zero-shot" / "scores.json"
     base_scores = read_scores(read_json(base_path)) if base_path.exists() else ()
     base_values = {(score.task, score.metric): score.mean for score in base_scores}
-    tasks = {score.task for score in scores} - {ALL_TASKS, OTHER_TASKS}
-    num_others = len(tasks & data.untrained_tasks)
-    alone = {ALL_TASKS: len(tasks) - num_others < 2, OTHER_TASKS: num_others < 2}
+    several = len({score.task for score in scores} - {ALL_TASKS}) > 1
     for score in scores:
-        if score.mean is None or score.num_records is None or alone.get(score.task):
+        if score.mean is None or score.num_records is None or (score.task == ALL_TASKS and not several):
             continue
         yield CardScore(
             task=score.task,

@@ -213,18 +213,3 @@ def write_run(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_steps: int 
     opening = {"opened": "2026-11-23T21:02:11Z", "models": ["base", "full", "lora"], "test_sha256": "ab12"}
     write_lines(run / "test_openings.jsonl", [opening])
     return run
-
-
-def score_only(run: Path, task: str) -> Path:
-    """Make a task of a written run one that was not trained on."""
-    audit_path, paired_path = run / "data/audit.json", run / "paired.json"
-    value = json.loads(audit_path.read_text(encoding="utf-8"))
-    write_json(audit_path, {**value, "untrained_tasks": [task]})
-    for path in (*run.glob("*/test/scores.json"), run / "base/zero-shot/scores.json"):
-        scores = json.loads(path.read_text(encoding="utf-8"))
-        rows = [{**row, "task": "others"} for row in scores["scores"] if row["task"] == task]
-        write_json(path, {**scores, "scores": [*scores["scores"], *rows]})
-    paired = json.loads(paired_path.read_text(encoding="utf-8"))["paired"]
-    rows = [{**row, "task": "others"} for row in paired if row["task"] == task]
-    write_json(paired_path, {"paired": [*paired, *rows]})
-    return run

@@ -22,7 +22,6 @@ from tests.report.run_folder import (
     RECIPE,
     events,
     sample,
-    score_only,
     scores_file,
     write_json,
     write_lines,
@@ -32,7 +31,6 @@ from tests.report.run_folder import (
 VOID = {"meta", "br", "link", "input", "img", "hr"}
 WORDS = """
     html head title style body header main section footer nav a p h1 h2 h3 h4 dl dt dd div span i b strong bdi
-    details summary
     table thead tbody tr th td ol ul li pre code figure figcaption svg defs g path text line circle use clippath rect
 """
 TAGS = {"meta", *re.findall(r"\S+", WORDS)}
@@ -388,37 +386,3 @@ def test_a_page_that_cannot_be_written_leaves_the_old_one(tmp_path: Path, monkey
         write_report(run)
     assert (run / "report.html").read_bytes() == before
     assert not list(run.glob(".report*"))
-
-
-def test_tasks_that_were_not_trained_on_stand_apart(tmp_path: Path) -> None:
-    run = score_only(write_run(tmp_path, tasks=("news", "boolq"), num_steps=1), "boolq")
-    words = page_of(run).words
-    assert " of news, raises ROUGE-L" in words
-    assert "On boolq, which it was not trained on, it shows no clear change in ROUGE-L on 100 test records" in words
-    upper, lower = words.split("Task by task Mean")[1].split("Not trained on", 1)
-    assert "Trained on" in upper and " news " in upper and "boolq" not in upper
-    assert " boolq " in lower.split("Learning curves")[0] and " news " not in lower.split("Trained on")[0]
-    assert "The same, on other tasks +0.250" in words
-    assert "What the tuned model lost beyond the other tasks shown here was not measured." in words
-    assert json.loads((run / "report.json").read_text(encoding="utf-8"))["untrained_tasks"] == ["boolq"]
-
-
-def test_a_task_shows_its_difference_from_the_base(tmp_path: Path) -> None:
-    words = page_of(write_run(tmp_path, tasks=("news", "boolq"), num_steps=1)).words
-    assert "▲ 0.259 ± 0.041 (+0.250)" in words
-
-
-def test_the_page_explains_itself_from_the_facts_of_the_run(tmp_path: Path) -> None:
-    run = score_only(write_run(tmp_path, tasks=("news", "boolq"), num_steps=1), "boolq")
-    page = page_of(run)
-    assert "details" in {tag for tag, _ in page.tags}
-    words = page.words.split("How to read this page")[1].split("Scores on test")[0]
-    assert "english-3m is a model that existed before. 1,624 examples of the task news" in words
-    assert "The method “full” moved all" in words and "(LORA)" in words
-    assert "So the models also answered boolq" in words
-
-
-def test_a_run_that_chose_nothing_is_not_explained(tmp_path: Path) -> None:
-    run = write_run(tmp_path, num_steps=1)
-    (run / "selection.json").unlink()
-    assert "How to read this page" not in page_of(run).words
