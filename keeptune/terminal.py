@@ -193,7 +193,8 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     show_table(console, "Audit", ("", ""), rows=rows)
     tasks = {**audit["tasks"], **({"all": audit["splits"]} if len(audit["tasks"]) > 1 else {})}
     splits = ("train", "validation", "test")
-    table = [(task, *(f"{counts[split]:,}" for split in splits)) for task, counts in tasks.items()]
+    named = {task: f"{task} (not trained on)" if task in audit["untrained_tasks"] else task for task in tasks}
+    table = [(named[task], *(f"{counts[split]:,}" for split in splits)) for task, counts in tasks.items()]
     show_table(console, "Records", ("task", *splits), rows=table)
     parts = ("prompt", "completion", "total")
     quantiles = ("p50", "p90", "p99", "max")
@@ -256,19 +257,28 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
     """Print each task's main score before and after, by method, where there are several tasks."""
     metric, methods = value["main_metric"], list(value["selection"]["values"])
     scores = {(s["task"], s["model"]): s for s in value["scores"] if s["metric"] == metric}
-    tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task != "all"]
+    tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task not in ("all", "others")]
     if len(tasks) < 2:
         return
+    others = [task for task in tasks if task in value["untrained_tasks"]]
+    trained = [task for task in tasks if task not in others]
     rows = []
-    for task in (*tasks, "all"):
+    for task in (*_with_mean(trained, "all"), *_with_mean(others, "others")):
+        if others and task in (trained[:1] + others[:1]):
+            rows.append(("not trained on" if task in others else "trained on", "", *("" for _ in methods)))
         base, cells = scores.get((task, "base")), []
         for score in (scores.get((task, method)) for method in methods):
             before = f"{base['mean']:.3f} → " if base and base["mean"] is not None else ""
             cells.append(f"{before}{_with_doubt(score)}" if score else "–")
         num_records = next(s["num_records"] for (of, _), s in scores.items() if of == task)
-        rows.append((task, f"{num_records:,}", *cells))
+        rows.append((f"  {task}" if others else task, f"{num_records:,}", *cells))
     title = f"Test split by task: {metric}, base → tuned"
     show_table(console, title, ("task", "records", *methods), rows=rows)
+
+
+def _with_mean(tasks: Sequence[str], mean: str) -> list[str]:
+    """Return the tasks and, where there are several, the name that their mean stands under."""
+    return [*tasks, mean] if len(tasks) > 1 else [*tasks]
 
 
 def _choice(value: Mapping[str, Any]) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,9 +15,10 @@ from keeptune.storage import write_atomic
 
 @dataclass(frozen=True, slots=True)
 class CardScore:
-    """A metric on the test split of one task, "all" for every task together; `base_value` is the base model's own.
+    """A metric on the test split of one task; `base_value` is the base model's own.
 
-    [`low`, `high`] is the 95 % interval of the value.
+    "all" is every trained task together, "others" every one that was not `trained` on. [`low`, `high`] is the 95 %
+    interval of the value.
     """
 
     task: str
@@ -27,6 +28,7 @@ class CardScore:
     high: float | None
     num_records: int
     base_value: float | None
+    trained: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +149,19 @@ def _usage(card: ModelCard, *, adapter: bool) -> str:
 def _score_table(card: ModelCard) -> str:
     if not card.scores:
         return "None was measured.\n"
+    trained, others = ([score for score in card.scores if score.trained == kind] for kind in (True, False))
+    meaning = "On the locked test split; ± is half of the 95 % interval, of which perplexity shows both ends."
+    tables = [_score_rows(trained), "On tasks that it was not trained on:", _score_rows(others)]
+    return "\n\n".join([*(tables if others else tables[:1]), meaning, ""])
+
+
+def _score_rows(scores: Sequence[CardScore]) -> str:
     lines = ["| task | metric | this model | base model | records |", "| --- | --- | ---: | ---: | ---: |"]
-    for score in card.scores:
+    for score in scores:
         base = "–" if score.base_value is None else f"{score.base_value:.4f}"
         names = f"{_plain(score.task)} | {_plain(score.metric)}"
         lines.append(f"| {names} | {score.value:.4f}{_doubt(score)} | {base} | {score.num_records} |")
-    meaning = "On the locked test split; ± is half of the 95 % interval, of which perplexity shows both ends."
-    return "\n".join([*lines, "", meaning, ""])
+    return "\n".join(lines)
 
 
 def _doubt(score: CardScore) -> str:

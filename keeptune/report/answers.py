@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,10 +49,17 @@ class _Base:
 
 
 def read_answers(
-    folder: RunFolder, *, model: str, base: str | None, metric: str, higher_is_better: bool
+    folder: RunFolder,
+    *,
+    model: str,
+    base: str | None,
+    metric: str,
+    higher_is_better: bool,
+    untrained_tasks: Collection[str] = (),
 ) -> Answers | None:
     """Return the six best and six worst test answers of a method, None where it has none.
 
+    Those to `untrained_tasks` are left out: they would fill the worst.
     They are ranked by the metric, then by the gain over the base (best: the largest first; worst: the largest loss
     first), then by id. Fewer than twelve records are shared out, the larger half to the best.
 
@@ -66,6 +73,8 @@ def read_answers(
     sign = 1.0 if higher_is_better else -1.0
     name = f"{model}/test/samples.jsonl"
     for position, line in enumerate(folder.lines(name)):
+        if string(line.get("task")) in untrained_tasks:
+            continue
         value = _value(line, metric)
         if value is None:
             num_without_value += 1

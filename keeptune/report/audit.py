@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from keeptune.data.record import SPLIT_NAMES
-from keeptune.report.reading import RunFolder, flat, mapping, number, rows, whole
+from keeptune.report.reading import RunFolder, flat, mapping, number, rows, strings, whole
 
 _MAX_EXAMPLES = 6
 _LENGTH_COLUMNS = ("p50", "p90", "p99", "max", "mean")
 _PARTS = ("prompt", "completion", "total")
 _SHOWN = frozenset({"rows_in", "kept", "kept_whole", "truncated", "dropped", "tasks", "splits", "leaks", "tokens"})
+_SHOWN |= {"untrained_tasks"}
 _LEAKS = {
     "exact": "Same prompt",
     "near": "Near-duplicate prompt",
@@ -68,7 +69,10 @@ class Examples:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """`rows_in` = `kept` + the sum of `dropped`; `truncated` of the kept lost tokens to the limit of length."""
+    """`rows_in` = `kept` + the sum of `dropped`; `truncated` of the kept lost tokens to the limit of length.
+
+    The tasks in `untrained_tasks` are scored only.
+    """
 
     rows_in: int | None
     kept: int | None
@@ -79,11 +83,17 @@ class Audit:
     lengths: tuple[Lengths, ...]
     other: tuple[tuple[str, str], ...]
     examples: tuple[Examples, ...]
+    untrained_tasks: tuple[str, ...]
 
     @property
     def is_empty(self) -> bool:
         """Tell whether there is nothing to show."""
         return self.rows_in is None and not self.splits and not self.other
+
+    @property
+    def trained_tasks(self) -> tuple[str, ...]:
+        """The tasks that were trained on."""
+        return tuple(split.task for split in self.splits if split.task not in self.untrained_tasks)
 
     @property
     def num_train(self) -> int | None:
@@ -111,6 +121,7 @@ def read_audit(folder: RunFolder) -> Audit:
         lengths=tuple(_lengths(tokens)),
         other=tuple(flat(_without_lists(rest))),
         examples=tuple([*_examples(rest, prefix=""), *_examples(leaks, prefix="leaks.")]),
+        untrained_tasks=strings(value.get("untrained_tasks")),
     )
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from keeptune.progress import noun
-from keeptune.report.scores import Score
+from keeptune.report.scores import OTHER_TASKS, Score
 from keeptune.report.tables import Cost, Paired, Report
 from keeptune.report.wording import (
     count,
@@ -75,12 +75,34 @@ def _unfinished(report: Report) -> str:
 
 def _trained(report: Report, method: str) -> str:
     num_train = report.audit.num_train
-    tasks = report.tasks or tuple(split.task for split in report.audit.splits)
+    tasks = report.tasks or report.audit.trained_tasks
     records = f"{count(num_train)} {noun(num_train, 'records')}" if num_train is not None else "records"
     data = f" on {records}{f' of {series(tasks)}' if tasks else ''}" if num_train is not None or tasks else ""
     cost = report.cost(method)
     kind = f" ({cost.peft_type})" if cost and cost.peft_type and cost.peft_type.lower() != method.lower() else ""
     return f"{base_label(report)}, tuned with {method}{kind}{data},"
+
+
+def others_sentence(report: Report) -> tuple[Phrase, ...]:
+    """Return what became of the tasks that were not trained on; nothing where there are none, or no choice."""
+    method, metric, tasks = report.selection.selected, report.main_metric, report.other_tasks
+    score = report.score(method, metric, task=OTHER_TASKS) if method and metric else None
+    if not tasks or metric is None or score is None:
+        return ()
+    which = f"another task, {tasks[0]}" if len(tasks) == 1 else f"{count(len(tasks))} other tasks"
+    phrases = [Phrase(f"On {which}, which it was not trained on, it ")]
+    label, paired = metric_label(metric), report.difference(score.model, metric, task=OTHER_TASKS)
+    base = report.score(paired.against, metric, task=OTHER_TASKS) if paired else None
+    if paired is None or base is None or paired.difference is None:
+        reached = decimal(score.mean, decimals_for(score.mean))
+        return (*phrases, Phrase(f"reaches {label} {reached}; the base was not scored there."))
+    places = decimals_for(score.mean, base.mean)
+    verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
+    found = {"better": "gains", "worse": "loses", "unclear": "shows no clear change"}[verdict]
+    change = f"difference {decimal(paired.difference, places, signed=True)}"
+    doubt = f"95 % interval {interval(paired.low, paired.high, places, signed=True)}"
+    span = f"{label} went from {decimal(base.mean, places)} to {decimal(score.mean, places)}"
+    return (*phrases, Phrase(found, strong=True), Phrase(f": {span} ({change}, {doubt})."))
 
 
 def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from keeptune.progress import noun
 from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
-from keeptune.report.scores import ALL_TASKS, Score
+from keeptune.report.scores import ALL_TASKS, OTHER_TASKS, Score
 from keeptune.report.tables import Metric, Paired, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 
@@ -69,21 +69,31 @@ class PairedGroup:
 
 @dataclass(frozen=True, slots=True)
 class TaskCell:
-    """A model's score on a task with its doubt; `mark` says how it stands to the base, paired by record."""
+    """A model's score on a task with its doubt; `mark` and `difference` say how it stands to the base, by record."""
 
     mean: str
     doubt: str
     mark: str
     verdict: str
+    difference: str
 
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """One task, every model."""
+    """One task, every model; `together`: the mean over the group's records."""
 
     task: str
+    together: bool
     num_records: str
     cells: tuple[TaskCell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskGroup:
+    """Tasks that were trained on, or those that were not; `label` is empty where there is one kind only."""
+
+    label: str
+    rows: tuple[TaskRow, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +102,7 @@ class TaskTable:
 
     label: str
     better: str
-    rows: tuple[TaskRow, ...]
+    groups: tuple[TaskGroup, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,16 +197,31 @@ def _paired_row(report: Report, pair: Paired, *, metric: Metric, axis: Axis, pla
 
 def task_tables(report: Report) -> list[TaskTable]:
     """Return one table a metric with every task's scores; none where the run has a single task."""
-    if len(report.tasks) < 2:
+    if len(report.tasks) + len(report.other_tasks) < 2:
         return []
     found = []
     for metric in report.metrics:
-        scores = [s for s in report.scores if s.metric == metric.name and s.task != ALL_TASKS]
+        scores = [s for s in report.scores if s.metric == metric.name]
         places = decimals_for(*(s.mean for s in scores))
-        rows = tuple(_task_row(report, task, metric=metric, places=places) for task in report.tasks)
+        groups = [_task_group(report, tasks, metric=metric, places=places) for tasks in _kinds(report)]
         if scores:
-            found.append(TaskTable(metric_label(metric.name), _better(metric), rows))
+            found.append(TaskTable(metric_label(metric.name), _better(metric), tuple(groups)))
     return found
+
+
+def _kinds(report: Report) -> list[tuple[str, str, tuple[str, ...]]]:
+    """Return (label, name of their mean, names) of the tasks that were trained on, then of the others."""
+    kinds = [("Trained on", ALL_TASKS, report.tasks), ("Not trained on", OTHER_TASKS, report.other_tasks)]
+    if not report.other_tasks:
+        return [("", ALL_TASKS, report.tasks)]
+    return [kind for kind in kinds if kind[2]]
+
+
+def _task_group(report: Report, kind: tuple[str, str, tuple[str, ...]], *, metric: Metric, places: int) -> TaskGroup:
+    """Return a row for each task and, where there are several, one for their mean."""
+    label, together, tasks = kind
+    shown = (*tasks, together) if len(tasks) > 1 else tasks
+    return TaskGroup(label, tuple(_task_row(report, task, metric=metric, places=places) for task in shown))
 
 
 def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> TaskRow:
@@ -206,14 +231,16 @@ def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> Task
         _task_cell(score, report.difference(name, metric.name, task=task), metric=metric, places=places)
         for name, score in zip(report.models, scores, strict=True)
     )
-    return TaskRow(task, " / ".join(counts), cells)
+    return TaskRow(task, task in (ALL_TASKS, OTHER_TASKS), " / ".join(counts), cells)
 
 
 def _task_cell(score: Score | None, pair: Paired | None, *, metric: Metric, places: int) -> TaskCell:
     if score is None:
-        return TaskCell(decimal(None), "", "", "")
+        return TaskCell(decimal(None), "", "", "", "")
     verdict = pair.verdict(higher_is_better=metric.higher_is_better) if pair else ""
-    return TaskCell(decimal(score.mean, places), _doubt(score, places=places), _MARKS.get(verdict, ""), verdict)
+    change = decimal(pair.difference, places, signed=True) if pair else ""
+    doubt = _doubt(score, places=places)
+    return TaskCell(decimal(score.mean, places), doubt, _MARKS.get(verdict, ""), verdict, change)
 
 
 def _doubt(score: Score, *, places: int) -> str:

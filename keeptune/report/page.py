@@ -7,6 +7,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,8 @@ from markupsafe import Markup
 from keeptune import __version__
 from keeptune.progress import noun
 from keeptune.report import wording
-from keeptune.report.headline import headline, key_numbers
+from keeptune.report.guide import guide
+from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
 from keeptune.report.tables import Report, read_report
 from keeptune.storage import write_atomic
@@ -70,6 +72,8 @@ def render_page(report: Report) -> str:
         style_sha256=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         version=__version__,
         headline=headline(report),
+        others_sentence=others_sentence(report),
+        guide=guide(report),
         key_numbers=key_numbers(report),
         colours=colours(report),
         score_groups=score_groups(report),
@@ -88,7 +92,7 @@ def report_json(report: Report) -> str:
     value = {
         "version": VERSION,
         "keeptune": __version__,
-        "headline": "".join(phrase.text for phrase in headline(report)).replace("\u00a0", " "),
+        "headline": " ".join(filter(None, map(_text, (headline(report), others_sentence(report))))),
         "selected": report.selection.selected,
         "selection": {
             "metric": report.selection.metric,
@@ -96,6 +100,7 @@ def report_json(report: Report) -> str:
             "values": dict(report.selection.values),
         },
         "main_metric": report.main_metric,
+        "untrained_tasks": sorted(report.untrained_tasks),
         "metrics": [dataclasses.asdict(metric) for metric in report.metrics],
         "scores": [dataclasses.asdict(score) for score in report.scores],
         "paired": [dataclasses.asdict(paired) for paired in report.paired],
@@ -111,6 +116,10 @@ def report_json(report: Report) -> str:
     }
     # ASCII escapes keep a lone surrogate from a broken answer exact, where UTF-8 could not hold it.
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _text(phrases: Sequence[Phrase]) -> str:
+    return "".join(phrase.text for phrase in phrases).replace("\u00a0", " ")
 
 
 def _answers(report: Report) -> dict[str, Any] | None:

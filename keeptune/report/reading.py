@@ -119,6 +119,11 @@ def rows(value: Any) -> list[Mapping[str, Any]]:
     return [row for row in value if isinstance(row, dict)] if isinstance(value, list) else []
 
 
+def strings(value: Any) -> tuple[str, ...]:
+    """Return the strings in a JSON array, none for anything else."""
+    return tuple(part for part in value if isinstance(part, str)) if isinstance(value, list) else ()
+
+
 def mapping(value: Any) -> Mapping[str, Any]:
     """Return a JSON object, an empty one for anything else."""
     return value if isinstance(value, dict) else {}

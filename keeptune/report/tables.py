@@ -15,8 +15,8 @@ from typing import Any
 from keeptune.report.answers import Answers, read_answers
 from keeptune.report.audit import Audit, read_audit
 from keeptune.report.curves import Curve, read_curve
-from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, whole
-from keeptune.report.scores import ALL_TASKS, Score, read_scores
+from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, strings, whole
+from keeptune.report.scores import ALL_TASKS, OTHER_TASKS, Score, read_scores
 
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
@@ -100,6 +100,7 @@ class Selection:
 class Report:
     """All that the page shows; `models` are the base's names, then the methods', in the order of the recipe.
 
+    The tasks in `untrained_tasks` are scored only: scores of "all" leave them out, those of "others" are theirs.
     `command` makes the run again from the recipe in its folder; `commands` are those that were given, with their time.
     """
 
@@ -123,11 +124,21 @@ class Report:
     base_name: str | None
     recipe: str
     missing: tuple[str, ...]
+    untrained_tasks: frozenset[str] = frozenset()
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """The single tasks that scores exist for, in their order; "all" is not one."""
-        return tuple(dict.fromkeys(s.task for s in self.scores if s.task != ALL_TASKS))
+        """The single tasks that were trained on and that scores exist for, in their order; "all" is not one."""
+        return tuple(task for task in self._scored if task not in self.untrained_tasks)
+
+    @property
+    def other_tasks(self) -> tuple[str, ...]:
+        """The single tasks that were not trained on and that scores exist for, in their order."""
+        return tuple(task for task in self._scored if task in self.untrained_tasks)
+
+    @property
+    def _scored(self) -> Iterator[str]:
+        yield from dict.fromkeys(s.task for s in self.scores if s.task not in (ALL_TASKS, OTHER_TASKS))
 
     def score(self, model: str, metric: str, *, task: str = ALL_TASKS) -> Score | None:
         """Return one score, None where it was not measured."""
@@ -166,6 +177,8 @@ def read_report(run: Path) -> Report:
         folder.notes.append("base/: not there")
     values = [value for _, value in evaluated]
     scores = tuple(score for value in values for score in read_scores(value))
+    audit = read_audit(folder)
+    untrained_tasks = frozenset(audit.untrained_tasks).union(*(strings(v.get("untrained_tasks")) for v in values))
     metrics = _metrics(values, scores)
     main_metric = _main_metric(metrics, selection)
     # Only a name that a folder of this run has is opened: what selection.json says is not trusted as a path.
@@ -180,6 +193,7 @@ def read_report(run: Path) -> Report:
             base=base_answers,
             metric=main_metric,
             higher_is_better=next(m.higher_is_better for m in metrics if m.name == main_metric),
+            untrained_tasks=untrained_tasks,
         )
     base_names = dict.fromkeys(s.name for s in scores if s.model not in methods)
     return Report(
@@ -195,7 +209,7 @@ def read_report(run: Path) -> Report:
         decodings=tuple(_decodings(values)),
         selection=selection,
         answers=answers,
-        audit=read_audit(folder),
+        audit=audit,
         openings=tuple(tuple(flat(line)) for line in folder.lines("test_openings.jsonl", expected=False)),
         facts=_facts(folder, manifest, methods),
         command=_command(run),
@@ -203,6 +217,7 @@ def read_report(run: Path) -> Report:
         base_name=string(manifest.get("model")) or string(mapping(manifest.get("base")).get("name")),
         recipe=folder.text("recipe.yaml"),
         missing=tuple(dict.fromkeys(folder.notes)),
+        untrained_tasks=untrained_tasks,
     )
 
 

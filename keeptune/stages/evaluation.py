@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.data.record import record_to_json
 from keeptune.errors import DataError
-from keeptune.report.scores import ALL_TASKS, read_scores
+from keeptune.report.scores import ALL_TASKS, OTHER_TASKS, read_scores
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
 from keeptune.stages.run import Run, is_done, stage_key
@@ -236,11 +236,13 @@ def _card(run: Run, data: Data, method: Method) -> ModelCard:
         max_new_tokens=max_new_tokens(run.recipe, data),
         trained_parameters=trained["trained_parameters"],
         total_parameters=trained["total_parameters"],
-        scores=tuple(_card_scores(run, method)),
+        scores=tuple(_card_scores(run, data, method)),
         recipe=run.recipe.to_yaml(),
         limits=(
             "Scores hold for records like those of the test split; nothing else was measured.",
-            "What the base model lost on other tasks was not measured.",
+            "What the base model lost on other tasks was not measured."
+            if not data.untrained_tasks
+            else "What the base model lost beyond the tasks above was not measured.",
         ),
         versions=read_json(run.folder / MANIFEST)["versions"],
     )
@@ -253,17 +255,22 @@ def _card_prompt(data: Data) -> tuple[Mapping[str, str], ...]:
     return tuple(record_to_json(shortest)["messages"][:-1])
 
 
-def _card_scores(run: Run, method: Method) -> Iterator[CardScore]:
-    """Yield the method's test scores beside the base model's; a single task's are not repeated for all together."""
+def _card_scores(run: Run, data: Data, method: Method) -> Iterator[CardScore]:
+    """Yield the method's test scores beside the base model's; those of a single task are not repeated as a mean.
+
+    A single task is one of the trained ones or one of the others.
+    """
     from keeptune.model.card import CardScore
 
     scores = read_scores(read_json(run.folder / method.name / "test" / "scores.json"))
     base_path = run.folder / BASE / "zero-shot" / "scores.json"
     base_scores = read_scores(read_json(base_path)) if base_path.exists() else ()
     base_values = {(score.task, score.metric): score.mean for score in base_scores}
-    several = len({score.task for score in scores} - {ALL_TASKS}) > 1
+    others = data.untrained_tasks
+    tasks = {score.task for score in scores} - {ALL_TASKS, OTHER_TASKS}
+    repeated = {mean for mean, of in ((ALL_TASKS, tasks - others), (OTHER_TASKS, tasks & others)) if len(of) == 1}
     for score in scores:
-        if score.mean is None or score.num_records is None or (score.task == ALL_TASKS and not several):
+        if score.mean is None or score.num_records is None or score.task in repeated:
             continue
         yield CardScore(
             task=score.task,
@@ -273,4 +280,5 @@ def _card_scores(run: Run, method: Method) -> Iterator[CardScore]:
             high=score.high,
             num_records=score.num_records,
             base_value=base_values.get((score.task, score.metric)),
+            trained=score.task not in {*others, OTHER_TASKS},
         )

@@ -646,3 +646,14 @@ def test_the_card_fits_its_folder(
     assert loader in text
     assert ("model-index" in front) == bool(changes.get("scores", True))
     assert ("## Limits" in text) == bool(changes.get("limits", True))
+
+
+def test_the_card_shows_tasks_that_were_not_trained_on_in_a_table_of_their_own(tmp_path: Path) -> None:
+    one = CardScore("boolq", "rougeL", 0.5, 0.48, 0.52, 90, 0.25, trained=False)
+    write_model_card(tmp_path, card=card(scores=(*card().scores, one)))
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    trained, others = text.split("On tasks that it was not trained on:\n\n| task | metric |")
+    assert "| boolq |" not in trained and "| alpaca | rougeL | 0.5000" in trained
+    assert "| boolq | rougeL | 0.5000 ± 0.0200 | 0.2500 | 90 |" in others and "| alpaca |" not in others
+    write_model_card(tmp_path, card=card())
+    assert "not trained on" not in (tmp_path / "README.md").read_text(encoding="utf-8")

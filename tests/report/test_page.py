@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from keeptune.errors import StorageError
+from keeptune.report.guide import guide
 from keeptune.report.headline import headline
 from keeptune.report.page import write_report
 from keeptune.report.tables import read_report
@@ -31,7 +32,8 @@ from tests.report.run_folder import (
 VOID = {"meta", "br", "link", "input", "img", "hr"}
 WORDS = """
     html head title style body header main section footer nav a p h1 h2 h3 h4 dl dt dd div span i b strong bdi
-    table thead tbody tr th td ol ul li pre code figure figcaption svg defs g path text line circle use clippath rect
+    table thead tbody tr th td ol ul li pre code details summary
+    figure figcaption svg defs g path text line circle use clippath rect
 """
 TAGS = {"meta", *re.findall(r"\S+", WORDS)}
 PAYLOADS = [
@@ -158,6 +160,83 @@ def test_a_finished_run_gives_a_safe_page_with_every_section(tmp_path: Path) -> 
     ):
         assert words in page.words
     assert "Missing:" not in page.words
+
+
+def test_tasks_that_were_not_trained_on_stand_apart(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("news", "qa"), others=("boolq", "wiki"), num_steps=1)
+    page = page_of(run)
+    assert_safe(page)
+    for words in (
+        "english-3m, tuned with lora on 1,624 records of news and qa, raises ROUGE-L on 200 test records from 0.118",
+        "On 2 other tasks, which it was not trained on, it loses: ROUGE-L went from 0.106 to 0.042 (difference −0.064, "
+        "95 % interval −0.080 to −0.048).",
+        "here those of the tasks trained on. Dot",
+        "Trained on news 100",
+        "all 200 0.118",
+        "Not trained on boolq 100",
+        "others 200 0.106 ± 0.012 ≈ 0.042 ± 0.005 −0.064 ▼ 0.042 ± 0.005 −0.064",
+        "boolq not trained on 0 0 96",
+        "Of 20 test answers of lora to what was trained on, ranked by",
+        "Beyond the other tasks of this page, what the tuned model lost",
+        "To see it, boolq and wiki were answered before and after tuning, and never trained on.",
+    ):
+        assert words in page.words, words
+    assert "What the tuned model lost outside these tasks was not measured." not in page.words
+    value = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert value["untrained_tasks"] == ["boolq", "wiki"]
+    assert value["headline"].endswith("95 % interval −0.080 to −0.048).")
+    # The audit alone names them too.
+    for path in run.rglob("scores.json"):
+        write_json(path, {k: v for k, v in json.loads(path.read_text()).items() if k != "untrained_tasks"})
+    assert read_report(run).other_tasks == ("boolq", "wiki")
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "words"),
+    [
+        (0.01, 0.05, "it gains: ROUGE-L went from 0.106 to 0.042 (difference +0.030, 95 % interval +0.010 to +0.050)."),
+        (-0.01, 0.05, "it shows no clear change: ROUGE-L went from"),
+        (-0.05, -0.01, "it loses: ROUGE-L went from"),
+    ],
+)
+def test_what_became_of_another_task_is_said_by_its_interval(
+    tmp_path: Path, low: float, high: float, words: str
+) -> None:
+    run = write_run(tmp_path, others=("boolq",), num_steps=1)
+    pair = {"model": "lora", "against": "base", "task": "others", "metric": "rougeL", "better": 9, "worse": 8}
+    write_json(run / "paired.json", {"paired": [pair | {"difference": 0.03, "low": low, "high": high}]})
+    assert f"On another task, boolq, which it was not trained on, {words}" in page_of(run).words
+    write_json(run / "paired.json", {"paired": []})
+    assert "it reaches ROUGE-L 0.042; the base was not scored there." in page_of(run).words
+
+
+def test_a_run_without_other_tasks_says_that_nothing_outside_was_measured(tmp_path: Path) -> None:
+    words = page_of(write_run(tmp_path, tasks=("news", "qa"), num_steps=1)).words
+    assert "What the tuned model lost outside these tasks was not measured." in words
+    assert "not trained on" not in words.lower()
+    assert "all 200 0.118 ± 0.013 ▲ 0.402 ± 0.045 +0.284" in words
+
+
+def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    text = write_report(run).read_text(encoding="utf-8")
+    assert "<details>\n<summary>How to read this page</summary>" in text
+    sentences = guide(read_report(run))
+    assert len(re.findall(r"[.](?= |$)", " ".join(sentences))) <= 12
+    for words in (
+        "A model that already existed, english-3m (“base” on this page), was shown 812 examples of ag_news: prompts,",
+        "Full fine-tuning (full) changes all of the model’s weights (3.15 M numbers).",
+        "lora leaves them as they are and trains a small addition: 590 k parameters in lora.",
+        "Validation (92 records) is what was kept from training to choose by",
+        "ROUGE-L: how much of the wording agrees with the expected answer's, in its order, 0 to 1",
+        "Exact match: the share of answers that equal the expected one word for word",
+        "This run measured none of that: it has no task with train: false.",
+    ):
+        assert words in " ".join(" ".join(sentences).split())
+    # Where nothing is known of the run, nothing is made up.
+    empty = " ".join(guide(read_report(tmp_path / "none")))
+    assert "the base model (“base” on this page), was shown examples: prompts" in empty
+    assert "small addition" not in empty and "records)" not in empty
 
 
 def test_the_page_names_the_command_that_makes_the_run_again_and_those_that_were_given(tmp_path: Path) -> None:

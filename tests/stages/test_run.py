@@ -387,6 +387,12 @@ def test_a_task_that_is_scored_only_is_answered_by_every_model_and_never_trained
         counts = {s["task"]: s["num_records"] for s in report["scores"] if (s["model"], s["metric"]) == (model, "loss")}
         assert counts == {"one": tasks["test"].count("one"), "two": 12, "all": counts["one"], "others": 12}
     assert {p["task"] for p in report["paired"]} == {"one", "two", "all", "others"}
+    assert report["untrained_tasks"] == ["two"]
+    card = (run / "instruct-model" / "README.md").read_text(encoding="utf-8")
+    trained, others = card.split("On tasks that it was not trained on:")
+    assert "| one | rougeL |" in trained and "| two |" not in trained
+    assert "| two | rougeL |" in others and "| others |" not in others
+    assert "What the base model lost beyond the tasks above was not measured." in others
 
 
 def test_answers_that_choose_keep_to_what_the_train_completions_need(

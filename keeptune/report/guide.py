@@ -1,0 +1,95 @@
+"""A report's tables arrive; "How to read this page" leaves: the run in plain words, for who never tuned a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from keeptune.progress import noun
+from keeptune.report.headline import base_label, series
+from keeptune.report.tables import Cost, Report
+from keeptune.report.wording import count, metric_label, parameters
+
+_MEANINGS = {
+    "exact_match": "the share of answers that equal the expected one word for word (case, punctuation and articles "
+    "aside), 0 to 1",
+    "raw_exact_match": "the share of answers that equal the expected one to the letter, 0 to 1",
+    "rouge1": "how many words agree with the expected answer's, 0 to 1",
+    "rouge2": "how many pairs of neighbouring words agree, 0 to 1",
+    "rougeL": "how much of the wording agrees with the expected answer's, in its order, 0 to 1",
+    "rougeLsum": "how much of the wording agrees with the expected answer's, line by line, 0 to 1",
+    "token_f1": "how many words agree with the expected answer's, whatever their order, 0 to 1",
+    "bleu": "how many runs of words agree with the expected answers', 0 to 100",
+    "chrf": "how many runs of letters agree with the expected answers', 0 to 100",
+    "loss": "how unlikely the model finds the expected answer, lower is better",
+    "perplexity": "the loss on another scale, from 1 up, lower is better",
+}
+
+
+def guide(report: Report) -> tuple[str, ...]:
+    """Return at most twelve sentences, from the run's own facts; fewer where facts are missing."""
+    return (*_what_was_done(report), *_what_is_shown(report), *_other_tasks(report), _first_look(report))
+
+
+def _what_was_done(report: Report) -> Iterator[str]:
+    number, tasks = report.audit.num_train, report.tasks or report.audit.trained_tasks
+    shown = f"{count(number)} {noun(number, 'examples')}" if number is not None else "examples"
+    of = f" of {series(tasks)}" if tasks else ""
+    yield (
+        f"A model that already existed, {base_label(report)} (“base” on this page), was shown {shown}{of}: prompts, "
+        "each with the answer that is wanted; this is called fine-tuning."
+    )
+    whole = [cost for cost in report.costs if cost.peft_type is None]
+    added = [cost for cost in report.costs if cost.peft_type is not None]
+    if whole:
+        all_of = f" ({parameters(whole[0].total_parameters)} numbers)" if whole[0].total_parameters else ""
+        verb = "changes" if len(whole) == 1 else "change"
+        yield f"Full fine-tuning ({_names(whole)}) {verb} all of the model’s weights{all_of}."
+    if added:
+        sizes = " and ".join(f"{parameters(cost.trained_parameters)} parameters in {cost.model}" for cost in added[:3])
+        verb = "leaves" if len(added) == 1 else "leave"
+        yield f"{_names(added)} {verb} them as they are and train{'s' * (len(added) == 1)} a small addition: {sizes}."
+    splits = report.audit.splits
+    validation, test = sum(split.validation for split in splits), sum(split.test for split in splits)
+    sizes = [f" ({count(n)} {noun(n, 'records')})" if splits else "" for n in (validation, test)]
+    yield (
+        f"Validation{sizes[0]} is what was kept from training to choose by: when to stop, and which method is best; "
+        f"test{sizes[1]} was kept from both, and every score on this page is from it."
+    )
+
+
+def _names(costs: list[Cost]) -> str:
+    return series([cost.model for cost in costs]).replace(" tasks", " methods")
+
+
+def _what_is_shown(report: Report) -> Iterator[str]:
+    meanings = [
+        f"{metric_label(metric.name)}: {_MEANINGS[metric.name]}"
+        for metric in report.metrics
+        if metric.name in _MEANINGS
+    ]
+    if meanings:
+        yield f"The scores compare an answer with the one that the record holds. {'; '.join(meanings)}."
+    yield (
+        "A 95 % interval says how far the draw of the test records may have moved a number: of many such intervals, "
+        "each from a test drawn anew, about 95 in 100 hold the true value."
+    )
+    yield (
+        "Where the interval of a difference holds 0, the test is too small to tell better from worse, and the page "
+        "says unclear."
+    )
+
+
+def _other_tasks(report: Report) -> Iterator[str]:
+    yield "A model tuned on one task can get worse at others, which is called catastrophic forgetting."
+    if report.other_tasks:
+        was = "was" if len(report.other_tasks) == 1 else "were"
+        yield f"To see it, {series(report.other_tasks)} {was} answered before and after tuning, and never trained on."
+    else:
+        yield "This run measured none of that: it has no task with train: false."
+
+
+def _first_look(report: Report) -> str:
+    others = " and below it" if report.other_tasks else ""
+    return (
+        f"Look first at the sentence on top{others}, then at the best and worst answers, where the scores have words."
+    )
