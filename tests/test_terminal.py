@@ -96,11 +96,12 @@ def test_each_task_has_a_row_with_its_score_before_and_after(tmp_path: Path) -> 
 
 
 def test_tasks_that_were_not_trained_on_stand_below_the_others(tmp_path: Path) -> None:
-    run = write_run(tmp_path, tasks=("news", "qa"), others=("boolq",), num_steps=1)
+    run = write_run(tmp_path, tasks=("news", "qa"), others=("boolq", "wiki"), num_steps=1)
     rows = [cells(line) for line in scores_of(run).splitlines()]
     labels = [row[0] for row in rows[rows.index(["trained on", "", "", ""]) :] if row]
-    assert labels == ["trained on", "news", "qa", "all", "not trained on", "boolq"]
+    assert labels == ["trained on", "news", "qa", "all", "not trained on", "boolq", "wiki", "others"]
     assert ["boolq", "100", "0.106 → 0.042 ± 0.007", "0.106 → 0.042 ± 0.007"] in rows
+    assert ["others", "200", "0.106 → 0.042 ± 0.005", "0.106 → 0.042 ± 0.005"] in rows
     console = plain()
     show_audit(console, audit(("news",), others=("boolq",)))
     assert ["boolq (not trained on)", "0", "0", "96"] in [cells(line) for line in text_of(console).splitlines()]

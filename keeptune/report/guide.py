@@ -13,13 +13,13 @@ _MEANINGS = {
     "exact_match": "the share of answers that equal the expected one word for word (case, punctuation and articles "
     "aside), 0 to 1",
     "raw_exact_match": "the share of answers that equal the expected one to the letter, 0 to 1",
-    "rouge1": "how many words agree with the expected answer's, 0 to 1",
+    "rouge1": "how many words agree with the expected answer’s, 0 to 1",
     "rouge2": "how many pairs of neighbouring words agree, 0 to 1",
-    "rougeL": "how much of the wording agrees with the expected answer's, in its order, 0 to 1",
-    "rougeLsum": "how much of the wording agrees with the expected answer's, line by line, 0 to 1",
-    "token_f1": "how many words agree with the expected answer's, whatever their order, 0 to 1",
-    "bleu": "how many runs of words agree with the expected answers', 0 to 100",
-    "chrf": "how many runs of letters agree with the expected answers', 0 to 100",
+    "rougeL": "how much of the wording agrees with the expected answer’s, in its order, 0 to 1",
+    "rougeLsum": "how much of the wording agrees with the expected answer’s, line by line, 0 to 1",
+    "token_f1": "how many words agree with the expected answer’s, whatever their order, 0 to 1",
+    "bleu": "how many runs of words agree with the expected answers’, 0 to 100",
+    "chrf": "how many runs of letters agree with the expected answers’, 0 to 100",
     "loss": "how unlikely the model finds the expected answer, lower is better",
     "perplexity": "the loss on another scale, from 1 up, lower is better",
 }
@@ -45,9 +45,14 @@ def _what_was_done(report: Report) -> Iterator[str]:
         verb = "changes" if len(whole) == 1 else "change"
         yield f"Full fine-tuning ({_names(whole)}) {verb} all of the model’s weights{all_of}."
     if added:
-        sizes = " and ".join(f"{parameters(cost.trained_parameters)} parameters in {cost.model}" for cost in added[:3])
-        verb = "leaves" if len(added) == 1 else "leave"
-        yield f"{_names(added)} {verb} them as they are and train{'s' * (len(added) == 1)} a small addition: {sizes}."
+        kinds = series([f"{cost.model} (PEFT’s {cost.peft_type})" for cost in added]).replace(" tasks", " PEFT methods")
+        verbs = ("leaves", "trains") if len(added) == 1 else ("leave", "train")
+        sizes = " and ".join(dict.fromkeys(parameters(cost.trained_parameters) for cost in added[:3]))
+        each = "" if len(added) <= 3 else " and more"
+        yield (
+            f"{kinds} {verbs[0]} the model’s weights as they are and {verbs[1]} a small addition to them, "
+            f"of {sizes}{each} parameters."
+        )
     splits = report.audit.splits
     validation, test = sum(split.validation for split in splits), sum(split.test for split in splits)
     sizes = [f" ({count(n)} {noun(n, 'records')})" if splits else "" for n in (validation, test)]

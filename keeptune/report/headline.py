@@ -102,7 +102,10 @@ def others_sentence(report: Report) -> tuple[Phrase, ...]:
     change = f"difference {decimal(paired.difference, places, signed=True)}"
     doubt = f"95 % interval {interval(paired.low, paired.high, places, signed=True)}"
     span = f"{label} went from {decimal(base.mean, places)} to {decimal(score.mean, places)}"
-    return (*phrases, Phrase(found, strong=True), Phrase(f": {span} ({change}, {doubt})."))
+    # Where 0 is the worst score, a base that has it makes "no clear change" say nothing.
+    at_worst = base.mean == 0 and report.higher_is_better(metric)
+    note = " The base scored 0 there, and had nothing to lose." if at_worst else ""
+    return (*phrases, Phrase(found, strong=True), Phrase(f": {span} ({change}, {doubt}).{note}"))
 
 
 def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:

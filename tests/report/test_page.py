@@ -206,6 +206,10 @@ def test_what_became_of_another_task_is_said_by_its_interval(
     pair = {"model": "lora", "against": "base", "task": "others", "metric": "rougeL", "better": 9, "worse": 8}
     write_json(run / "paired.json", {"paired": [pair | {"difference": 0.03, "low": low, "high": high}]})
     assert f"On another task, boolq, which it was not trained on, {words}" in page_of(run).words
+    scores = json.loads((run / "base/zero-shot/scores.json").read_text(encoding="utf-8"))
+    scores["scores"] = [row | {"mean": 0.0} for row in scores["scores"]]
+    write_json(run / "base/zero-shot/scores.json", scores)
+    assert "). The base scored 0 there, and had nothing to lose." in page_of(run).words
     write_json(run / "paired.json", {"paired": []})
     assert "it reaches ROUGE-L 0.042; the base was not scored there." in page_of(run).words
 
@@ -226,9 +230,10 @@ def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
     for words in (
         "A model that already existed, english-3m (“base” on this page), was shown 812 examples of ag_news: prompts,",
         "Full fine-tuning (full) changes all of the model’s weights (3.15 M numbers).",
-        "lora leaves them as they are and trains a small addition: 590 k parameters in lora.",
+        "lora (PEFT’s LORA) leaves the model’s weights as they are and trains a small addition to them, of 590 k "
+        "parameters.",
         "Validation (92 records) is what was kept from training to choose by",
-        "ROUGE-L: how much of the wording agrees with the expected answer's, in its order, 0 to 1",
+        "ROUGE-L: how much of the wording agrees with the expected answer’s, in its order, 0 to 1",
         "Exact match: the share of answers that equal the expected one word for word",
         "This run measured none of that: it has no task with train: false.",
     ):
