@@ -193,7 +193,7 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     show_table(console, "Audit", ("", ""), rows=rows)
     tasks = {**audit["tasks"], **({"all": audit["splits"]} if len(audit["tasks"]) > 1 else {})}
     splits = ("train", "validation", "test")
-    named = {task: f"{task} (not trained on)" if task in audit["untrained_tasks"] else task for task in tasks}
+    named = {task: f"{task} (not trained on)" if task in audit.get("untrained_tasks", ()) else task for task in tasks}
     table = [(named[task], *(f"{counts[split]:,}" for split in splits)) for task, counts in tasks.items()]
     show_table(console, "Records", ("task", *splits), rows=table)
     parts = ("prompt", "completion", "total")

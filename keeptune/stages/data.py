@@ -59,7 +59,7 @@ class Data:
     @property
     def untrained_tasks(self) -> frozenset[str]:
         """The names of the tasks that are scored only."""
-        return frozenset(self.audit["untrained_tasks"])
+        return frozenset(self.audit.get("untrained_tasks", ()))
 
     def table(self, split: SplitName) -> TokenTable:
         """Open a split's tokens, memory-mapped."""
@@ -149,7 +149,7 @@ def max_new_tokens_on_test(recipe: Recipe, data: Data) -> int:
     """
     from keeptune.evaluation.generate import auto_max_new_tokens
 
-    untrained = data.audit["tokens"]["untrained_completion"]
+    untrained = data.audit["tokens"].get("untrained_completion")
     if recipe.evaluation.max_new_tokens != "auto" or untrained is None:
         return max_new_tokens(recipe, data)
     return auto_max_new_tokens(data.table("train").completion_lengths, at_least_p99=untrained["p99"])
@@ -224,6 +224,8 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
         data_sha256=stage_key(sources=list(sources)), **rendering(recipe, base), **_length_policy(recipe, base)
     )
     settings = recipe.data.model_dump(mode="json")
+    # Data prepared before tasks could be scored only stay what they are.
+    settings["tasks"] = [{k: v for k, v in task.items() if (k, v) != ("train", True)} for task in settings["tasks"]]
     return stage_key(tokens=tokens, data=settings, seed=recipe.seed, version=_CODE_VERSION)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,6 +30,7 @@ from keeptune.storage import (
     write_json,
 )
 
+_TRAIN = re.compile(r"data\.tasks\.\d+\.train")
 _MAX_LISTED = 3
 _MAX_SHOWN = 60
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "pyarrow", "rouge-score", "sacrebleu")
@@ -218,7 +220,8 @@ def _weight_deciding(recipe: Mapping[str, Any], *, methods: Sequence[str]) -> di
         flat |= {f"evaluation.{key}": evaluation.get(key) for key in ("max_new_tokens", "num_validation_records")}
     # How often a run is saved changes no weight (the law "Resume").
     flat.pop("training.save_steps", None)
-    return flat
+    # A recipe written before tasks could be scored only has no such key: every task was trained on.
+    return {key: value for key, value in flat.items() if not (_TRAIN.fullmatch(key) and value is True)}
 
 
 def _write_run_manifest(folder: Path, recipe: Recipe, *, context: Context) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -20,6 +21,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from keeptune import stages
 from keeptune.data.source import source_sha256
 from keeptune.errors import DataError, FolderInUseError, Interrupted, RecipeError
+from keeptune.stages.run import stage_key
 from keeptune.stages.training import make_bench
 from keeptune.storage import read_json, verify_folder
 from keeptune.text.tokenizer import Tokenizer
@@ -255,6 +257,35 @@ def test_settings_that_decide_weights_may_not_change_in_a_used_folder(done: tupl
         FolderInUseError, match=r"found results of another recipe \(training\.num_train_epochs was 2, now 5"
     ):
         finished(done[0], **{"training.num_train_epochs": 5})
+
+
+def test_a_run_from_before_tasks_could_be_scored_only_goes_on(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, folder = done
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    recipe = yaml.safe_load((run / "recipe.yaml").read_text())
+    assert recipe["data"]["tasks"][0].pop("train") is True
+    (run / "recipe.yaml").write_text(yaml.safe_dump(recipe))
+    _, notes = finished(path, output_dir=str(run))
+    unchanged = [line for line in notes.lines if "unchanged" in line]
+    assert {line.split(":")[0].rsplit("/", 1)[-1] for line in unchanged} == {"data", "full", "lora", "run"}
+    with pytest.raises(FolderInUseError, match="data.tasks.0.name"):
+        finished(path, **{"output_dir": str(run), "data.tasks.0.name": "other"})
+
+
+def test_the_key_of_the_data_knows_what_is_scored_only_and_nothing_else_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keyed: list[Any] = []
+
+    def noted(**parts: Any) -> str:
+        keyed.extend([parts["data"]["tasks"]] if "tokens" in parts else [])
+        return stage_key(**parts)
+
+    monkeypatch.setattr("keeptune.stages.data.stage_key", noted)
+    with stages.open_run(world.recipe(two_tasks(tmp_path)), context=world.context()) as run:
+        stages.prepare(run)
+    assert [task.get("train") for task in keyed[0]] == [None, False]
 
 
 def test_only_the_settings_that_differ_are_shown_and_short(done: tuple[Path, Path]) -> None:
