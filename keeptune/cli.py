@@ -247,6 +247,9 @@ def main() -> None:
     # oneDNN, which multiplies bf16, keeps a kernel for every size of pack, and hardly ever meets a size again: its
     # default of 1,024 took 0.6 GB where 32 were as fast (LOG.md).
     os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "32")
+    # OpenMP's threads spin while they wait for each other: with any other work on the machine's cores, a step took 20
+    # times as long (LOG.md). Read when torch loads it, hence before any import of it.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         # typer returns the code of an exit of its own, 130 after Ctrl-C among them.
         returned = app(standalone_mode=False)
