@@ -15,7 +15,6 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -26,10 +25,13 @@ import numpy as np
 import torch
 import yaml
 
+from keeptune.data.formats import to_record
 from keeptune.data.record import Message, Record
+from keeptune.data.source import Row
 from keeptune.evaluation.evaluate import Bench, Split, evaluate_model
 from keeptune.evaluation.generate import Decoding
 from keeptune.lab.folder import MODELS, write_lab
+from keeptune.lab.pretrain import Table
 from keeptune.lab.tasks import TASKS, LabTask, examples
 from keeptune.lab.world import Fact, make_world
 from keeptune.model.load import load_model
@@ -110,12 +112,12 @@ def prompted(lab: Path, *, shots: int) -> dict[str, Any]:
         tokenizer=tokenizer,
         decoding=decoding,
         collate=pack,
-        target_losses=partial(target_losses),
+        target_losses=target_losses,
         autocast=None,
         progress=Silent(),
         stop_requested=lambda: False,
     )
-    table = Prompts(records, tokenizer=tokenizer)
+    table = prompt_table(records, tokenizer=tokenizer)
     with TemporaryDirectory() as out:
         scores = evaluate_model(
             model,
@@ -135,28 +137,18 @@ def prompted(lab: Path, *, shots: int) -> dict[str, Any]:
     }
 
 
-class Prompts:
-    """Records as tokens, prompt and answer on lines of their own, in the form that evaluation reads."""
-
-    def __init__(self, records: Sequence[Record], *, tokenizer: Tokenizer) -> None:
-        prompts = tokenizer.encode([f"{record.prompt}\n" for record in records], first=True)
-        answers = tokenizer.encode([f"{record.completion}\n" for record in records], first=False)
-        self.examples = [
-            Example(
-                np.array([*prompt, *answer], dtype=np.int32),
-                loss_mask=np.arange(len(prompt) + len(answer)) >= len(prompt),
-            )
-            for prompt, answer in zip(prompts, answers, strict=True)
-        ]
-        self.record_ids = [record.id for record in records]
-        self.lengths = np.array([len(example.input_ids) for example in self.examples], dtype=np.int64)
-        self.num_targets = np.array([example.loss_mask.sum() for example in self.examples], dtype=np.int64)
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int, /) -> Example:
-        return self.examples[index]
+def prompt_table(records: Sequence[Record], *, tokenizer: Tokenizer) -> Table:
+    """Return records as tokens, prompt and answer on lines of their own."""
+    prompts = tokenizer.encode([f"{record.prompt}\n" for record in records], first=True)
+    answers = tokenizer.encode([f"{record.completion}\n" for record in records], first=False)
+    examples = [
+        Example(
+            np.array([*prompt, *answer], dtype=np.int32),
+            loss_mask=np.arange(len(prompt) + len(answer)) >= len(prompt),
+        )
+        for prompt, answer in zip(prompts, answers, strict=True)
+    ]
+    return Table.of(examples, record_ids=[record.id for record in records])
 
 
 def few_shot_records(task: LabTask, *, shots: int) -> list[Record]:
@@ -166,19 +158,18 @@ def few_shot_records(task: LabTask, *, shots: int) -> list[Record]:
         worded = replace(task, wordings=(wording,) * len(task.wordings))
         solved = examples(worded, WORLD, split="train")
         for row in islice(examples(worded, WORLD, split="test"), NUM_PROMPTED // NUM_WORDINGS):
-            shown = ["\n".join(pair(example)) for example in islice(solved, shots)]
-            prompt, answer = pair(row)
+            shown = ["\n".join(solved_pair(example, task=task)) for example in islice(solved, shots)]
+            prompt, answer = solved_pair(row, task=task)
             messages = (Message("user", "\n\n".join([*shown, prompt])), Message("assistant", answer))
             id_ = f"{task.name}-{len(records)}"
             records.append(Record(id_, task=task.name, origin=id_, messages=messages))
     return records
 
 
-def pair(row: Any) -> tuple[str, str]:
-    """Return a row's prompt and answer."""
-    if "messages" in row:
-        return row["messages"][0]["content"], row["messages"][1]["content"]
-    return "\n".join(filter(None, [row["instruction"], row["input"]])), row["output"]
+def solved_pair(row: dict[str, object], *, task: LabTask) -> tuple[str, str]:
+    """Return a row's prompt and answer as the ordinary reader reads them."""
+    record = to_record(Row(row, task.name, None), task=task.name, columns=None, instruction=None)
+    return record.prompt, record.completion
 
 
 def run(name: str, recipe: dict[str, Any], *, out: Path) -> dict[str, Any]:

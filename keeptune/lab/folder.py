@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -11,7 +10,8 @@ from keeptune.data.record import SplitName
 from keeptune.lab.tasks import SPAN_SENTENCE, TASKS, write_task
 from keeptune.lab.world import make_world
 from keeptune.progress import Progress
-from keeptune.storage import staged_folder, storage_errors, verify_folder, write_atomic
+from keeptune.stages.run import is_done, stage_key
+from keeptune.storage import file_sha256, staged_folder, storage_errors, write_atomic
 
 MODELS = Path(__file__).parent / "models"
 RECIPES = ("lab-demo", "lab-multitask")
@@ -37,16 +37,16 @@ def write_lab(folder: Path, *, progress: Progress) -> None:
 
 
 def _write_models(folder: Path) -> None:
-    key = _sha256(path for path in MODELS.rglob("*") if path.is_file())
-    if _stands(folder, key):
+    key = _key(path for path in MODELS.rglob("*") if path.is_file())
+    if is_done(folder, key):
         return
     with staged_folder(folder, facts={"key": key}) as staging, storage_errors(folder):
         shutil.copytree(MODELS, staging, dirs_exist_ok=True)
 
 
 def _write_tasks(folder: Path, *, progress: Progress) -> None:
-    key = _sha256(Path(__file__).parent.glob("*.py"))
-    if _stands(folder, key):
+    key = _key(Path(__file__).parent.glob("*.py"))
+    if is_done(folder, key):
         return
     world, tasks = make_world(), (*TASKS, SPAN_SENTENCE)
     progress.start("Writing the lab", total=len(tasks), unit="tasks")
@@ -58,13 +58,5 @@ def _write_tasks(folder: Path, *, progress: Progress) -> None:
     progress.finish()
 
 
-def _stands(folder: Path, key: str) -> bool:
-    facts = verify_folder(folder)
-    return facts is not None and facts.get("key") == key
-
-
-def _sha256(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in sorted(paths):
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
+def _key(paths: Iterable[Path]) -> str:
+    return stage_key(files=[file_sha256(path) for path in sorted(paths)])

@@ -126,5 +126,4 @@ ADJECTIVES = {
     "long": "langi", "new": "novi", "old": "vetu", "red": "rossi", "round": "kurbu", "small": "pikku",
     "strong": "forzu", "white": "albi",
 }  # fmt: skip
-OWN_WORD = {"the": "", "in": "na", "and": "eta"}
 PAST_SUFFIX = "ta"

@@ -34,7 +34,7 @@ from keeptune.training.world import SINGLE
 
 Kind = Literal["llama", "t5"]
 PAD, END, MESSAGE_START, MESSAGE_END = "<pad>", "</s>", "<|im_start|>", "<|im_end|>"
-NUM_SENTINELS = 32
+SENTINELS = tuple(f"<extra_id_{i}>" for i in range(32))
 VOCAB_SIZE = 2048
 WINDOW_TOKENS: dict[Kind, int] = {"llama": 512, "t5": 256}
 # Flat validation loss: see docs/lab.md.
@@ -72,22 +72,20 @@ _CONFIGS: dict[Kind, dict[str, Any]] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Windows:
-    """Examples of one length, as the training loop reads them."""
+class Table:
+    """Examples in memory, as the training loop and evaluation read them; what is counted of them is counted once."""
 
     examples: Sequence[Example]
+    record_ids: Sequence[str]
+    lengths: NDArray[np.int64]
+    num_targets: NDArray[np.int64]
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        return np.array([len(example.input_ids) for example in self.examples], dtype=np.int64)
-
-    @property
-    def num_targets(self) -> NDArray[np.int64]:
-        return np.array([int(example.loss_mask.sum()) for example in self.examples], dtype=np.int64)
-
-    @property
-    def record_ids(self) -> Sequence[str]:
-        return [f"window-{i}" for i in range(len(self.examples))]
+    @classmethod
+    def of(cls, examples: Sequence[Example], *, record_ids: Sequence[str]) -> Table:
+        """Return the table of examples, each with its record's id."""
+        lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
+        num_targets = np.array([int(example.loss_mask.sum()) for example in examples], dtype=np.int64)
+        return cls(examples, record_ids, lengths, num_targets)
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -103,27 +101,27 @@ def make_tokenizer(documents: Sequence[str]) -> Tokenizer:
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
     )
     tokenizer.decoder = decoders.ByteLevel()
-    sentinels = [f"<extra_id_{i}>" for i in range(NUM_SENTINELS)]
     trainer = trainers.BpeTrainer(
         vocab_size=VOCAB_SIZE,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[PAD, END, MESSAGE_START, MESSAGE_END, *sentinels],
+        special_tokens=[PAD, END, MESSAGE_START, MESSAGE_END, *SENTINELS],
     )
     tokenizer.train_from_iterator(documents, trainer=trainer)
     return tokenizer
 
 
-def windows(tokenizer: Tokenizer, *, seed: int, num_windows: int, kind: Kind) -> Windows:
+def windows(tokenizer: Tokenizer, *, seed: int, num_windows: int, kind: Kind) -> Table:
     """Return running text as windows: documents end to end, an end token after each; corrupted for T5."""
     size = WINDOW_TOKENS[kind]
     stream = _stream(tokenizer, seed=seed, num_tokens=num_windows * size).reshape(num_windows, size)
     if kind == "t5":
         rng = np.random.Generator(np.random.Philox(seed))
-        return Windows([corrupted(row, rng=rng, tokenizer=tokenizer) for row in stream])
-    loss_mask = np.ones(size, dtype=np.bool_)
-    loss_mask[0] = False
-    return Windows([Example(row, loss_mask=loss_mask) for row in stream])
+        examples = [corrupted(row, rng=rng, tokenizer=tokenizer) for row in stream]
+    else:
+        loss_mask = np.arange(size) > 0
+        examples = [Example(row, loss_mask=loss_mask) for row in stream]
+    return Table.of(examples, record_ids=[f"window-{i}" for i in range(num_windows)])
 
 
 def corrupted(ids: NDArray[np.int32], *, rng: np.random.Generator, tokenizer: Tokenizer) -> Example:
@@ -133,13 +131,13 @@ def corrupted(ids: NDArray[np.int32], *, rng: np.random.Generator, tokenizer: To
     with the end token.
     """
     num_noise = max(1, round(len(ids) * _NOISE_FRACTION))
-    num_spans = min(NUM_SENTINELS, max(1, round(num_noise / _SPAN_TOKENS)))
+    num_spans = min(len(SENTINELS), max(1, round(num_noise / _SPAN_TOKENS)))
     noise = _parts(num_noise, num_spans, rng=rng)
     kept = _parts(len(ids) - num_noise, num_spans, rng=rng)
     end = np.array([tokenizer.token_to_id(END)], dtype=np.int32)
     encoder, decoder, place = [], [], 0
     for i, (num_kept, num_hidden) in enumerate(zip(kept, noise, strict=True)):
-        sentinel = np.array([tokenizer.token_to_id(f"<extra_id_{i}>")], dtype=np.int32)
+        sentinel = np.array([tokenizer.token_to_id(SENTINELS[i])], dtype=np.int32)
         encoder += [ids[place : place + num_kept], sentinel]
         decoder += [sentinel, ids[place + num_kept : place + num_kept + num_hidden]]
         place += num_kept + num_hidden
@@ -251,12 +249,11 @@ def _save(model: PreTrainedModel, folder: Path, *, tokenizer: Tokenizer, kind: K
     )
     if kind == "t5":
         generation.decoder_start_token_id = tokenizer.token_to_id(PAD)
-    sentinels = [f"<extra_id_{i}>" for i in range(NUM_SENTINELS)]
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "pad_token": PAD,
         "eos_token": END,
-        "extra_special_tokens": [MESSAGE_START, MESSAGE_END, *sentinels],
+        "extra_special_tokens": [MESSAGE_START, MESSAGE_END, *SENTINELS],
         "clean_up_tokenization_spaces": False,
         "model_max_length": 512,
     }

@@ -102,7 +102,6 @@ class Errand:
 
     clause: Clause
     day: str
-    hour: str
     helper: str
     cost: int
     text: str
@@ -240,7 +239,7 @@ def make_errand(rng: Random, people: Sequence[Person]) -> Errand:
         rng.choice((f"All was done {hour}.", "The neighbours watched.", f"Then they ate {rng.choice(FOODS)}.")),
     ]
     rng.shuffle(rest)
-    return Errand(clause, day, hour, helper, cost, f"{opening} {' '.join(rest)}")
+    return Errand(clause, day, helper, cost, f"{opening} {' '.join(rest)}")
 
 
 def make_letter(rng: Random, people: Sequence[Person]) -> Letter:
