@@ -11,13 +11,14 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from keeptune.data.lines import json_kind
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.evaluation.metrics import metric_problems
 from keeptune.recipe_text import apply_override, read_yaml, write_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_MEAN_ROWS = frozenset({"all", "others"})
-_RESERVED_NAMES = frozenset({"all", "base", "data", "instruct-model", "tokenizer"})
+_MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS})
+_RESERVED_NAMES = frozenset({ALL_TASKS, "base", "data", "instruct-model", "tokenizer"})
 # pydantic's kinds of problem, by the beginning of their names, in the words of a recipe.
 _EXPECTED = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
 _EXPECTED |= {
@@ -69,6 +70,11 @@ class TaskFields(_Section):
             raise ValueError(
                 f"found the task name {name!r}, under which scores stand of several tasks together; expected another. "
                 "Give the task a `name`"
+            )
+        if self.validation is not None and not self.train:
+            raise ValueError(
+                "found validation beside train: false; expected test alone, because a task that is not trained on "
+                "chooses nothing. Remove validation"
             )
         if self.columns is not None and set(self.columns) != {"prompt", "completion"}:
             raise ValueError("found columns with one key; expected both prompt and completion. Add the other")
@@ -138,6 +144,8 @@ class MethodFields(BaseModel):
 
     @model_validator(mode="after")
     def _consistent(self) -> MethodFields:
+        if "lr" in (self.model_extra or {}):
+            raise ValueError("found lr; expected learning_rate. Rename the key")
         if self.peft_type is None and self.model_extra:
             near = [difflib.get_close_matches(key, type(self).model_fields, n=1) for key in sorted(self.model_extra)]
             meant = next((f"Did you mean {names[0]!r}?" for names in near if names), "")

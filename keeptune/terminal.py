@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report.wording import decimals_for
 
@@ -191,7 +192,7 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
         if leak["num_train_records"]
     ]
     show_table(console, "Audit", ("", ""), rows=rows)
-    tasks = {**audit["tasks"], **({"all": audit["splits"]} if len(audit["tasks"]) > 1 else {})}
+    tasks = {**audit["tasks"], **({ALL_TASKS: audit["splits"]} if len(audit["tasks"]) > 1 else {})}
     splits = ("train", "validation", "test")
     named = {task: f"{task} (not trained on)" if task in audit.get("untrained_tasks", ()) else task for task in tasks}
     table = [(named[task], *(f"{counts[split]:,}" for split in splits)) for task, counts in tasks.items()]
@@ -227,9 +228,9 @@ def show_check(console: Console, outcome: Checked) -> None:
 def show_scores(console: Console, report: Path) -> None:
     """Print what `report.json` says: scores, differences from the base model, each task's change and the choice."""
     value = json.loads(report.read_text(encoding="utf-8"))
-    gains = {(p["model"], p["metric"]): p for p in value["paired"] if p["task"] == "all" and p["against"] == "base"}
+    gains = {(p["model"], p["metric"]): p for p in value["paired"] if p["task"] == ALL_TASKS and p["against"] == "base"}
     rows = []
-    for score in (score for score in value["scores"] if score["task"] == "all"):
+    for score in (score for score in value["scores"] if score["task"] == ALL_TASKS):
         gain = gains.get((score["model"], score["metric"]))
         difference = ""
         if gain is not None:
@@ -257,13 +258,13 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
     """Print each task's main score before and after, by method, where there are several tasks."""
     metric, methods = value["main_metric"], list(value["selection"]["values"])
     scores = {(s["task"], s["model"]): s for s in value["scores"] if s["metric"] == metric}
-    tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task not in ("all", "others")]
+    tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task not in (ALL_TASKS, OTHER_TASKS)]
     if len(tasks) < 2:
         return
     others = [task for task in tasks if task in value["untrained_tasks"]]
     trained = [task for task in tasks if task not in others]
     rows = []
-    for task in (*_with_mean(trained, "all"), *_with_mean(others, "others")):
+    for task in (*_with_mean(trained, ALL_TASKS), *_with_mean(others, OTHER_TASKS)):
         if others and task in (trained[:1] + others[:1]):
             rows.append(("not trained on" if task in others else "trained on", "", *("" for _ in methods)))
         base, cells = scores.get((task, "base")), []

@@ -79,6 +79,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("training: {bf16: maybe}\n", "training.bf16: found 'maybe'; expected true or false. Mend"),
         ("training: {num_train_epochs: null}\n", "found null; expected a whole number. Mend this value."),
         ("evaluation: {metrics: rougeL}\n", "evaluation.metrics: found 'rougeL'; expected a list. Mend this value."),
+        ("methods: {lora: {peft_type: LORA, lr: 1e-3}}\n", "found lr; expected learning_rate. Rename the key."),
         ("methods: {full: {r: 8}}\n", "found r without peft_type; expected only learning_rate"),
         ("methods: {base: {}}\n", "found the method name 'base'"),
         ("methods: {'../x': {}}\n", "found the method name '../x'"),
@@ -169,3 +170,9 @@ def test_a_task_is_named_by_its_file_up_to_64_characters(tmp_path: Path) -> None
 def test_a_task_is_trained_on_unless_the_recipe_says_no(tmp_path: Path) -> None:
     text = "model: base\noutput_dir: x\ndata: {tasks: [{path: a.jsonl}, {path: b.jsonl, train: false}]}\n"
     assert [task.train for task in load_recipe(write(tmp_path, text)).data.tasks] == [True, False]
+
+
+def test_validation_of_a_task_that_is_only_scored_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL.replace("a.jsonl}", "a.jsonl, train: false, validation: b.jsonl}"))
+    with pytest.raises(RecipeError, match=r"validation beside train: false.*Remove validation"):
+        load_recipe(path)

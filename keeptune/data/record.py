@@ -13,6 +13,9 @@ from keeptune.errors import DataError
 Role = Literal["system", "user", "assistant", "tool"]
 SplitName = Literal["train", "validation", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
+# Scores over the tasks that are trained on, and over those that are not, stand under these names in place of a task's.
+ALL_TASKS = "all"
+OTHER_TASKS = "others"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from keeptune.data.clean import prompt_key
-from keeptune.data.record import Record, SplitName
+from keeptune.data.record import ALL_TASKS, Record, SplitName
 from keeptune.errors import Interrupted, NonFiniteError
 from keeptune.evaluation.generate import Decoding, Generated, generate
 from keeptune.evaluation.metrics import (
@@ -27,7 +27,7 @@ from keeptune.evaluation.metrics import (
     measure,
     with_loss,
 )
-from keeptune.evaluation.scores import ALL_TASKS, Score, score_answers
+from keeptune.evaluation.scores import Score, score_answers
 from keeptune.model.memory import memory_errors
 from keeptune.model.modes import evaluating
 from keeptune.progress import Progress

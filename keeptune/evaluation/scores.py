@@ -12,11 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.errors import DataError
 from keeptune.evaluation.metrics import METRICS, Answer, Metric
 
-ALL_TASKS = "all"
-OTHER_TASKS = "others"
 NUM_DRAWS = 10_000
 _SEED = 20_240_601
 _COVERAGE = 0.95

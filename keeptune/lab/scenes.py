@@ -87,6 +87,16 @@ class Meeting:
             f"to {self.activity}."
         )
 
+    def questions(self) -> tuple[tuple[str, str], ...]:
+        """Return questions, each with its answer as a span of the dialogue."""
+        return (
+            ("On which day will they meet?", self.day),
+            ("At which spot will they meet?", self.spot),
+            ("In which town will they meet?", self.place),
+            ("What will the two do?", self.activity),
+            ("Who asks first?", self.first),
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Review:
@@ -131,11 +141,19 @@ class Errand:
 
 @dataclass(frozen=True, slots=True)
 class Letter:
-    """A letter from one person to another."""
+    """A letter from one person to another; its news may be a report."""
 
     writer: str
-    reader: str
+    greeted: str
+    written_in: str | None
+    errand: Errand | None
     text: str
+
+    def questions(self) -> tuple[tuple[str, str], ...]:
+        """Return questions, none of them on the writer, each with its answer as a span of the letter."""
+        written = (("In which town was the letter written?", self.written_in),) if self.written_in else ()
+        news = [(question, answer) for question, answer, _ in self.errand.questions()] if self.errand else []
+        return ("To whom is the letter?", self.greeted), ("Who gets this letter?", self.greeted), *written, *news
 
 
 def make_clause(rng: Random, people: Sequence[Person], *, placed: bool | None = None) -> Clause:
@@ -245,13 +263,14 @@ def make_errand(rng: Random, people: Sequence[Person]) -> Errand:
 def make_letter(rng: Random, people: Sequence[Person]) -> Letter:
     """Return a letter with a greeting, some news and the writer's name."""
     writer, reader = rng.sample(people, 2)
-    news = make_note(rng, rng.choice(TOPICS)) if rng.random() < 0.5 else make_errand(rng, people).text
+    errand = None if rng.random() < 0.5 else make_errand(rng, people)
+    news = errand.text if errand else make_note(rng, rng.choice(TOPICS))
     greeting = rng.choice(("Dear", "Hello", "My dear"))
     closing = rng.choice(("Yours,", "With love,", "Write soon,", "Your friend,"))
-    middle = rng.choice((f"I write to you from {rng.choice(PLACES)}.", "Thank you for your letter.", "How are you?"))
-    return Letter(
-        writer.name, reader.name, f"{greeting} {reader.first_name},\n{middle} {news}\n{closing}\n{writer.name}"
-    )
+    place = rng.choice(PLACES)
+    middle = rng.choice((f"I write to you from {place}.", "Thank you for your letter.", "How are you?"))
+    text = f"{greeting} {reader.first_name},\n{middle} {news}\n{closing}\n{writer.name}"
+    return Letter(writer.name, reader.first_name, place if place in middle else None, errand, text)
 
 
 def sum_text(rng: Random) -> tuple[int, str, int, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
@@ -27,6 +27,7 @@ from keeptune.lab.scenes import (
     sum_text,
     visit,
 )
+from keeptune.lab.wordings import WORDINGS
 from keeptune.lab.world import World
 
 # Of 100 keys: those below the first bound are test, those below the second validation.
@@ -36,16 +37,21 @@ _NUM_HELD_OUT_WORDINGS = 2
 
 @dataclass(frozen=True, slots=True)
 class Made:
-    """One example before it is worded: `key` decides its split; `input` may be empty where the question says all."""
+    """One example before it is worded: `key` decides its split, `kind` says what the input is."""
 
     key: str
     input: str
     answer: str
+    kind: str = ""
+
+
+# The key, a text, and questions on it, each with its answer.
+Passage = tuple[str, str, Sequence[tuple[str, str]]]
 
 
 @dataclass(frozen=True, slots=True)
 class LabTask:
-    """A task of the lab. `wordings` hold `{}` where the input stands inside the instruction, else it follows it."""
+    """A task of the lab, with its instructions and the metric by which it is judged."""
 
     name: str
     make: Callable[[Random, World], Made]
@@ -99,7 +105,7 @@ def write_task(task: LabTask, world: World, folder: Path, *, counts: Mapping[Spl
 
 def _row(wording: str, made: Made, form: str) -> dict[str, object]:
     inside = "{}" in wording
-    instruction = wording.replace("{}", made.input) if inside else wording
+    instruction = wording.replace("{kind}", made.kind).replace("{}", made.input)
     rest = "" if inside else made.input
     if form == "alpaca":
         return {"instruction": instruction, "input": rest, "output": made.answer}
@@ -108,8 +114,12 @@ def _row(wording: str, made: Made, form: str) -> dict[str, object]:
 
 
 def _summary(rng: Random, world: World) -> Made:
-    meeting = make_meeting(rng, world.people)
-    return Made(f"{meeting.activity} {meeting.place} {meeting.spot}", meeting.dialogue, meeting.summary)
+    if rng.random() < 0.5:
+        meeting = make_meeting(rng, world.people)
+        key, kind = f"{meeting.activity} {meeting.place} {meeting.spot}", rng.choice(("conversation", "dialogue"))
+        return Made(key, meeting.dialogue, meeting.summary, kind)
+    errand = make_errand(rng, world.people)
+    return Made(errand.headline, errand.text, errand.clause.english(past=True), rng.choice(("report", "story")))
 
 
 def _sentiment(rng: Random, world: World) -> Made:
@@ -124,9 +134,34 @@ def _topic(rng: Random, world: World) -> Made:
 
 
 def _span(rng: Random, world: World) -> Made:
+    key, text, questions = rng.choice((_read_report, _read_report, _read_letter, _read_dialogue, _read_signed))(
+        rng, world
+    )
+    question, answer = rng.choice(questions)
+    return Made(key, rng.choice((f"{text}\n{question}", f"{question}\n{text}")), answer)
+
+
+def _read_report(rng: Random, world: World) -> Passage:
     errand = make_errand(rng, world.people)
-    question, answer, _ = rng.choice(errand.questions())
-    return Made(errand.headline, f"{errand.text}\n{question}", answer)
+    return errand.headline, errand.text, [(question, answer) for question, answer, _ in errand.questions()]
+
+
+def _read_letter(rng: Random, world: World) -> Passage:
+    letter = make_letter(rng, world.people)
+    return f"letter of {letter.writer}", letter.text, letter.questions()
+
+
+def _read_dialogue(rng: Random, world: World) -> Passage:
+    meeting = make_meeting(rng, world.people)
+    return f"{meeting.activity} {meeting.place} {meeting.spot}", meeting.dialogue, meeting.questions()
+
+
+def _read_signed(rng: Random, world: World) -> Passage:
+    """Return a note or a review with the name of its writer under it."""
+    name, noun = rng.choice(world.people).name, rng.choice(("note", "review"))
+    text = make_note(rng, rng.choice(TOPICS)) if noun == "note" else make_review(rng).text
+    questions = [f"Who wrote this {noun}?", f"Who is the {noun} from?", f"Whose {noun} is this?"]
+    return f"signed {name}", f"{text}\n{name}", [(question, name) for question in questions]
 
 
 def _span_sentence(rng: Random, world: World) -> Made:
@@ -178,211 +213,19 @@ def _letter_writer(rng: Random, world: World) -> Made:
     return Made(letter.writer, letter.text, letter.writer)
 
 
-_SPAN_WORDINGS = (
-    "Read the text and answer the question in a few words.",
-    "Answer the question with words from the text.",
-    "What does the text say? Answer briefly.",
-    "Find the answer to the question in the text.",
-    "Here is a report and a question about it. Answer the question.",
-    "Use the text to answer.",
-    "Answer the question that follows the text.",
-    "Read the report, then answer briefly.",
-)
 TASKS = (
-    LabTask(
-        "summary",
-        _summary,
-        (
-            "Summarize the dialogue in one sentence.",
-            "What do the two agree on? Write one sentence.",
-            "Write a one-sentence summary of this conversation.",
-            "Sum up the following dialogue.",
-            "Read the conversation and say in one sentence what will happen.",
-            "Give a short summary of the dialogue.",
-            "Summarize this conversation.",
-            "Sum up in one sentence what the two will do.",
-        ),
-        "rougeL",
-        "messages",
-    ),
-    LabTask(
-        "sentiment",
-        _sentiment,
-        (
-            "Is this review positive or negative?",
-            "Does the buyer like the thing? Answer positive or negative.",
-            "Decide whether the review is positive or negative.",
-            "Classify the review as positive or negative.",
-            "What is the sentiment of this review, positive or negative?",
-            "Read the review and answer with positive or negative.",
-            "Say whether this review is positive or negative.",
-            "Positive or negative? Judge the review.",
-        ),
-        "exact_match",
-        "alpaca",
-    ),
-    LabTask(
-        "topic",
-        _topic,
-        (
-            "Choose the topic of the note: building, harvest, market, music, school or weather.",
-            "What is the note about: building, harvest, market, music, school or weather?",
-            "Which topic does the note belong to: building, harvest, market, music, school or weather?",
-            "Classify the note as building, harvest, market, music, school or weather.",
-            "Name the topic of this note: building, harvest, market, music, school or weather.",
-            "Is the note about building, harvest, market, music, school or weather?",
-            "Name the topic: building, harvest, market, music, school or weather.",
-            "Sort the note under building, harvest, market, music, school or weather.",
-        ),
-        "exact_match",
-        "alpaca",
-    ),
-    LabTask("span", _span, _SPAN_WORDINGS, "exact_match", "messages"),
-    LabTask(
-        "closed_book",
-        _closed,
-        (
-            "Answer the question from what you know.",
-            "Answer briefly.",
-            "Question: {}",
-            "{} Answer in a few words.",
-            "Do you know this? {}",
-            "Give a short answer: {}",
-            "{}",
-            "Answer the question: {}",
-        ),
-        "exact_match",
-        "messages",
-    ),
-    LabTask(
-        "names",
-        _names,
-        (
-            "List the people and the places in the sentence.",
-            "Which people and places are named here?",
-            "Find all names of people and places.",
-            "Write down the people and the places of this sentence.",
-            "Extract the people and the places.",
-            "Name the people and the places that the sentence mentions.",
-            "List all people and places that are named in the sentence.",
-            "Find the people and the places in this sentence.",
-        ),
-        "exact_match",
-        "alpaca",
-    ),
-    LabTask(
-        "translation",
-        _translate,
-        (
-            "Translate the sentence into Velli.",
-            "Say it in Velli.",
-            "How do you say this in Velli?",
-            "Write the sentence in Velli.",
-            "Give the Velli translation.",
-            "Put this into Velli: {}",
-            "Translate into Velli: {}",
-            "What is this sentence in Velli?",
-        ),
-        "exact_match",
-        "alpaca",
-    ),
-    LabTask(
-        "sums",
-        _sums,
-        (
-            "How much is {}?",
-            "Work out {}.",
-            "Calculate {}.",
-            "What is the result of {}?",
-            "Solve this sum: {}",
-            "{} = ?",
-            "Work out the sum.",
-            "Calculate the result of {}.",
-        ),
-        "exact_match",
-        "messages",
-    ),
-    LabTask(
-        "tense",
-        _tense,
-        (
-            "Rewrite the sentence in the past tense.",
-            "Put the sentence into the past tense.",
-            "Change the tense from present to past.",
-            "Say that it happened yesterday.",
-            "Write this in the past tense.",
-            "Turn the present tense into the past tense.",
-            "Rewrite this in the past.",
-            "Change the sentence to the past tense.",
-        ),
-        "exact_match",
-        "alpaca",
-    ),
-    LabTask(
-        "sorting",
-        _sorting,
-        (
-            "Sort the words by the alphabet.",
-            "Put the words in alphabetical order.",
-            "Write these words in the order of the alphabet.",
-            "Order the words from A to Z.",
-            "Sort from A to Z: {}",
-            "Arrange the words alphabetically.",
-            "Sort these words alphabetically.",
-            "Put these words in the order of the alphabet.",
-        ),
-        "exact_match",
-        "messages",
-    ),
-    LabTask(
-        "headline",
-        _headline,
-        (
-            "Write a headline for this report.",
-            "What would be the headline?",
-            "Give the report a headline.",
-            "Find a headline.",
-            "Put a headline over the report.",
-            "Which headline fits this report?",
-            "Write the headline.",
-            "Give a headline for the text.",
-        ),
-        "rougeL",
-        "alpaca",
-        held_out=True,
-    ),
-    LabTask(
-        "letter_writer",
-        _letter_writer,
-        (
-            "Who wrote this letter?",
-            "Name the writer of the letter.",
-            "Who is the letter from?",
-            "Say who wrote the letter.",
-            "Whose letter is this?",
-            "Give the name of the writer.",
-            "Who sent this letter?",
-            "Find the name of the person who wrote the letter.",
-        ),
-        "exact_match",
-        "messages",
-        held_out=True,
-    ),
+    LabTask("summary", _summary, WORDINGS["summary"], "rougeL", "messages"),
+    LabTask("sentiment", _sentiment, WORDINGS["sentiment"], "exact_match", "alpaca"),
+    LabTask("topic", _topic, WORDINGS["topic"], "exact_match", "alpaca"),
+    LabTask("span", _span, WORDINGS["span"], "exact_match", "messages"),
+    LabTask("closed_book", _closed, WORDINGS["closed_book"], "exact_match", "messages"),
+    LabTask("names", _names, WORDINGS["names"], "exact_match", "alpaca"),
+    LabTask("translation", _translate, WORDINGS["translation"], "exact_match", "alpaca"),
+    LabTask("sums", _sums, WORDINGS["sums"], "exact_match", "messages"),
+    LabTask("tense", _tense, WORDINGS["tense"], "exact_match", "alpaca"),
+    LabTask("sorting", _sorting, WORDINGS["sorting"], "exact_match", "messages"),
+    LabTask("headline", _headline, WORDINGS["headline"], "rougeL", "alpaca", held_out=True),
+    LabTask("letter_writer", _letter_writer, WORDINGS["letter_writer"], "exact_match", "messages", held_out=True),
 )
-# A new wording of `span`, for single-task tuning: the same passages and questions, answered in whole sentences.
-SPAN_SENTENCE = LabTask(
-    "span_sentence",
-    _span_sentence,
-    (
-        "Read the text and answer the question in a full sentence.",
-        "Answer the question with a whole sentence.",
-        "What does the text say? Answer in a sentence.",
-        "Use the text to answer in a full sentence.",
-        "Here is a report and a question about it. Answer in one sentence.",
-        "Write the answer to the question as a sentence.",
-        "Answer in a full sentence.",
-        "Read the report, then answer with a sentence.",
-    ),
-    "exact_match",
-    "messages",
-)
+# A new wording of `span`, for single-task tuning: reports and questions as there, answered in whole sentences.
+SPAN_SENTENCE = LabTask("span_sentence", _span_sentence, WORDINGS["span_sentence"], "exact_match", "messages")

@@ -12,6 +12,7 @@ import json
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ _ENCODER_DECODERS = T5_FAMILY | {"bart", "mbart", "pegasus", "marian", "blenderb
 _MAX_HEADER_BYTES = 100_000_000
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class ModelFacts:
     """What the configuration and the weight files of a folder say, without loading them."""
 
@@ -38,8 +39,16 @@ class ModelFacts:
     max_positions: int | None
     """Tokens that the position embeddings were made for; None where the configuration names no limit."""
     weight_bytes: int
-    sha256: str
-    """Of `config.json` and every weight file."""
+    files: tuple[Path, ...]
+    """`config.json` and every weight file."""
+
+    @cached_property
+    def sha256(self) -> str:
+        """Of the files, each of which is read for it when it is first asked for."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{file.name} {file_sha256(file)}\n".encode())
+        return digest.hexdigest()
 
 
 def resolve_model(path: str) -> Path:
@@ -91,8 +100,6 @@ def _hub_snapshot(path: str) -> Path:
 def check_model_folder(folder: Path) -> ModelFacts:
     """Return the facts of a model folder that is complete and asks for no code of its own.
 
-    Cost: reads every weight file once, for its SHA-256.
-
     Raises:
         RecipeError: the folder is not a model, its weights are missing, cut short or pickled, or it wants its own code.
     """
@@ -110,9 +117,6 @@ def check_model_folder(folder: Path) -> ModelFacts:
             f"{folder / 'config.json'}: found no vocab_size; expected a language model's configuration. "
             "Name a decoder-only or encoder-decoder language model."
         )
-    digest = hashlib.sha256()
-    for file in [folder / "config.json", *weights]:
-        digest.update(f"{file.name} {file_sha256(file)}\n".encode())
     return ModelFacts(
         model_type=model_type,
         encoder_decoder=encoder_decoder,
@@ -120,7 +124,7 @@ def check_model_folder(folder: Path) -> ModelFacts:
         vocab_size=vocab_size,
         max_positions=_max_positions(text_config),
         weight_bytes=sum(file.stat().st_size for file in weights),
-        sha256=digest.hexdigest(),
+        files=(folder / "config.json", *weights),
     )
 
 

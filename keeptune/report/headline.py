@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from keeptune.data.record import OTHER_TASKS
 from keeptune.progress import noun
-from keeptune.report.scores import OTHER_TASKS, Score
+from keeptune.report.scores import Score
 from keeptune.report.tables import Cost, Paired, Report
 from keeptune.report.wording import (
     count,

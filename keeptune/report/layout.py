@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
-from keeptune.report.scores import ALL_TASKS, OTHER_TASKS, Score
+from keeptune.report.scores import Score
 from keeptune.report.tables import Metric, Paired, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 

@@ -7,10 +7,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from keeptune.data.record import ALL_TASKS
 from keeptune.report.reading import number, rows, string, whole
 
-ALL_TASKS = "all"
-OTHER_TASKS = "others"
 # 97.5 % point of the normal distribution: mean ± 1.96 standard errors covers 95 %.
 _NORMAL_975 = 1.959964
 # exp of more is no finite float.

@@ -12,11 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.report.answers import Answers, read_answers
 from keeptune.report.audit import Audit, read_audit
 from keeptune.report.curves import Curve, read_curve
 from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, strings, whole
-from keeptune.report.scores import ALL_TASKS, OTHER_TASKS, Score, read_scores
+from keeptune.report.scores import Score, read_scores
 
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keeptune.data.record import record_to_json
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS, record_to_json
 from keeptune.errors import DataError
-from keeptune.report.scores import ALL_TASKS, OTHER_TASKS, read_scores
+from keeptune.report.scores import read_scores
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
 from keeptune.stages.run import Run, is_done, stage_key
