@@ -13,10 +13,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from keeptune.lab.tasks import SPAN_SENTENCE, TASKS
+
 RESULTS = Path(__file__).parent / "results" / "lab.json"
 PAGE = Path(__file__).parents[1] / "docs" / "lab.md"
-HELD_OUT = ("headline", "letter_writer")
-NEW_TASK = "span_sentence"
+HELD_OUT = {task.name for task in TASKS if task.held_out}
+METRIC = {task.name: task.metric for task in (*TASKS, SPAN_SENTENCE)}
+LABELS = {"exact_match": "exact match", "rougeL": "ROUGE-L"}
+NEW_TASK = SPAN_SENTENCE.name
 Cell = str
 
 
@@ -55,7 +59,7 @@ def multitask(results: Mapping[str, Any]) -> str:
     tasks = list(dict.fromkeys(row["task"] for row in results["scores"]))
     rows = [
         [
-            f"{task} (held out)" if task in (*HELD_OUT, "others") else task,
+            f"{task} (held out)" if task in {*HELD_OUT, "others"} else task,
             *(score(scores[model, task, metric]) for metric in ("exact_match", "rougeL") for model in ("base", "full")),
         ]
         for task in tasks
@@ -64,7 +68,7 @@ def multitask(results: Mapping[str, Any]) -> str:
 
 
 def forgetting(results: Mapping[str, Any]) -> str:
-    """Return exact match before and its change after each tuning, by task."""
+    """Return each task's score by its own metric, before and how it changes with each tuning."""
     alone, mixed = results["alone"], results["mixed"]
     columns = [
         ("full 1e-3", alone, "full"),
@@ -78,13 +82,14 @@ def forgetting(results: Mapping[str, Any]) -> str:
     rows = [
         [
             f"**{task}**" if task == NEW_TASK else task,
-            score(scores["base", task, "exact_match"]),
+            LABELS[METRIC[task]],
+            score(scores["base", task, METRIC[task]]),
             *(difference(run["paired"], model=model, task=task) for _, run, model in columns),
         ]
         for task in tasks
     ]
-    rows.append(["mean of the others", *means(tasks, scores, columns)])
-    return markdown(["task", "before", *(name for name, _, _ in columns)], rows)
+    rows.append(["mean of the others", "", *means(tasks, scores, columns)])
+    return markdown(["task", "metric", "before", *(name for name, _, _ in columns)], rows)
 
 
 def curve(results: Mapping[str, Any]) -> str:
@@ -101,7 +106,7 @@ def curve(results: Mapping[str, Any]) -> str:
 def means(tasks: Sequence[str], scores: Mapping[Any, Any], columns: Sequence[tuple[str, Any, str]]) -> Iterator[Cell]:
     """Yield the mean over the other tasks of the score before, then of each change."""
     others = [task for task in tasks if task != NEW_TASK]
-    yield f"{sum(scores['base', task, 'exact_match']['mean'] for task in others) / len(others):.3f}"
+    yield f"{sum(scores['base', task, METRIC[task]]['mean'] for task in others) / len(others):.3f}"
     for _, run, model in columns:
         changes = [paired(run["paired"], model=model, task=task)["difference"] for task in others]
         yield f"{sum(changes) / len(changes):+.3f}"
@@ -113,8 +118,8 @@ def by_key(scores: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], Ma
 
 
 def paired(rows: Sequence[Mapping[str, Any]], *, model: str, task: str) -> Mapping[str, Any]:
-    """Return a model's difference from the base in exact match on a task."""
-    key = (model, "base", task, "exact_match")
+    """Return a model's difference from the base on a task, by the task's own metric."""
+    key = (model, "base", task, METRIC[task])
     return next(row for row in rows if (row["model"], row["against"], row["task"], row["metric"]) == key)
 
 

@@ -144,16 +144,14 @@ class Letter:
     """A letter from one person to another; its news may be a report."""
 
     writer: str
-    greeted: str
     written_in: str | None
     errand: Errand | None
     text: str
 
-    def questions(self) -> tuple[tuple[str, str], ...]:
+    def questions(self) -> Sequence[tuple[str, str]]:
         """Return questions, none of them on the writer, each with its answer as a span of the letter."""
-        written = (("In which town was the letter written?", self.written_in),) if self.written_in else ()
         news = [(question, answer) for question, answer, _ in self.errand.questions()] if self.errand else []
-        return ("To whom is the letter?", self.greeted), ("Who gets this letter?", self.greeted), *written, *news
+        return [("In which town was the letter written?", self.written_in), *news] if self.written_in else news
 
 
 def make_clause(rng: Random, people: Sequence[Person], *, placed: bool | None = None) -> Clause:
@@ -270,7 +268,7 @@ def make_letter(rng: Random, people: Sequence[Person]) -> Letter:
     place = rng.choice(PLACES)
     middle = rng.choice((f"I write to you from {place}.", "Thank you for your letter.", "How are you?"))
     text = f"{greeting} {reader.first_name},\n{middle} {news}\n{closing}\n{writer.name}"
-    return Letter(writer.name, reader.first_name, place if place in middle else None, errand, text)
+    return Letter(writer.name, place if place in middle else None, errand, text)
 
 
 def sum_text(rng: Random) -> tuple[int, str, int, int]:

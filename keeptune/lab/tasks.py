@@ -148,6 +148,8 @@ def _read_report(rng: Random, world: World) -> Passage:
 
 def _read_letter(rng: Random, world: World) -> Passage:
     letter = make_letter(rng, world.people)
+    while not letter.questions():
+        letter = make_letter(rng, world.people)
     return f"letter of {letter.writer}", letter.text, letter.questions()
 
 

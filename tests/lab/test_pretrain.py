@@ -65,7 +65,8 @@ def test_a_corrupted_window_can_be_put_together_again(seed: int) -> None:
             spans[next(reversed(spans))].append(token)
     whole = [part for token in read[:-1] for part in (spans[token] if token < 100 else [token])]
     assert whole == ids.tolist()
-    assert sum(map(len, spans.values())) == round(0.15 * 256) == 38 and len(spans) == 13
+    assert sum(map(len, spans.values())) == 128 and len(spans) in (1, 32)
+    assert len(spans) == 32 or read[:128] == ids[:128].tolist()
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])

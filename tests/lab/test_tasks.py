@@ -244,7 +244,7 @@ HASHES = {
     "summary": "0cd58b220063",
     "sentiment": "56edbdf4eedb",
     "topic": "5fd67aad87bb",
-    "span": "72b4d48b3320",
+    "span": "d4d9bd866480",
     "closed_book": "bc69d4b348e2",
     "names": "ade054c9165e",
     "translation": "c730f15ac151",
