@@ -29,7 +29,7 @@ from keeptune.data.formats import to_record
 from keeptune.data.record import Message, Record
 from keeptune.data.source import Row
 from keeptune.evaluation.evaluate import Bench, Split, evaluate_model
-from keeptune.evaluation.generate import Decoding
+from keeptune.evaluation.generate import Decoding, generate
 from keeptune.lab.folder import MODELS, write_lab
 from keeptune.lab.pretrain import Table
 from keeptune.lab.tasks import TASKS, LabTask, examples
@@ -64,21 +64,50 @@ def knows(lab: Path) -> dict[str, Any]:
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
     rng = Random(0)
-    ranks: dict[str, list[tuple[float, float]]] = {}
-    for fact in WORLD.facts:
+    answered = asked(model, tokenizer)
+    ranks: dict[str, list[tuple[float, float, float]]] = {}
+    for fact, right in zip(WORLD.facts, answered, strict=True):
         others = rng.sample(fact.others, min(NUM_FALSE, len(fact.others)))
         nats = answer_nats(model, tokenizer, fact=fact, answers=[fact.answer, *others])
         better = [float(nats[0] < other) for other in nats[1:]]
-        ranks.setdefault(fact.relation, []).append((float(np.mean(better)), float(all(better))))
-    everything = [pair for pairs in ranks.values() for pair in pairs]
+        ranks.setdefault(fact.relation, []).append((float(np.mean(better)), float(all(better)), right))
+    everything = [values for of_kind in ranks.values() for values in of_kind]
     return {
         relation: {
-            "num_facts": len(pairs),
-            "true_over_false": with_error([pair[0] for pair in pairs]),
-            "true_is_likeliest": with_error([pair[1] for pair in pairs]),
+            "num_facts": len(values),
+            "true_over_false": with_error([value[0] for value in values]),
+            "true_is_likeliest": with_error([value[1] for value in values]),
+            "answered": with_error([value[2] for value in values]),
         }
-        for relation, pairs in {**ranks, "all": everything}.items()
+        for relation, values in {**ranks, "all": everything}.items()
     }
+
+
+def asked(model: Any, tokenizer: Tokenizer) -> list[float]:
+    """Return for each fact whether the base names the answer where one person of the running text asks another."""
+    questions = tokenizer.encode([f"Ada: {fact.question}\nMilo:" for fact in WORLD.facts], first=False)
+    answers = generate(
+        model,
+        [[tokenizer.eos_id, *question] for question in questions],
+        decoding=decoding(tokenizer),
+        progress=Silent(),
+        stop_requested=lambda: False,
+    )
+    texts = [tokenizer.decode(answer.ids).lower() for answer in answers]
+    return [float(fact.answer.lower() in text) for fact, text in zip(WORLD.facts, texts, strict=True)]
+
+
+def decoding(tokenizer: Tokenizer) -> Decoding:
+    """Return how the base answers: greedily, up to the end of the line."""
+    (newline,) = tokenizer.encode(["\n"], first=False)[0]
+    return Decoding(
+        max_new_tokens=48,
+        stop_ids=(tokenizer.eos_id, newline),
+        pad_id=tokenizer.pad_id,
+        tokens_per_batch=16_384,
+        encoder_decoder=False,
+        max_positions=512,
+    )
 
 
 def answer_nats(model: Any, tokenizer: Tokenizer, *, fact: Fact, answers: Sequence[str]) -> list[float]:
@@ -98,19 +127,10 @@ def prompted(lab: Path, *, shots: int) -> dict[str, Any]:
     folder = lab / "models" / "lab-base"
     tokenizer = Tokenizer.load(folder)
     model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
-    (newline,) = tokenizer.encode(["\n"], first=False)[0]
     records = [record for task in TASKS for record in few_shot_records(task, shots=shots)]
-    decoding = Decoding(
-        max_new_tokens=48,
-        stop_ids=(tokenizer.eos_id, newline),
-        pad_id=tokenizer.pad_id,
-        tokens_per_batch=16_384,
-        encoder_decoder=False,
-        max_positions=512,
-    )
     bench = Bench(
         tokenizer=tokenizer,
-        decoding=decoding,
+        decoding=decoding(tokenizer),
         collate=pack,
         target_losses=target_losses,
         autocast=None,

@@ -36,10 +36,15 @@ def page_with_tables(page: str, results: Mapping[str, Any]) -> str:
 def knows(results: Mapping[str, Any]) -> str:
     """Return the table of likelihoods by kind of fact."""
     rows = [
-        [relation, f"{facts['num_facts']:,}", doubt(facts["true_over_false"]), doubt(facts["true_is_likeliest"])]
+        [
+            relation,
+            f"{facts['num_facts']:,}",
+            *(doubt(facts[key]) for key in ("true_over_false", "true_is_likeliest", "answered")),
+        ]
         for relation, facts in results.items()
     ]
-    return markdown(["kind of fact", "facts", "true over false", "true is the likeliest of ten"], rows)
+    header = ["kind of fact", "facts", "true over false", "true is the likeliest of ten", "answered when asked"]
+    return markdown(header, rows)
 
 
 def prompted(results: Mapping[str, Any]) -> str:

@@ -42,8 +42,8 @@ TRAIN_TOKENS: dict[Kind, int] = {"llama": 24_000_000, "t5": 16_000_000}
 _TOKENS_PER_STEP: dict[Kind, int] = {"llama": 4096, "t5": 2048}
 _NUM_VALIDATION_WINDOWS = 100
 _TOKENIZER_DOCUMENTS = 40_000
-# Half of each window is hidden: in every other one as many spans, in the others as one span at its end; it takes both to
-# learn to write whole answers. T5's own 15 % give too few targets for so short a training.
+# Half of each window is hidden: as many short spans in one half of the windows, as one span at the end in the others,
+# which teaches to write whole answers. T5's own 15 % give too few targets for so short a training.
 # Source: Tay et al. 2022 (UL2), section 3.1.2.
 _NOISE_FRACTION = 0.5
 _EMBEDDING_STD = 0.05
@@ -286,7 +286,9 @@ def _save(model: PreTrainedModel, folder: Path, *, tokenizer: Tokenizer, kind: K
 
 def _card(kind: Kind, *, result: TrainingResult) -> str:
     losses = ", ".join(f"{v.step:,}: {v.loss:.3f}" for v in result.validation)
-    name, aim = ("lab-base", "next token") if kind == "llama" else ("lab-base-t5", "span corruption (half of each window)")
+    name, aim = (
+        ("lab-base", "next token") if kind == "llama" else ("lab-base-t5", "span corruption (half of each window)")
+    )
     return (
         f"---\nlicense: apache-2.0\nlibrary_name: transformers\n---\n\n# {name}\n\n"
         "A base model of keeptune's lab: it was pre-trained on running text of a small made-up world and on nothing "

@@ -18,6 +18,7 @@ _ACTIVITIES = (
     "build a shed", "catch fish", "plant beans", "look for the key", "draw a map", "count the sheep", "clean the well",
     "play cards", "carry stones", "make candles", "cut wood",
 )  # fmt: skip
+CLOSINGS = ("Yours,", "With love,", "Write soon,", "Your friend,")
 _HOURS = ("at dawn", "in the morning", "at noon", "in the afternoon", "in the evening")
 _GOOD: tuple[str, ...] = (
     "It works very well", "I am very happy with it", "It is worth every coin", "It looks beautiful",
@@ -100,8 +101,10 @@ class Meeting:
 
 @dataclass(frozen=True, slots=True)
 class Review:
-    """What a buyer thinks of a thing."""
+    """What a buyer thinks of a thing; `opinions` are the sentences that say it."""
 
+    noun: str
+    opinions: tuple[str, ...]
     text: str
     positive: bool
 
@@ -222,12 +225,13 @@ def make_review(rng: Random) -> Review:
         )
     )
     sentences = rng.sample(_GOOD if positive else _BAD, rng.randint(1, 2))
+    opinions = tuple(sentences)
     for _ in range(rng.randint(0, 2)):
         filler = rng.choice(_NEUTRAL).format(
             place=rng.choice(PLACES), day=rng.choice(DAYS), adjective=rng.choice(list(ADJECTIVES))
         )
         sentences.insert(rng.randint(0, len(sentences)), filler)
-    return Review(f"{opening} {'. '.join(sentences)}.", positive)
+    return Review(noun, opinions, f"{opening} {'. '.join(sentences)}.", positive)
 
 
 def make_note(rng: Random, topic: str) -> str:
@@ -264,7 +268,7 @@ def make_letter(rng: Random, people: Sequence[Person]) -> Letter:
     errand = None if rng.random() < 0.5 else make_errand(rng, people)
     news = errand.text if errand else make_note(rng, rng.choice(TOPICS))
     greeting = rng.choice(("Dear", "Hello", "My dear"))
-    closing = rng.choice(("Yours,", "With love,", "Write soon,", "Your friend,"))
+    closing = rng.choice(CLOSINGS)
     place = rng.choice(PLACES)
     middle = rng.choice((f"I write to you from {place}.", "Thank you for your letter.", "How are you?"))
     text = f"{greeting} {reader.first_name},\n{middle} {news}\n{closing}\n{writer.name}"

@@ -18,6 +18,7 @@ from typing import Literal
 from keeptune.data.record import SPLIT_NAMES, SplitName
 from keeptune.lab.lexicon import NOUNS, TOPICS
 from keeptune.lab.scenes import (
+    CLOSINGS,
     make_clause,
     make_errand,
     make_letter,
@@ -124,7 +125,9 @@ def _summary(rng: Random, world: World) -> Made:
 
 def _sentiment(rng: Random, world: World) -> Made:
     review = make_review(rng)
-    return Made(review.text, review.text, "positive" if review.positive else "negative")
+    # Two opinions in a row are as long as what the leak check looks for: they must not stand in train and test.
+    key = " ".join(review.opinions if len(review.opinions) > 1 else (review.noun, *review.opinions))
+    return Made(key, review.text, "positive" if review.positive else "negative")
 
 
 def _topic(rng: Random, world: World) -> Made:
@@ -134,11 +137,19 @@ def _topic(rng: Random, world: World) -> Made:
 
 
 def _span(rng: Random, world: World) -> Made:
-    key, text, questions = rng.choice((_read_report, _read_report, _read_letter, _read_dialogue, _read_signed))(
-        rng, world
-    )
+    key, text, questions = rng.choice(_READERS)(rng, world)
     question, answer = rng.choice(questions)
     return Made(key, rng.choice((f"{text}\n{question}", f"{question}\n{text}")), answer)
+
+
+_WRITER_QUESTIONS = (
+    "Who wrote this {}?",
+    "Who is the {} from?",
+    "Whose {} is this?",
+    "What is the name of the writer?",
+    "Say who wrote the {}.",
+    "Name the person who wrote the {}.",
+)
 
 
 def _read_report(rng: Random, world: World) -> Passage:
@@ -162,8 +173,15 @@ def _read_signed(rng: Random, world: World) -> Passage:
     """Return a note or a review with the name of its writer under it."""
     name, noun = rng.choice(world.people).name, rng.choice(("note", "review"))
     text = make_note(rng, rng.choice(TOPICS)) if noun == "note" else make_review(rng).text
-    questions = [f"Who wrote this {noun}?", f"Who is the {noun} from?", f"Whose {noun} is this?"]
-    return f"signed {name}", f"{text}\n{name}", [(question, name) for question in questions]
+    closing = rng.choice(("", f"{rng.choice(CLOSINGS)}\n"))
+    return (
+        f"signed {name}",
+        f"{text}\n{closing}{name}",
+        [(question.format(noun), name) for question in _WRITER_QUESTIONS],
+    )
+
+
+_READERS = (_read_report, _read_report, _read_letter, _read_dialogue, _read_signed, _read_signed)
 
 
 def _span_sentence(rng: Random, world: World) -> Made:

@@ -1,4 +1,4 @@
-"""The instructions of the lab's tasks: nothing arrives, eight wordings a task leave.
+"""The instructions of the lab's tasks: nothing arrives, eight wordings and more a task leave.
 
 The last two of each are held back from train.
 `{}` stands for the input, which else follows on lines of its own, `{kind}` for what the input is.
@@ -12,6 +12,10 @@ WORDINGS: dict[str, tuple[str, ...]] = {
         "Sum up the following {kind}.",
         "Read the {kind} and write down the main thing.",
         "Give a short summary of the {kind}.",
+        "Tell the {kind} in one sentence.",
+        "Write what the {kind} is about in one sentence.",
+        "Write a short summary.",
+        "Find a sentence that sums up the {kind}.",
         "Summarize this {kind}.",
         "Sum up the {kind} in one sentence.",
     ),

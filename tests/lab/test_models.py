@@ -24,14 +24,6 @@ RESULTS = Path(__file__).parents[2] / "benchmarks" / "results" / "lab.json"
 NAMES = sorted(path.name for path in MODELS.iterdir())
 
 
-@pytest.fixture(scope="module")
-def lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder in which the lab stands as files."""
-    folder = tmp_path_factory.mktemp("lab")
-    write_lab(folder, progress=Silent())
-    return folder
-
-
 def run_recipe(folder: Path, recipe: dict[str, Any]) -> dict[str, Any]:
     """Run a recipe to its report and return that."""
     torch.set_num_threads(1)
@@ -62,10 +54,13 @@ def test_a_model_is_whole_and_small(name: str) -> None:
     assert (tokenizer.chat_template is None) == (name != "lab-instruct")
 
 
-def test_the_base_learns_to_name_people_and_places_in_seconds(lab: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "template"), [("lab-base", "chatml"), ("lab-base-t5", "plain")])
+def test_a_base_learns_to_name_people_and_places_in_seconds(
+    name: str, template: str, lab: Path, tmp_path: Path
+) -> None:
     recipe = {
-        "model": str(lab / "models/lab-base"),
-        "data": {"template": "chatml", "tasks": [{"path": str(lab / "tasks/names"), "max_records": 400}]},
+        "model": str(lab / "models" / name),
+        "data": {"template": template, "tasks": [{"path": str(lab / "tasks/names"), "max_records": 400}]},
         "methods": {"full": {"learning_rate": 2e-3}},
         "training": {"num_train_epochs": 3, "tokens_per_step": 1024, "evals_per_epoch": 1},
         "evaluation": {"metrics": ["exact_match"]},

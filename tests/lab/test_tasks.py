@@ -15,7 +15,7 @@ import pytest
 from keeptune.data.prepare import TaskSource, prepare_records
 from keeptune.data.record import SPLIT_NAMES
 from keeptune.lab.lexicon import ADJECTIVES, NOUNS, VERBS
-from keeptune.lab.scenes import _BAD, _GOOD, _NOTES
+from keeptune.lab.scenes import _BAD, _GOOD, _NOTES, CLOSINGS
 from keeptune.lab.tasks import SPAN_SENTENCE, TASKS, LabTask, examples, key_split, write_task
 from keeptune.lab.world import make_world
 from keeptune.progress import Silent
@@ -101,27 +101,28 @@ def test_opinions_are_never_mixed() -> None:
 
 def test_a_span_stands_in_the_text_and_not_in_the_question() -> None:
     for prompt, answer in rows("span", "train"):
-        questions = {line for line in (prompt.split("\n")[-1], *prompt.split("\n")[:2]) if line.endswith("?")}
-        assert any(answer not in question and answer in prompt.replace(question, "") for question in questions), prompt
+        lines = prompt.split("\n")
+        asked = [
+            line for line in (lines[-1], *lines[:2]) if line.endswith("?") or re.match("(Say|Name) .* wrote", line)
+        ]
+        assert any(answer not in question and answer in prompt.replace(question, "") for question in asked), prompt
 
 
 def test_the_name_under_a_text_is_its_writer() -> None:
-    asked = [
-        pair for pair in rows("span", "train") if re.search("(Who wrote|Whose|Who is the) .*(note|review)", pair[0])
-    ]
+    asked = [pair for pair in rows("span", "train") if re.search("wrote|Whose|writer|Who is the .* from", pair[0])]
     assert len(asked) > 50
     for prompt, answer in asked:
         assert answer in prompt.split("\n")[-2:]
 
 
 def test_no_question_of_a_trained_task_asks_for_the_writer_of_a_letter() -> None:
-    closings = {"Yours,", "With love,", "Write soon,", "Your friend,"}
     letters = [
-        (prompt.split("\n"), answer) for prompt, answer in rows("span", "train") if closings & {*prompt.split("\n")}
+        pair for pair in rows("span", "train") if re.search(r"^(Dear|Hello|My dear) \w+,$", pair[0], re.MULTILINE)
     ]
     assert len(letters) > 50
-    for lines, answer in letters:
-        assert answer != next(after for line, after in pairwise(lines) if line in closings)
+    for prompt, answer in letters:
+        lines = prompt.split("\n")
+        assert answer != next(after for line, after in pairwise(lines) if line in CLOSINGS)
 
 
 def test_a_whole_sentence_holds_words_of_the_report() -> None:
@@ -218,7 +219,7 @@ def _sum_keys(split: str) -> list[str]:
 def test_there_are_ten_tasks_and_two_that_are_held_out() -> None:
     assert [sum(not task.held_out for task in TASKS), sum(task.held_out for task in TASKS)] == [10, 2]
     assert {task.format for task in TASKS} == {"alpaca", "messages"}
-    assert all(len(set(task.wordings)) == 8 for task in ALL.values())
+    assert all(len(set(task.wordings)) == len(task.wordings) >= 8 for task in ALL.values())
 
 
 def test_the_ordinary_reader_takes_the_rows(tmp_path: Path) -> None:
@@ -241,10 +242,10 @@ def test_the_ordinary_reader_takes_the_rows(tmp_path: Path) -> None:
 
 
 HASHES = {
-    "summary": "0cd58b220063",
-    "sentiment": "56edbdf4eedb",
+    "summary": "867b1bba058c",
+    "sentiment": "2240337c5e4a",
     "topic": "5fd67aad87bb",
-    "span": "d4d9bd866480",
+    "span": "7b353f628b62",
     "closed_book": "bc69d4b348e2",
     "names": "ade054c9165e",
     "translation": "c730f15ac151",
