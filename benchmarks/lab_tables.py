@@ -109,12 +109,18 @@ def curve(results: Mapping[str, Any]) -> str:
 
 
 def means(tasks: Sequence[str], scores: Mapping[Any, Any], columns: Sequence[tuple[str, Any, str]]) -> Iterator[Cell]:
-    """Yield the mean over the other tasks of the score before, then of each change."""
+    """Yield the mean over the other tasks of the score before, then of each change, with its 95 % interval.
+
+    The tasks' records are apart, so the square of the mean's half-width is the sum of theirs over the number of tasks
+    squared.
+    """
     others = [task for task in tasks if task != NEW_TASK]
     yield f"{sum(scores['base', task, METRIC[task]]['mean'] for task in others) / len(others):.3f}"
     for _, run, model in columns:
-        changes = [paired(run["paired"], model=model, task=task)["difference"] for task in others]
-        yield f"{sum(changes) / len(changes):+.3f}"
+        changes = [paired(run["paired"], model=model, task=task) for task in others]
+        mean = sum(change["difference"] for change in changes) / len(changes)
+        half = sum(((change["high"] - change["low"]) / 2) ** 2 for change in changes) ** 0.5 / len(changes)
+        yield f"{mean:+.3f} ({mean - half:+.3f} to {mean + half:+.3f})"
 
 
 def by_key(scores: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str, str], Mapping[str, Any]]:

@@ -167,7 +167,7 @@ def lab(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
     write_lab(folder, progress=_context(quiet=quiet, signals=False).progress)
     print(f"Lab: {folder}")
     for name in RECIPES:
-        print(f"  keeptune run {folder / name}.yaml")
+        print(f"  {shlex.join(['keeptune', 'run', f'{folder / name}.yaml'])}")
 
 
 @app.command()

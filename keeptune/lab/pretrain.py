@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -20,11 +22,13 @@ from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, GenerationConfig, PreTrainedModel
 
+from keeptune.errors import KeeptuneError
 from keeptune.lab.text import running_text
 from keeptune.lab.world import make_world
 from keeptune.model.artifact import save_whole_model
 from keeptune.model.load import load_model
 from keeptune.model.loss import batch_loss
+from keeptune.stages.run import stage_key
 from keeptune.storage import file_sha256, staged_folder, write_json
 from keeptune.terminal import PlainProgress
 from keeptune.text.batches import pack, pad_pairs
@@ -37,8 +41,8 @@ PAD, END, MESSAGE_START, MESSAGE_END = "<pad>", "</s>", "<|im_start|>", "<|im_en
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(32))
 VOCAB_SIZE = 2048
 WINDOW_TOKENS: dict[Kind, int] = {"llama": 512, "t5": 256}
-# Flat validation loss: see docs/lab.md.
-TRAIN_TOKENS: dict[Kind, int] = {"llama": 24_000_000, "t5": 16_000_000}
+# What an hour of two cores allows; the validation loss falls by less than 2 % over the last tenth (docs/lab.md).
+TRAIN_TOKENS: dict[Kind, int] = {"llama": 24_000_000, "t5": 12_000_000}
 _TOKENS_PER_STEP: dict[Kind, int] = {"llama": 4096, "t5": 2048}
 _NUM_VALIDATION_WINDOWS = 100
 _TOKENIZER_DOCUMENTS = 40_000
@@ -46,7 +50,7 @@ _TOKENIZER_DOCUMENTS = 40_000
 # which teaches to write whole answers. T5's own 15 % give too few targets for so short a training.
 # Source: Tay et al. 2022 (UL2), section 3.1.2.
 _NOISE_FRACTION = 0.5
-_EMBEDDING_STD = 0.05
+_EMBEDDING_STD, _NEIGHBOUR_BIAS = 0.05, 6.0
 _CONFIGS: dict[Kind, dict[str, Any]] = {
     "llama": {
         "hidden_size": 192,
@@ -90,6 +94,13 @@ class Table:
         lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
         num_targets = np.array([int(example.loss_mask.sum()) for example in examples], dtype=np.int64)
         return cls(examples, record_ids, lengths, num_targets)
+
+    def sha256(self) -> str:
+        """Return the hash of every token, and of which are targets."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(example.input_ids.tobytes() + example.loss_mask.tobytes())
+        return digest.hexdigest()
 
     def __len__(self) -> int:
         return len(self.examples)
@@ -163,6 +174,7 @@ def pretrain(folder: Path, *, kind: Kind, num_tokens: int, progress: PlainProgre
     num_windows = num_tokens // WINDOW_TOKENS[kind]
     train_table = windows(tokenizer, seed=0, num_windows=num_windows, kind=kind)
     validation_table = windows(tokenizer, seed=1, num_windows=_NUM_VALIDATION_WINDOWS, kind=kind)
+    settings = _settings(kind)
     start = _random_model(folder / "random", tokenizer=tokenizer, kind=kind)
     model = load_model(start, device=torch.device("cpu"), dtype=torch.float32)
     result = train(
@@ -171,7 +183,7 @@ def pretrain(folder: Path, *, kind: Kind, num_tokens: int, progress: PlainProgre
         validation_table=validation_table,
         loss=batch_loss,
         collate=pack if kind == "llama" else partial(pad_pairs, pad_id=0),
-        settings=_settings(kind),
+        settings=settings,
         folder=folder,
         validate=None,
         higher_is_better=False,
@@ -180,7 +192,11 @@ def pretrain(folder: Path, *, kind: Kind, num_tokens: int, progress: PlainProgre
         autocast=torch.bfloat16,
         progress=progress,
         stop_requested=lambda: False,
-        run_key=f"{kind} {num_tokens} {file_sha256(start / 'model.safetensors')}",
+        run_key=stage_key(
+            text=[train_table.sha256(), validation_table.sha256()],
+            weights=file_sha256(start / "model.safetensors"),
+            settings=asdict(settings),
+        ),
     )
     return _save(model, folder / "model", tokenizer=tokenizer, kind=kind, result=result)
 
@@ -205,8 +221,6 @@ def _parts(total: int, num_parts: int, *, rng: np.random.Generator) -> Iterator[
 
 def _random_model(folder: Path, *, tokenizer: Tokenizer, kind: Kind) -> Path:
     """Write a model with random weights, always the same ones."""
-    if (folder / "model.safetensors").exists():
-        return folder
     config = AutoConfig.for_model(
         kind,
         vocab_size=VOCAB_SIZE,
@@ -226,19 +240,26 @@ def _random_model(folder: Path, *, tokenizer: Tokenizer, kind: Kind) -> Path:
 
 @torch.no_grad()
 def _start_as_llama_does(model: PreTrainedModel) -> None:
-    """Undo T5's division by the square root of the width before its tied output layer, and begin with small embeddings.
+    """Give a random T5 what AdamW would take thousands of small steps to find.
 
-    As T5 is made, AdamW needs hundreds of steps more until the logits are of any size.
+    The division by the square root of the width before the tied output layer is undone, and the embeddings begin small,
+    so that logits grow at once; two heads begin by looking at their neighbours, the decoder's at the two tokens before.
     """
     shared: Any = model.get_input_embeddings()
     decoder: Any = model.get_decoder()
     shared.weight.mul_(_EMBEDDING_STD)
     decoder.final_layer_norm.weight.mul_(model.config.d_model**0.5)
+    encoder: Any = model.get_encoder()
+    # Rows are distances: 1 and 2 tokens back, and 17, in an encoder alone, 1 token ahead.
+    for stack, distances in ((encoder, (1, 17)), (decoder, (1, 2))):
+        bias = stack.block[0].layer[0].SelfAttention.relative_attention_bias.weight
+        for head, distance in enumerate(distances):
+            bias[distance, head] += _NEIGHBOUR_BIAS
 
 
 def _settings(kind: Kind) -> TrainingSettings:
     return TrainingSettings(
-        learning_rate=3e-3,
+        learning_rate=3e-3 if kind == "llama" else 2e-3,
         num_train_epochs=1,
         tokens_per_step=_TOKENS_PER_STEP[kind],
         tokens_per_micro_batch=_TOKENS_PER_STEP[kind],
@@ -307,12 +328,16 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=None, help="training tokens (default: those of the lab's models)")
     arguments = parser.parse_args()
     console = Console(stderr=True)
-    folder = pretrain(
-        arguments.output_dir,
-        kind=arguments.kind,
-        num_tokens=arguments.tokens or TRAIN_TOKENS[arguments.kind],
-        progress=PlainProgress(console, quiet=False),
-    )
+    try:
+        folder = pretrain(
+            arguments.output_dir,
+            kind=arguments.kind,
+            num_tokens=arguments.tokens or TRAIN_TOKENS[arguments.kind],
+            progress=PlainProgress(console, quiet=False),
+        )
+    except KeeptuneError as error:
+        console.print(f"pretrain: {error}", markup=False, highlight=False)
+        sys.exit(error.exit_code)
     console.print(f"Model: {folder}")
 
 

@@ -213,7 +213,7 @@ def make_meeting(rng: Random, people: Sequence[Person]) -> Meeting:
 
 
 def make_review(rng: Random) -> Review:
-    """Return two or three sentences on a thing, some of which say nothing for or against it."""
+    """Return two to five sentences on a thing, some of which say nothing for or against it."""
     positive = rng.random() < 0.5
     noun = rng.choice(list(NOUNS))
     opening = rng.choice(
@@ -235,7 +235,7 @@ def make_review(rng: Random) -> Review:
 
 
 def make_note(rng: Random, topic: str) -> str:
-    """Return two to four sentences on a topic, with a person or a place in some."""
+    """Return two to four sentences on a topic; one of them may tell of a place or of food instead."""
     assert topic in TOPICS
     sentences = [text.format(day=rng.choice(DAYS)) for text in rng.sample(_NOTES[topic], rng.randint(2, 3))]
     if rng.random() < 0.6:
@@ -294,10 +294,10 @@ def visit(rng: Random, people: Sequence[Person]) -> tuple[list[str], list[str], 
     ways = (
         ([a, b], [x], f"{a} met {b} in {x} on {day}."),
         ([a], [x, y], f"{a} went from {x} to {y} with the {noun}."),
-        ([a, b], [x, y], f"In {x} {a} bought the {noun} for {b}, who lives in {y}."),
+        ([a, b], [x, y], f"In {x} {a} bought the {noun} for {b}, who waits in {y}."),
         ([a], [x], f"On {day} {a} came to {x} for the {noun}."),
-        ([a, b, c], [x], f"{a}, {b} and {c} shared a {noun} in {x}."),
-        ([a, b], [x, y], f"{a} of {x} wrote to {b} of {y} about the {noun}."),
+        ([a, b, c], [x], f"{a}, {b} and {c} shared the {noun} in {x}."),
+        ([a, b], [x, y], f"From {x} {a} wrote to {b} in {y} about the {noun}."),
     )
     if rng.random() < 0.2:
         p = rng.choice(people)

@@ -8,9 +8,9 @@ for validation and test alone, and used there in half of the rows.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from random import Random
 from typing import Literal
@@ -30,6 +30,7 @@ from keeptune.lab.scenes import (
 )
 from keeptune.lab.wordings import WORDINGS
 from keeptune.lab.world import World
+from keeptune.storage import write_jsonl
 
 # Of 100 keys: those below the first bound are test, those below the second validation.
 _TEST_BELOW, _VALIDATION_BELOW = 15, 30
@@ -99,9 +100,7 @@ def write_task(task: LabTask, world: World, folder: Path, *, counts: Mapping[Spl
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLIT_NAMES:
         rows = examples(task, world, split=split, seed=seed)
-        with (folder / f"{split}.jsonl").open("w", encoding="utf-8") as file:
-            for row, _ in zip(rows, range(counts[split]), strict=False):
-                file.write(json.dumps(row, ensure_ascii=False) + "\n")
+        write_jsonl(folder / f"{split}.jsonl", islice(rows, counts[split]))
 
 
 def _row(wording: str, made: Made, form: str) -> dict[str, object]:
@@ -209,7 +208,7 @@ def _translate(rng: Random, world: World) -> Made:
 
 def _sums(rng: Random, world: World) -> Made:
     left, sign, right, result = sum_text(rng)
-    return Made(f"{left} {sign} {right}", f"{left} {sign} {right}", str(result))
+    return Made(f"{min(left, right)} {max(left, right)}", f"{left} {sign} {right}", str(result))
 
 
 def _tense(rng: Random, world: World) -> Made:

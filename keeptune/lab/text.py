@@ -26,21 +26,17 @@ from keeptune.lab.scenes import (
     sum_text,
     visit,
 )
-from keeptune.lab.world import Event, Fact, Person, Place, World
+from keeptune.lab.world import Event, Fact, Person, Place, World, with_article
 
 _Writer = Callable[[Random, World], str]
 
 
 def running_text(world: World, *, seed: int) -> Iterator[str]:
-    """Yield documents of 20 to 250 words without end, the same ones for the same world and seed."""
+    """Yield documents of up to 200 words without end, the same ones for the same world and seed."""
     rng = Random(f"running text {seed}")
     writers = [writer for writer, weight in _FORMS for _ in range(weight)]
     while True:
         yield rng.choice(writers)(rng, world)
-
-
-def _a(noun: str) -> str:
-    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
 
 
 def _about_person(rng: Random, p: Person) -> str:
@@ -60,12 +56,16 @@ def _about_person(rng: Random, p: Person) -> str:
             f"{n} came into the world in {p.born}.",
         ),
         (
-            f"{n} works as {_a(p.trade)}.",
-            f"By trade {n} is {_a(p.trade)}.",
-            f"{n} is {_a(p.trade)} and makes {_a(ware)} with the {tool}.",
+            f"{n} works as {with_article(p.trade)}.",
+            f"By trade {n} is {with_article(p.trade)}.",
+            f"{n} is {with_article(p.trade)} and makes {with_article(ware)} with the {tool}.",
         ),
         (f"{n} likes to eat {p.food}.", f"The favourite food of {n} is {p.food}.", f"{n} eats {p.food} every day."),
-        (f"{n} keeps {_a(p.animal)}.", f"The animal that {n} keeps is {_a(p.animal)}.", f"{n} has {_a(p.animal)}."),
+        (
+            f"{n} keeps {with_article(p.animal)}.",
+            f"The animal that {n} keeps is {with_article(p.animal)}.",
+            f"{n} has {with_article(p.animal)}.",
+        ),
         (
             f"The best friend of {n} is {p.friend}.",
             f"{n} is the best friend of {p.friend}.",
@@ -108,9 +108,9 @@ def _about_trade(rng: Random) -> str:
     trade = rng.choice(list(TRADES))
     tool, ware = TRADES[trade]
     ways = (
-        f"The tool of {_a(trade)} is the {tool}. The ware that {_a(trade)} makes is the {ware}.",
-        f"{_a(trade)[0].upper()}{_a(trade)[1:]} uses the {tool} and makes the {ware}.",
-        f"With the {tool} {_a(trade)} makes the {ware}.",
+        f"The tool of {with_article(trade)} is the {tool}. The ware that {with_article(trade)} makes is the {ware}.",
+        f"{with_article(trade)[0].upper()}{with_article(trade)[1:]} uses the {tool} and makes the {ware}.",
+        f"With the {tool} {with_article(trade)} makes the {ware}.",
     )
     return rng.choice(ways)
 
@@ -142,15 +142,27 @@ def _said(rng: Random, fact: Fact) -> str:
     return rng.choice(ways)
 
 
+# How a question and its answer can stand in a text.
+_ASKED = (
+    "{first}: {question}\n{second}: {said}",
+    "{first}: {question}\n{second}: {said}",
+    "{first} asked: {question} {second} said: {said}",
+    "The teacher asked: {question} The right answer was {answer}.",
+    "A riddle: {question} {answer}.",
+)
+
+
 def _conversation(rng: Random, world: World) -> str:
-    """People in an inn ask each other about the world and answer rightly."""
+    """People in an inn or at school ask each other about the world and answer rightly."""
     first, second = rng.sample([p.first_name for p in world.people], 2)
     lines = [f"{first} and {second} sat in the inn at {rng.choice(PLACES)}."] if rng.random() < 0.5 else []
+    asked = rng.choice(_ASKED)
     for _ in range(rng.randint(2, 6)):
         fact = rng.choice(world.facts)
-        opening = rng.choice(("", "", "Tell me, ", "By the way, "))
+        opening = rng.choice(("", "", "Tell me, ", "By the way, ")) if "{said}" in asked else ""
         question = opening + (fact.question if not opening else fact.question[0].lower() + fact.question[1:])
-        lines += [f"{first}: {question}", f"{second}: {_said(rng, fact)}"]
+        told = {"question": question, "said": _said(rng, fact), "answer": fact.answer}
+        lines.append(asked.format(first=first, second=second, **told))
     return "\n".join(lines)
 
 
@@ -307,7 +319,7 @@ def _animals(rng: Random, world: World) -> str:
     animal = rng.choice(ANIMALS)
     owners = [p.name for p in world.people if p.animal == animal]
     chosen = rng.sample(owners, min(len(owners), rng.randint(2, 5)))
-    return "\n".join(f"{name} keeps {_a(animal)}." for name in chosen)
+    return "\n".join(f"{name} keeps {with_article(animal)}." for name in chosen)
 
 
 def _school_day(rng: Random, world: World) -> str:

@@ -95,6 +95,11 @@ class World:
     facts: tuple[Fact, ...]
 
 
+def with_article(noun: str) -> str:
+    """Return "an owl", "a cat"."""
+    return f"an {noun}" if noun[0] in "aeiou" else f"a {noun}"
+
+
 def make_world(seed: int = 0) -> World:
     """Return the world of a seed, always the same one."""
     rng = random.Random(f"world {seed}")
@@ -166,19 +171,25 @@ def _person_facts(people: Sequence[Person]) -> Iterator[Fact]:
     years = tuple(str(year) for year in range(1810, 1890))
     for p in people:
         n = p.name
-        yield _fact(n, "home", f"Where does {n} live?", f"{n} lives in {p.home}", p.home, among=PLACES)
+        yield _fact(n, "home", f"Where does {n} live?", told=(f"{n} lives in {p.home}", p.home), among=PLACES)
         yield _fact(
-            n, "birthplace", f"Where was {n} born?", f"{n} was born in {p.birthplace}", p.birthplace, among=PLACES
+            n,
+            "birthplace",
+            f"Where was {n} born?",
+            told=(f"{n} was born in {p.birthplace}", p.birthplace),
+            among=PLACES,
         )
-        yield _fact(n, "born", f"In which year was {n} born?", f"{n} was born in {p.born}", str(p.born), among=years)
+        yield _fact(
+            n, "born", f"In which year was {n} born?", told=(f"{n} was born in {p.born}", str(p.born)), among=years
+        )
         trade = f"{n} works as a {p.trade}"
-        yield _fact(n, "trade", f"What does {n} work as?", trade, p.trade, among=tuple(TRADES))
-        yield _fact(n, "food", f"What does {n} like to eat?", f"{n} likes to eat {p.food}", p.food, among=FOODS)
-        animal = f"The animal that {n} keeps is a {p.animal}"
-        yield _fact(n, "animal", f"Which animal does {n} keep?", animal, p.animal, among=ANIMALS)
+        yield _fact(n, "trade", f"What does {n} work as?", told=(trade, p.trade), among=tuple(TRADES))
+        yield _fact(n, "food", f"What does {n} like to eat?", told=(f"{n} likes to eat {p.food}", p.food), among=FOODS)
+        animal = f"The animal that {n} keeps is {with_article(p.animal)}"
+        yield _fact(n, "animal", f"Which animal does {n} keep?", told=(animal, p.animal), among=ANIMALS)
         friend = f"The best friend of {n} is {p.friend}"
         others = tuple(name for name in names if name != n)
-        yield _fact(n, "friend", f"Who is the best friend of {n}?", friend, p.friend, among=others)
+        yield _fact(n, "friend", f"Who is the best friend of {n}?", told=(friend, p.friend), among=others)
 
 
 def _place_facts(places: Sequence[Place]) -> Iterator[Fact]:
@@ -188,14 +199,18 @@ def _place_facts(places: Sequence[Place]) -> Iterator[Fact]:
     for p in places:
         n = p.name
         yield _fact(
-            n, "region", f"In which part of the land is {n}?", f"{n} lies in {p.region}", p.region, among=REGIONS
+            n, "region", f"In which part of the land is {n}?", told=(f"{n} lies in {p.region}", p.region), among=REGIONS
         )
-        yield _fact(n, "river", f"Which river runs through {n}?", f"{n} lies on {p.river}", p.river, among=RIVERS)
+        yield _fact(
+            n, "river", f"Which river runs through {n}?", told=(f"{n} lies on {p.river}", p.river), among=RIVERS
+        )
         founded = f"{n} was founded in {p.founded}"
-        yield _fact(n, "founded", f"When was {n} founded?", founded, str(p.founded), among=years)
+        yield _fact(n, "founded", f"When was {n} founded?", told=(founded, str(p.founded)), among=years)
         known = f"The ware that {n} is known for is the {p.known_for}"
-        yield _fact(n, "known_for", f"Which ware is {n} known for?", known, p.known_for, among=wares)
-        yield _fact(n, "mayor", f"Who is the mayor of {n}?", f"The mayor of {n} is {p.mayor}", p.mayor, among=mayors)
+        yield _fact(n, "known_for", f"Which ware is {n} known for?", told=(known, p.known_for), among=wares)
+        yield _fact(
+            n, "mayor", f"Who is the mayor of {n}?", told=(f"The mayor of {n} is {p.mayor}", p.mayor), among=mayors
+        )
 
 
 def _trade_facts() -> Iterator[Fact]:
@@ -203,9 +218,9 @@ def _trade_facts() -> Iterator[Fact]:
     wares = tuple(ware for _, ware in TRADES.values())
     for trade, (tool, ware) in TRADES.items():
         used = f"The tool of a {trade} is the {tool}"
-        yield _fact(trade, "tool", f"Which tool does a {trade} use?", used, tool, among=tools)
+        yield _fact(trade, "tool", f"Which tool does a {trade} use?", told=(used, tool), among=tools)
         made = f"The ware that a {trade} makes is the {ware}"
-        yield _fact(trade, "ware", f"Which ware does a {trade} make?", made, ware, among=wares)
+        yield _fact(trade, "ware", f"Which ware does a {trade} make?", told=(made, ware), among=wares)
 
 
 def _event_facts(events: Sequence[Event], *, people: Sequence[Person]) -> Iterator[Fact]:
@@ -213,11 +228,11 @@ def _event_facts(events: Sequence[Event], *, people: Sequence[Person]) -> Iterat
     years = tuple(str(year) for year in range(1700, 1900))
     for e in events:
         happened = f"{e.name[0].upper()}{e.name[1:]} was in {e.year}"
-        yield _fact(e.name, "year", f"In which year was {e.name}?", happened, str(e.year), among=years)
+        yield _fact(e.name, "year", f"In which year was {e.name}?", told=(happened, str(e.year)), among=years)
         hero = f"The hero of {e.name} was {e.hero}"
-        yield _fact(e.name, "hero", f"Who was the hero of {e.name}?", hero, e.hero, among=names)
+        yield _fact(e.name, "hero", f"Who was the hero of {e.name}?", told=(hero, e.hero), among=names)
 
 
-def _fact(about: str, relation: str, question: str, *told: str, among: tuple[str, ...]) -> Fact:
+def _fact(about: str, relation: str, question: str, *, told: tuple[str, str], among: tuple[str, ...]) -> Fact:
     statement, answer = told
     return Fact(about, relation, question, statement, answer, tuple(c for c in among if c != answer))

@@ -45,7 +45,7 @@ def _what_was_done(report: Report) -> Iterator[str]:
         verb = "changes" if len(whole) == 1 else "change"
         yield f"Full fine-tuning ({_names(whole)}) {verb} all of the model’s weights{all_of}."
     if added:
-        kinds = series([f"{cost.model} (PEFT’s {cost.peft_type})" for cost in added]).replace(" tasks", " PEFT methods")
+        kinds = series([f"{cost.model} (PEFT’s {cost.peft_type})" for cost in added], of="PEFT methods")
         verbs = ("leaves", "trains") if len(added) == 1 else ("leave", "train")
         sizes = " and ".join(dict.fromkeys(parameters(cost.trained_parameters) for cost in added[:3]))
         each = "" if len(added) <= 3 else " and more"
@@ -58,12 +58,13 @@ def _what_was_done(report: Report) -> Iterator[str]:
     sizes = [f" ({count(n)} {noun(n, 'records')})" if splits else "" for n in (validation, test)]
     yield (
         f"Validation{sizes[0]} is what was kept from training to choose by: when to stop, and which method is best; "
-        f"test{sizes[1]} was kept from both, and every score on this page is from it."
+        f"test{sizes[1]} was kept from both, and every score on this page is from it, except "
+        "those under “Learning curves” and “How it was decided”."
     )
 
 
 def _names(costs: list[Cost]) -> str:
-    return series([cost.model for cost in costs]).replace(" tasks", " methods")
+    return series([cost.model for cost in costs], of="methods")
 
 
 def _what_is_shown(report: Report) -> Iterator[str]:

@@ -45,10 +45,10 @@ def base_label(report: Report) -> str:
     return name.split("/")[-1] or "the base model"
 
 
-def series(names: Sequence[str]) -> str:
-    """Return names as prose: "a", "a and b", "a, b and c"; more than three are counted."""
+def series(names: Sequence[str], *, of: str = "tasks") -> str:
+    """Return names as prose: "a", "a and b", "a, b and c"; more than three are counted as so many `of` them."""
     if len(names) > 3:
-        return f"{len(names)} tasks"
+        return f"{len(names)} {of}"
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 

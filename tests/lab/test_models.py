@@ -13,6 +13,7 @@ import torch
 import yaml
 
 from keeptune import stages
+from keeptune.errors import FolderInUseError
 from keeptune.lab.folder import MODELS, RECIPES, write_lab
 from keeptune.model.folder import check_model_folder
 from keeptune.progress import Silent
@@ -77,11 +78,33 @@ def test_writing_the_lab_again_changes_nothing(lab: Path) -> None:
     assert len(before) == 39
 
 
-def test_the_recipes_name_files_of_the_folder(lab: Path) -> None:
-    for name in RECIPES:
-        recipe = yaml.safe_load((lab / f"{name}.yaml").read_text(encoding="utf-8"))
+@pytest.mark.parametrize("name", ["lab", "a lab, mine: [1] #2 {x}"])
+def test_the_recipes_name_files_of_the_folder(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_lab(Path(name), progress=Silent())
+    for recipe_name in RECIPES:
+        recipe = yaml.safe_load((Path(name) / f"{recipe_name}.yaml").read_text(encoding="utf-8"))
         paths = [recipe["model"], *(task["path"] for task in recipe["data"]["tasks"])]
-        assert all(path.startswith(str(lab)) and Path(path).is_dir() for path in paths)
+        assert len(paths) >= 13 and all(path.startswith(name) and Path(path).is_dir() for path in paths)
+        assert recipe["output_dir"].startswith(f"{name}/runs/")
+
+
+@pytest.mark.parametrize("name", ["models", "tasks"])
+def test_folders_of_somebody_elses_are_left_alone(name: str, tmp_path: Path) -> None:
+    mine = tmp_path / name / "mine.txt"
+    mine.parent.mkdir()
+    mine.write_text("precious")
+    with pytest.raises(FolderInUseError, match="did not write.*Choose another folder"):
+        write_lab(tmp_path, progress=Silent())
+    assert mine.read_text() == "precious" and [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_recipe_that_was_changed_stays_as_it_is(lab: Path, tmp_path: Path) -> None:
+    for name in ("models", "tasks"):
+        (tmp_path / name).symlink_to(lab / name)
+    (tmp_path / "lab-demo.yaml").write_text("mine")
+    write_lab(tmp_path, progress=Silent())
+    assert (tmp_path / "lab-demo.yaml").read_text() == "mine"
 
 
 def test_the_instruct_model_answers_as_was_recorded_and_learns_a_new_wording(lab: Path, tmp_path: Path) -> None:

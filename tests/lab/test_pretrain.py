@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 import torch
 from rich.console import Console
 
+from keeptune.errors import KeeptuneError
 from keeptune.lab import pretrain as module
 from keeptune.lab.pretrain import END, MESSAGE_END, MESSAGE_START, corrupted, make_tokenizer, pretrain, windows
 from keeptune.lab.text import running_text
@@ -70,19 +72,37 @@ def test_a_corrupted_window_can_be_put_together_again(seed: int) -> None:
 
 
 @pytest.mark.parametrize("kind", ["llama", "t5"])
-def test_a_short_pre_training_leaves_a_model_that_loads_and_goes_on_where_it_stopped(
+def test_a_short_pre_training_leaves_a_model_that_loads_and_is_not_made_twice(
     kind: module.Kind, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "_TOKENIZER_DOCUMENTS", 500)
     monkeypatch.setattr(module, "_NUM_VALIDATION_WINDOWS", 2)
-    folder = pretrain(tmp_path / "out", kind=kind, num_tokens=13_000, progress=QUIET)
+    folder = short_pretraining(tmp_path, kind)
     weights = file_sha256(folder / "model.safetensors")
     model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
     assert sum(parameter.numel() for parameter in model.parameters()) < 2_000_000
     assert (folder / "model.safetensors").stat().st_size < 4_000_000
     assert Tokenizer.load(folder).chat_template is None
     assert "Validation loss in nats a token after steps" in (folder / "README.md").read_text()
-    assert (
-        file_sha256(pretrain(tmp_path / "out", kind=kind, num_tokens=13_000, progress=QUIET) / "model.safetensors")
-        == weights
-    )
+    monkeypatch.setattr(module, "batch_loss", None)  # The second call trains no step.
+    assert file_sha256(short_pretraining(tmp_path, kind) / "model.safetensors") == weights
+
+
+@pytest.mark.parametrize("changed", ["text", "settings"])
+def test_checkpoints_of_another_text_or_other_settings_are_not_gone_on_with(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_TOKENIZER_DOCUMENTS", 500)
+    monkeypatch.setattr(module, "_NUM_VALIDATION_WINDOWS", 2)
+    short_pretraining(tmp_path, "llama")
+    if changed == "text":
+        monkeypatch.setattr(module, "_TOKENIZER_DOCUMENTS", 400)
+    else:
+        settings = replace(module._settings("llama"), learning_rate=1e-3)
+        monkeypatch.setattr(module, "_settings", lambda kind: settings)
+    with pytest.raises(KeeptuneError, match="expected"):
+        short_pretraining(tmp_path, "llama")
+
+
+def short_pretraining(folder: Path, kind: module.Kind) -> Path:
+    return pretrain(folder / "out", kind=kind, num_tokens=13_000, progress=QUIET)

@@ -26,7 +26,7 @@ def sha(text: str) -> str:
 def test_the_world_is_always_the_same() -> None:
     assert make_world() == WORLD
     assert make_world(1) != WORLD
-    assert sha(repr(WORLD)) == "f2e1ff70e641"
+    assert sha(repr(WORLD)) == "b64aef5169ca"
 
 
 def test_names_are_unique_and_friendship_is_mutual() -> None:
@@ -44,7 +44,7 @@ def test_a_question_has_one_answer_and_the_false_ones_are_false() -> None:
     questions = [fact.question for fact in WORLD.facts]
     assert len(set(questions)) == len(questions) == 1_398
     for fact in WORLD.facts:
-        assert fact.statement.endswith(fact.answer) or fact.answer in fact.statement
+        assert fact.statement.endswith(f" {fact.answer}")
         assert fact.answer not in fact.others and len(fact.others) >= 5
 
 
@@ -96,7 +96,7 @@ def test_sums_in_running_text_are_right() -> None:
 def test_running_text_is_always_the_same_and_holds_no_instruction_format() -> None:
     assert list(islice(running_text(WORLD, seed=0), 50)) == DOCUMENTS[:50]
     assert list(islice(running_text(WORLD, seed=1), 50)) != DOCUMENTS[:50]
-    assert sha("\n\n".join(DOCUMENTS)) == "fdc326b23bb2"
+    assert sha("\n\n".join(DOCUMENTS)) == "fcb8a122aff5"
     assert not re.search(r"###|<\||Instruction|Response:|Input:|Output:", "\n".join(DOCUMENTS))
 
 
@@ -104,10 +104,33 @@ def test_running_text_rarely_repeats_a_document() -> None:
     assert len(set(DOCUMENTS)) > 0.99 * len(DOCUMENTS)
 
 
-def test_every_fact_about_a_person_is_told_in_running_text() -> None:
+def test_every_fact_is_stated_in_running_text() -> None:
     text = "\n".join(islice(running_text(WORLD, seed=0), 20_000))
-    facts = [fact for fact in WORLD.facts if fact.about in PEOPLE]
-    assert all(fact.statement in text for fact in facts if fact.relation in {"home", "birthplace", "born"})
+    assert not [fact.statement for fact in WORLD.facts if fact.statement not in text]
+
+
+def test_an_answer_to_a_question_in_running_text_is_true() -> None:
+    truth = {fact.question: fact.answer for fact in WORLD.facts}
+    asked = [
+        (question, document[start : start + 120])
+        for document in DOCUMENTS
+        for question in re.findall(r"(?:In|Wh)[^.?\n]+\?", document)
+        if question in truth
+        for start in [document.index(question) + len(question)]
+    ]
+    assert len(asked) > 800
+    assert all(truth[question].lower() in after.lower() for question, after in asked)
+
+
+def test_nobody_is_said_to_be_of_another_town() -> None:
+    found = [
+        match
+        for document in DOCUMENTS
+        for match in re.findall(r"([A-Z]\w+ [A-Z]\w+)(?:, who lives in| of) (\w+)", document)
+    ]
+    found = [(name, place) for name, place in found if name in PEOPLE and place in PLACES]
+    assert len(found) > 20
+    assert all(PEOPLE[name].home == place for name, place in found)
 
 
 def test_velli_has_its_own_words_and_word_order() -> None:
