@@ -254,6 +254,8 @@ def publish(lab: Path) -> None:
     for path in source.iterdir():
         if path.suffix != ".safetensors" and path.name not in ("manifest.json", "card.json"):
             shutil.copy(path, target)
+    card = (target / "README.md").read_text(encoding="utf-8")
+    (target / "README.md").write_text(card.replace(f"{lab}/", "lab/"), encoding="utf-8")
     load_model(source, device=torch.device("cpu"), dtype=torch.bfloat16).save_pretrained(target)
     # safetensors writes files that only their owner may read.
     (target / "model.safetensors").chmod((target / "config.json").stat().st_mode & 0o777)
