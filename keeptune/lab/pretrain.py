@@ -41,7 +41,7 @@ PAD, END, MESSAGE_START, MESSAGE_END = "<pad>", "</s>", "<|im_start|>", "<|im_en
 SENTINELS = tuple(f"<extra_id_{i}>" for i in range(32))
 VOCAB_SIZE = 2048
 WINDOW_TOKENS: dict[Kind, int] = {"llama": 512, "t5": 256}
-# What an hour of two cores allows; the validation loss falls by less than 2 % over the last tenth (docs/lab.md).
+# What an hour of two cores allows (docs/lab.md says what the loss does at the end).
 TRAIN_TOKENS: dict[Kind, int] = {"llama": 24_000_000, "t5": 12_000_000}
 _TOKENS_PER_STEP: dict[Kind, int] = {"llama": 4096, "t5": 2048}
 _NUM_VALIDATION_WINDOWS = 100
