@@ -45,8 +45,9 @@ def worker() -> None:
     rng, loss_mask = np.random.default_rng(0), np.arange(NUM_TOKENS) > 0
     rows = rng.integers(4, 2_000, size=(NUM_ROWS, NUM_TOKENS), dtype=np.int32)
     batch = pack([Example(row, loss_mask=loss_mask) for row in rows])
+    started = 0.0
     for i in range(NUM_PASSES + 1):
-        if i == 1:
+        if i == 1:  # The first pass warms up.
             started = time.perf_counter()
         with torch.autocast("cpu", dtype=torch.bfloat16):
             loss = batch_loss(model, batch)
