@@ -241,7 +241,7 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
 
     data = recipe.data
     if _max_length(recipe, base) < data.max_length:
-        progress.say(f"Records may have {_max_length(recipe, base)} tokens, as many as the model has room for (data.max_length)")
+        progress.say(f"data.max_length: {_max_length(recipe, base)} tokens, which is all that the model has room for")
     prepared = prepare_records(
         [TaskSource(**task.model_dump(exclude={"train"}), trained=task.train) for task in data.tasks],
         seed=recipe.seed,

@@ -153,7 +153,7 @@ def test_a_model_that_cannot_be_packed_is_padded_and_says_so(tmp_path: Path) -> 
     path = world.recipe_file(tmp_path, model=base, data=data, methods=methods)
     run, notes = finished(path, **{"data.over_length": "cut"})
     assert any("padded batches on cpu" in line for line in notes.lines)
-    assert any("data.max_length: 43 tokens instead" in line for line in notes.lines)
+    assert any("data.max_length: 43 tokens, which is all" in line for line in notes.lines)
     assert read_json(run.folder / "prompts" / "training.json")["layout"] == "padded"
     assert read_json(run.folder / "data" / "audit.json")["tokens"]["total"]["max"] > 43
     assert all("padded" not in line for line in notes.lines if line.startswith("data"))
