@@ -44,6 +44,7 @@ WINDOW_TOKENS: dict[Kind, int] = {"llama": 512, "t5": 256}
 # What an hour of two cores allows (docs/lab.md says what the loss does at the end).
 TRAIN_TOKENS: dict[Kind, int] = {"llama": 24_000_000, "t5": 12_000_000}
 _TOKENS_PER_STEP: dict[Kind, int] = {"llama": 4096, "t5": 2048}
+_STEPS_BETWEEN_CHECKPOINTS: dict[Kind, int] = {"llama": 400, "t5": 1_000}
 _NUM_VALIDATION_WINDOWS = 100
 _TOKENIZER_DOCUMENTS = 40_000
 # Half of each window is hidden: as many short spans in one half of the windows, as one span at the end in the others,
@@ -166,7 +167,7 @@ def corrupted(ids: NDArray[np.int32], *, rng: np.random.Generator, tokenizer: To
 def pretrain(folder: Path, *, kind: Kind, num_tokens: int, progress: PlainProgress) -> Path:
     """Pre-train a model from random weights; return its folder. The same call again goes on.
 
-    Takes about 40 minutes of two cores; `folder` also keeps the log and the checkpoints.
+    Takes up to an hour of two cores; `folder` also keeps the log and the checkpoints.
     """
     progress.say("Writing the running text")
     world = make_world()
@@ -273,8 +274,8 @@ def _settings(kind: Kind) -> TrainingSettings:
         adam_epsilon=1e-8,
         gradient_checkpointing=False,
         evals_per_epoch=1,
-        eval_steps=400 if kind == "llama" else 1_000,
-        save_steps=400 if kind == "llama" else 1_000,
+        eval_steps=_STEPS_BETWEEN_CHECKPOINTS[kind],
+        save_steps=_STEPS_BETWEEN_CHECKPOINTS[kind],
         patience=None,
         seed=0,
         layout="packed" if kind == "llama" else "pairs",

@@ -78,6 +78,11 @@ class Meeting:
     lines: tuple[str, ...]
 
     @property
+    def matter(self) -> str:
+        """What the two agree on, less the day: no two meetings of one matter may stand in train and test."""
+        return f"{self.activity} {self.place} {self.spot}"
+
+    @property
     def dialogue(self) -> str:
         return "\n".join(self.lines)
 
@@ -128,6 +133,10 @@ class Errand:
     def headline(self) -> str:
         return f"{self.clause.subject} {self.clause.verb.present} {self.thing} in {self.clause.place}"
 
+    def spans(self) -> list[tuple[str, str]]:
+        """Return questions, each with its answer as a span of the text."""
+        return [(question, answer) for question, answer, _ in self.questions()]
+
     def questions(self) -> tuple[tuple[str, str, str], ...]:
         """Return questions, each with its answer as a span of the text and as a whole sentence."""
         c = self.clause
@@ -153,7 +162,7 @@ class Letter:
 
     def questions(self) -> Sequence[tuple[str, str]]:
         """Return questions, none of them on the writer, each with its answer as a span of the letter."""
-        news = [(question, answer) for question, answer, _ in self.errand.questions()] if self.errand else []
+        news = self.errand.spans() if self.errand else []
         return [("In which town was the letter written?", self.written_in), *news] if self.written_in else news
 
 

@@ -116,8 +116,7 @@ def _row(wording: str, made: Made, form: str) -> dict[str, object]:
 def _summary(rng: Random, world: World) -> Made:
     if rng.random() < 0.5:
         meeting = make_meeting(rng, world.people)
-        key, kind = f"{meeting.activity} {meeting.place} {meeting.spot}", rng.choice(("conversation", "dialogue"))
-        return Made(key, meeting.dialogue, meeting.summary, kind)
+        return Made(meeting.matter, meeting.dialogue, meeting.summary, rng.choice(("conversation", "dialogue")))
     errand = make_errand(rng, world.people)
     return Made(errand.headline, errand.text, errand.clause.english(past=True), rng.choice(("report", "story")))
 
@@ -153,7 +152,7 @@ _WRITER_QUESTIONS = (
 
 def _read_report(rng: Random, world: World) -> Passage:
     errand = make_errand(rng, world.people)
-    return errand.headline, errand.text, [(question, answer) for question, answer, _ in errand.questions()]
+    return errand.headline, errand.text, errand.spans()
 
 
 def _read_letter(rng: Random, world: World) -> Passage:
@@ -165,7 +164,7 @@ def _read_letter(rng: Random, world: World) -> Passage:
 
 def _read_dialogue(rng: Random, world: World) -> Passage:
     meeting = make_meeting(rng, world.people)
-    return f"{meeting.activity} {meeting.place} {meeting.spot}", meeting.dialogue, meeting.questions()
+    return meeting.matter, meeting.dialogue, meeting.questions()
 
 
 def _read_signed(rng: Random, world: World) -> Passage:
