@@ -10,30 +10,40 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from keeptune.data.lines import json_kind
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.evaluation.metrics import metric_problems
-from keeptune.recipe_text import apply_override, read_yaml, write_yaml
+from keeptune.recipe_text import apply_override, describe_problem, existing_key, read_yaml, write_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS})
+_MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS, SELF_TEXTS})
 _RESERVED_NAMES = frozenset({ALL_TASKS, "base", "data", "instruct-model", "tokenizer"})
-# pydantic's kinds of problem, by the beginning of their names, in the words of a recipe.
-_EXPECTED = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
-_EXPECTED |= {
-    "tuple_type": "a list",
-    "dict_type": "a section",
-    "model_": "a section",
-    "too_short": "at least one entry",
-}
-_YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
+
+
+def _checked_name(given: str, *, path: str) -> str:
+    """Return a task's or suite's name, the given one or that of its file.
+
+    Raises:
+        ValueError: it cannot be a name, or means something else.
+    """
+    stem = Path(path.split("@")[0]).name.split(".")[0]
+    name = given or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64]
+    if not _NAME.fullmatch(name):
+        raise ValueError(
+            f"found the task name {name!r}; expected letters, digits, '.', '_' or '-'. Give the task a `name`"
+        )
+    if name in _MEAN_ROWS:
+        raise ValueError(
+            f"found the task name {name!r}, under which scores stand of several tasks together; expected another. "
+            "Give the task a `name`"
+        )
+    return name
 
 
 class TaskFields(_Section):
@@ -60,17 +70,7 @@ class TaskFields(_Section):
 
     @model_validator(mode="after")
     def _named(self) -> TaskFields:
-        stem = Path(self.path.split("@")[0]).name.split(".")[0]
-        name = self.name or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64]
-        if not _NAME.fullmatch(name):
-            raise ValueError(
-                f"found the task name {name!r}; expected letters, digits, '.', '_' or '-'. Give the task a `name`"
-            )
-        if name in _MEAN_ROWS:
-            raise ValueError(
-                f"found the task name {name!r}, under which scores stand of several tasks together; expected another. "
-                "Give the task a `name`"
-            )
+        name = _checked_name(self.name, path=self.path)
         if self.validation is not None and not self.train:
             raise ValueError(
                 "found validation beside train: false; expected test alone, because a task that is not trained on "
@@ -233,6 +233,51 @@ class EvaluationFields(_Section):
         return self
 
 
+class TextFields(_Section):
+    """A source of general text: what the model knew of it is measured before and after, document by document."""
+
+    path: str
+    """File (.jsonl, .json, .csv or .parquet with a column `text`; .txt, documents apart by blank lines) or hub id."""
+    name: str = ""
+    """The suite's name; default: the file's name without its suffixes."""
+    max_records: Positive = 600
+    """Keep at most this many documents, chosen by hash."""
+
+    @model_validator(mode="after")
+    def _named(self) -> TextFields:
+        object.__setattr__(self, "name", _checked_name(self.name, path=self.path))
+        return self
+
+
+class RetentionFields(_Section):
+    """What must not be lost, and how much of it may be."""
+
+    texts: tuple[TextFields, ...] = ()
+    """General text, as suites beside the tasks with `train: false`."""
+    self_texts: Annotated[int, Field(ge=0)] = 256
+    """Texts that the base model writes before training, the suite `self`: the rise of their loss is the KL divergence
+    from the base. As many again are written for a certificate; 0: none."""
+    text_tokens: Annotated[int, Field(ge=16)] = 128
+    """Tokens of a text that are measured at most."""
+    replay: str = SELF_TEXTS
+    """The suite that methods with `replay_fraction` train on again: self, or one of `texts` or of the tasks with
+    `train: false`, which give three tenths of their groups to it; `others`: all of those tasks."""
+    budget: dict[str, str] = Field(default_factory=dict)
+    """Suite → what it may lose, with its unit: `1 point of exact_match`, `0.02 nats`. Suites are the tasks with
+    `train: false`, `others` (all of them together), `texts` by name, and self."""
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    """Of the certificate: one minus the chance that it is given wrongly."""
+    alphas: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] | Literal["auto"] = "auto"
+    """Points of the path from the base (0) to the tuned model (1) that are measured, in rising order; auto: 0.1, 0.2
+    … 1.0 where there is a budget, else 1.0 alone."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> RetentionFields:
+        if self.alphas != "auto" and (not self.alphas or list(self.alphas) != sorted(set(self.alphas))):
+            raise ValueError(f"found alphas: {list(self.alphas)}; expected different numbers that rise. Sort them")
+        return self
+
+
 class Recipe(_Section):
     """A whole run."""
 
@@ -247,6 +292,7 @@ class Recipe(_Section):
     """Each is trained and scored; the report sets them side by side."""
     training: TrainingFields = TrainingFields()
     evaluation: EvaluationFields = EvaluationFields()
+    retention: RetentionFields = RetentionFields()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides splits, order, initial adapters and dropout."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
@@ -262,6 +308,24 @@ class Recipe(_Section):
                 "expected letters, digits, '.', '_' or '-', and no reserved name. Rename it"
             )
         return methods
+
+    @model_validator(mode="after")
+    def _suites(self) -> Recipe:
+        texts = [text.name for text in self.retention.texts]
+        untrained = [task.name for task in self.data.tasks if not task.train]
+        names = [*texts, *(task.name for task in self.data.tasks)]
+        if twice := sorted({name for name in names if names.count(name) > 1}):
+            raise ValueError(f"found {twice[0]!r} as a task and as a text; expected each name once. Rename the text")
+        own = [SELF_TEXTS] if self.retention.self_texts else []
+        suites = [*untrained, *texts, *own, *([OTHER_TASKS] if untrained else [])]
+        for key, named in (("budget", self.retention.budget), ("replay", [self.retention.replay])):
+            for name in named:
+                if name not in suites and (key, name) != ("replay", SELF_TEXTS):
+                    listed = ", ".join(suites) or "none, as nothing is named that could be kept"
+                    near = difflib.get_close_matches(name, suites, n=1, cutoff=0.5)
+                    remedy = f"Did you mean {near[0]!r}?" if near else "Add it as a task with train: false, or a text"
+                    raise ValueError(f"found {name!r} in retention.{key}; expected a suite: {listed}. {remedy}")
+        return self
 
     def to_yaml(self) -> str:
         """Return the recipe with every default written out."""
@@ -285,45 +349,12 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
         # A union reports one problem for each of its members.
         by_place: dict[str, list[Mapping[str, Any]]] = {}
         for problem in error.errors():
-            place = str(problem["loc"]) if problem["type"] == "missing" else _existing_key(problem["loc"], value)
+            place = str(problem["loc"]) if problem["type"] == "missing" else existing_key(problem["loc"], value)
             by_place.setdefault(place, []).append(problem)
-        raise_collected(RecipeError, [_problem(path, problems, value) for problems in by_place.values()])
-
-
-def _problem(path: Path, problems: Sequence[Mapping[str, Any]], value: Any) -> str:
-    """Return the problems of one place in the form `where: found; expected. remedy.`"""
-    problem = problems[0]
-    key = _existing_key(problem["loc"], value)
-    where = f"{path}: {key}" if key else f"{path}"
-    if problem["type"] == "extra_forbidden":
-        *section, last = problem["loc"]
-        known = _known_keys(section)
-        near = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys here: {', '.join(known)}."
-        return f"{where}: found an unknown key; expected one that keeptune knows. {hint}"
-    if problem["type"] == "missing":
-        missing = ".".join(map(str, problem["loc"]))
-        return f"{path}: {missing}: found nothing; expected a value. Add this key."
-    if problem["type"] == "value_error":
-        message = problem["msg"].removeprefix("Value error, ")
-        return f"{where}: {message}{'' if message.endswith(('?', '.')) else '.'}"
-    given = problem["input"]
-    found = json_kind(given) if isinstance(given, dict) else _YAML_WORDS.get(str(given), f"{given!r:.80}")
-    words = [next((w for k, w in _EXPECTED.items() if p["type"].startswith(k)), p["msg"]) for p in problems]
-    expected = " or ".join(dict.fromkeys(word.removeprefix("Input should be ") for word in words))
-    return f"{where}: found {found}; expected {expected}. Mend this value."
-
-
-def _existing_key(location: Sequence[Any], value: Any) -> str:
-    """Return the dotted part of `location` that the recipe holds; pydantic appends the names of union members."""
-    kept: list[str] = []
-    for part in location:
-        in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
-        if not in_list and not (isinstance(value, dict) and part in value):
-            break
-        value = value[part]
-        kept.append(str(part))
-    return ".".join(kept)
+        raise_collected(
+            RecipeError,
+            [describe_problem(path, problems, value=value, known_keys=_known_keys) for problems in by_place.values()],
+        )
 
 
 def _known_keys(section: Sequence[Any]) -> list[str]:
@@ -332,6 +363,8 @@ def _known_keys(section: Sequence[Any]) -> list[str]:
         "training": TrainingFields,
         "evaluation": EvaluationFields,
         "tasks": TaskFields,
+        "retention": RetentionFields,
+        "texts": TextFields,
         "methods": MethodFields,
     }
     known = next((sections[part] for part in reversed(section) if part in sections), Recipe)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import difflib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,15 @@ from keeptune.data.lines import json_kind
 from keeptune.errors import RecipeError
 
 _MAX_RECIPE_BYTES = 1 << 20
+# pydantic's kinds of problem, by the beginning of their names, in the words of a recipe.
+_EXPECTED = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
+_EXPECTED |= {
+    "tuple_type": "a list",
+    "dict_type": "a section",
+    "model_": "a section",
+    "too_short": "at least one entry",
+}
+_YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -108,3 +118,44 @@ def _list_index(place: list[Any], part: str, *, override: str) -> int:
     if not part.isdecimal() or int(part) >= len(place):
         raise RecipeError(f"--set {override!r}: found {part!r}; expected a number from 0 to {len(place) - 1}.")
     return int(part)
+
+
+def describe_problem(
+    path: Path, problems: Sequence[Mapping[str, Any]], *, value: Any, known_keys: Callable[[Sequence[Any]], list[str]]
+) -> str:
+    """Return pydantic's problems with one place of a recipe in the form `where: found; expected. remedy.`
+
+    `known_keys` returns the keys of a section, given its place.
+    """
+    problem = problems[0]
+    key = existing_key(problem["loc"], value)
+    where = f"{path}: {key}" if key else f"{path}"
+    if problem["type"] == "extra_forbidden":
+        *section, last = problem["loc"]
+        known = known_keys(section)
+        near = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
+        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys here: {', '.join(known)}."
+        return f"{where}: found an unknown key; expected one that keeptune knows. {hint}"
+    if problem["type"] == "missing":
+        missing = ".".join(map(str, problem["loc"]))
+        return f"{path}: {missing}: found nothing; expected a value. Add this key."
+    if problem["type"] == "value_error":
+        message = problem["msg"].removeprefix("Value error, ")
+        return f"{where}: {message}{'' if message.endswith(('?', '.')) else '.'}"
+    given = problem["input"]
+    found = json_kind(given) if isinstance(given, dict) else _YAML_WORDS.get(str(given), f"{given!r:.80}")
+    words = [next((w for k, w in _EXPECTED.items() if p["type"].startswith(k)), p["msg"]) for p in problems]
+    expected = " or ".join(dict.fromkeys(word.removeprefix("Input should be ") for word in words))
+    return f"{where}: found {found}; expected {expected}. Mend this value."
+
+
+def existing_key(location: Sequence[Any], value: Any) -> str:
+    """Return the dotted part of `location` that the recipe holds; pydantic appends the names of union members."""
+    kept: list[str] = []
+    for part in location:
+        in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
+        if not in_list and not (isinstance(value, dict) and part in value):
+            break
+        value = value[part]
+        kept.append(str(part))
+    return ".".join(kept)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
-from keeptune.data.record import SPLIT_NAMES, SplitName
+from keeptune.data.record import PART_NAMES, SPLIT_NAMES, PartName, SplitName
 from keeptune.data.split import LEAK_KINDS, LeakKind
 
 MAX_EXAMPLES = 20
@@ -119,7 +119,8 @@ class Audit:
     """What became of every row: `rows_in` = `kept` + the sum of `dropped`, by reason.
 
     `exact_duplicates` counts copies, dropped or not; `tasks` the kept records, those of `untrained_tasks` all in test.
-    `tokens` is None until they are counted.
+    `parts` says how many of these were set aside from the report, task by task. `tokens` is None until they are
+    counted.
     """
 
     rows_in: int
@@ -132,6 +133,7 @@ class Audit:
     tasks: Mapping[str, SplitCounts]
     leaks: Mapping[LeakKind, LeakAudit]
     untrained_tasks: tuple[str, ...] = ()
+    parts: Mapping[str, Mapping[PartName, int]] = field(default_factory=dict)
     tokens: TokenAudit | None = None
 
     def __post_init__(self) -> None:
@@ -149,15 +151,25 @@ class Audit:
         """The kept records of each split, over the tasks that are trained on."""
         return _sum(counts for task, counts in self.tasks.items() if task not in self.untrained_tasks)
 
-    def with_tokens(self, tokens: TokenAudit, *, too_long: Sequence[tuple[str, SplitName]]) -> Audit:
-        """Return the audit with the token part; `too_long` names task and split of each record dropped for length."""
-        fewer = Counter(too_long)
+    def with_tokens(
+        self,
+        tokens: TokenAudit,
+        *,
+        too_long: Sequence[tuple[str, SplitName | PartName]],
+        parts: Mapping[str, Mapping[PartName, int]] | None = None,
+    ) -> Audit:
+        """Return the audit with the token part.
+
+        `too_long` names task and split or part of each record dropped for length, `parts` counts what is left.
+        """
+        fewer = Counter((task, "test" if split in PART_NAMES else split) for task, split in too_long)
         tasks = {
             task: SplitCounts(*(getattr(counts, split) - fewer[task, split] for split in SPLIT_NAMES))
             for task, counts in self.tasks.items()
         }
         dropped = {**self.dropped, TOO_LONG: len(too_long)} if too_long else self.dropped
-        return replace(self, kept=self.kept - len(too_long), dropped=dropped, tasks=tasks, tokens=tokens)
+        kept = self.kept - len(too_long)
+        return replace(self, kept=kept, dropped=dropped, tasks=tasks, parts=parts or {}, tokens=tokens)
 
     def to_json(self) -> dict[str, Any]:
         """Return the audit as `audit.json` holds it.

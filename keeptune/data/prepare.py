@@ -55,10 +55,14 @@ class TaskSource:
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """The records of each split, in the order of their sources, and the audit."""
+    """The records of each split, in the order of their sources, the audit, and the groups of untrained tasks.
+
+    `groups` names the group of each record that is scored only, by its id: no part of a suite may share one.
+    """
 
     records: Mapping[SplitName, Sequence[Record]]
     audit: Audit
+    groups: Mapping[str, str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +176,9 @@ def prepare_records(
         untrained_tasks=tuple(source.name for source in sources if not source.trained),
         leaks=leak_audits(_leak_examples(found, records, splits=assigned.splits), removed=removed),
     )
-    return Prepared(kept, audit)
+    untrained = set(audit.untrained_tasks)
+    grouped = zip(records, assigned.groups, strict=True)
+    return Prepared(kept, audit, groups={record.id: group for record, group in grouped if record.task in untrained})
 
 
 def _read(

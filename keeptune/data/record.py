@@ -13,9 +13,15 @@ from keeptune.errors import DataError
 Role = Literal["system", "user", "assistant", "tool"]
 SplitName = Literal["train", "validation", "test"]
 SPLIT_NAMES: tuple[SplitName, ...] = get_args(SplitName)
+# What a suite that must not be forgotten is divided into beside its report part, which stands in `test`: text to train
+# on again, records that a search may look at, and those that a certificate is made from.
+PartName = Literal["replay", "probe", "certify"]
+PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 # Scores over the tasks that are trained on, and over those that are not, stand under these names in place of a task's.
 ALL_TASKS = "all"
 OTHER_TASKS = "others"
+# The suite of texts that the base model writes itself.
+SELF_TEXTS = "self"
 
 
 @dataclass(frozen=True, slots=True)

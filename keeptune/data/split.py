@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -30,7 +30,7 @@ from keeptune.data.ngrams import (
     word_hash,
     words,
 )
-from keeptune.data.record import Record, SplitName
+from keeptune.data.record import PartName, Record, SplitName
 
 LeakKind = Literal["exact", "near", "ngram_cover", "ngram_13"]
 LEAK_KINDS: tuple[LeakKind, ...] = get_args(LeakKind)
@@ -119,11 +119,25 @@ class _Runs:
 
 def split_name(group: str, *, seed: int, validation_fraction: float, test_fraction: float) -> SplitName:
     """Assign a group of near-duplicates to one split, whatever else is in the data."""
-    digest = hashlib.blake2b(f"{seed} {group}".encode(), digest_size=8).digest()
-    place = int.from_bytes(digest, "big") / 2**64
+    place = _place(f"{seed} {group}")
     if place < test_fraction:
         return "test"
     return "validation" if place < test_fraction + validation_fraction else "train"
+
+
+def part_name(group: str, *, seed: int, shares: Mapping[PartName, float]) -> PartName | None:
+    """Assign a suite's group to a part, by expected share; None is the rest, which is reported on."""
+    place = _place(f"{seed} part {group}")
+    for part, share in shares.items():
+        if place < share:
+            return part
+        place -= share
+    return None
+
+
+def _place(text: str) -> float:
+    """Return a number in [0, 1) that is uniform over texts and the same for equal ones."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") / 2**64
 
 
 def assign_splits(

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from keeptune.data.clean import prompt_key
-from keeptune.data.record import ALL_TASKS, Record, SplitName
+from keeptune.data.record import ALL_TASKS, PartName, Record, SplitName
 from keeptune.errors import Interrupted, NonFiniteError
 from keeptune.evaluation.generate import Decoding, Generated, generate
 from keeptune.evaluation.metrics import (
@@ -48,7 +48,7 @@ class Split:
     The tasks in `untrained_tasks` are scored only; no model of the run is trained or chosen on them.
     """
 
-    name: SplitName
+    name: SplitName | PartName
     records: Sequence[Record]
     examples: Examples
     num_left_out: int = 0
@@ -181,7 +181,8 @@ def _answer(record: Record, prediction: str, *, ended: bool, loss: _Loss, metric
     return Answer(
         id=record.id,
         task=record.task,
-        cluster=prompt_key(record),
+        # A text without a prompt is like no other: its prompt's key would be that of all of them.
+        cluster=prompt_key(record) if record.prompt else record.id,
         prompt=record.prompt,
         prediction=prediction,
         references=references,

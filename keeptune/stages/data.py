@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune import __version__
 from keeptune.config import Recipe
-from keeptune.data.record import SPLIT_NAMES, Record, SplitName, record_from_json, record_to_json
+from keeptune.data.record import (
+    OTHER_TASKS,
+    PART_NAMES,
+    SPLIT_NAMES,
+    PartName,
+    Record,
+    SplitName,
+    record_from_json,
+    record_to_json,
+)
+from keeptune.data.split import part_name
 from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import Progress
 from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
@@ -19,6 +29,7 @@ from keeptune.storage import read_json, staged_folder, storage_errors, write_jso
 
 if TYPE_CHECKING:
     from keeptune.data.audit import Audit, TokenAudit
+    from keeptune.data.prepare import Prepared
     from keeptune.evaluation.evaluate import Split
     from keeptune.model.folder import ModelFacts
     from keeptune.text.table import TokenTable
@@ -27,6 +38,10 @@ if TYPE_CHECKING:
     from keeptune.text.tokens import Tokenized
 
 
+# Of a suite that a certificate is made from; the rest is reported on.
+_PROBE_SHARE, _CERTIFY_SHARE = 0.2, 0.4
+# Of a suite that is trained on again.
+_REPLAY_SHARE = 0.3
 # Part of every key: raise it when the same rows and settings give other splits.
 _CODE_VERSION = 1
 
@@ -61,18 +76,28 @@ class Data:
         """The names of the tasks that are scored only."""
         return frozenset(self.audit.get("untrained_tasks", ()))
 
-    def table(self, split: SplitName) -> TokenTable:
+    def table(self, split: SplitName | PartName) -> TokenTable:
         """Open a split's tokens, memory-mapped."""
-        from keeptune.text.table import TokenTable
+        return open_table(self.folder, split)
 
-        return TokenTable.open(self.folder / "tokens" / f"{split}.arrow")
-
-    def records(self, split: SplitName, *, at_most: int | None = None) -> list[Record]:
+    def records(self, split: SplitName | PartName, *, at_most: int | None = None) -> list[Record]:
         """Read a split's records, the first of them where `at_most` says how many."""
-        path = self.folder / f"{split}.jsonl"
-        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
-            lines = enumerate(itertools.islice(file, at_most), 1)
-            return [record_from_json(json.loads(line), where=f"{path}:{i}") for i, line in lines]
+        return read_records(self.folder, split, at_most=at_most)
+
+
+def open_table(folder: Path, split: SplitName | PartName) -> TokenTable:
+    """Open the tokens of a split or part that stand in `folder`, memory-mapped."""
+    from keeptune.text.table import TokenTable
+
+    return TokenTable.open(folder / "tokens" / f"{split}.arrow")
+
+
+def read_records(folder: Path, split: SplitName | PartName, *, at_most: int | None = None) -> list[Record]:
+    """Read the records of a split or part that stand in `folder`, the first `at_most` of them."""
+    path = folder / f"{split}.jsonl"
+    with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
+        lines = enumerate(itertools.islice(file, at_most), 1)
+        return [record_from_json(json.loads(line), where=f"{path}:{i}") for i, line in lines]
 
 
 def check_model(recipe: Recipe) -> None:
@@ -226,7 +251,10 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
     settings = recipe.data.model_dump(mode="json")
     # Data prepared before tasks could be scored only stay what they are.
     settings["tasks"] = [{k: v for k, v in task.items() if (k, v) != ("train", True)} for task in settings["tasks"]]
-    return stage_key(tokens=tokens, data=settings, seed=recipe.seed, version=_CODE_VERSION)
+    # Data of which nothing is set aside for a certificate or for replay are the same as before there were parts.
+    shares = {task.name: part_shares(recipe, task.name) for task in recipe.data.tasks if not task.train}
+    parts = {"parts": {task: value for task, value in shares.items() if value}} if any(shares.values()) else {}
+    return stage_key(tokens=tokens, data=settings, seed=recipe.seed, version=_CODE_VERSION, **parts)
 
 
 def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) -> Audit:
@@ -254,10 +282,10 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
     )
     with storage_errors(folder):
         (folder / "tokens").mkdir()
-    tables: dict[SplitName, TokenTable] = {}
-    too_long: list[tuple[str, SplitName]] = []
-    for split in SPLIT_NAMES:
-        records = prepared.records[split]
+    by_split = _divided(recipe, prepared)
+    tables: dict[SplitName | PartName, TokenTable] = {}
+    too_long: list[tuple[str, SplitName | PartName]] = []
+    for split, records in by_split.items():
         progress.start(f"Tokenising {split}", total=len(records), unit="records")
         limits = {**_length_policy(recipe, base), "max_positions": _max_positions(recipe, base)}
         tokenized = tokenize(records, **rendering(recipe, base), **limits)
@@ -269,8 +297,8 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
         write_jsonl(folder / f"{split}.jsonl", (record_to_json(record) for record in records if record.id in kept))
         tables[split] = table
     audit = prepared.audit
-    untrained = {record.id for record in prepared.records["test"] if record.task in audit.untrained_tasks}
-    audit = audit.with_tokens(_token_audit(tables, untrained=untrained), too_long=too_long)
+    tokens = _token_audit(tables, untrained=prepared.groups.keys())
+    audit = audit.with_tokens(tokens, too_long=too_long, parts=_part_counts(folder, tables))
     _require_every_split(audit)
     for task, counts in audit.tasks.items():
         wanted = ("test",) if task in audit.untrained_tasks else SPLIT_NAMES
@@ -280,6 +308,39 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
     progress.say(audit.summary())
     write_json(folder / "audit.json", audit.to_json())
     return audit
+
+
+def _part_counts(folder: Path, tables: Mapping[SplitName | PartName, TokenTable]) -> dict[str, dict[PartName, int]]:
+    """Return the records of each task that were set aside from the report, by part."""
+    counts: dict[str, dict[PartName, int]] = {}
+    for part in PART_NAMES:
+        for record in read_records(folder, part) if part in tables else ():
+            of_task = counts.setdefault(record.task, {})
+            of_task[part] = of_task.get(part, 0) + 1
+    return counts
+
+
+def _divided(recipe: Recipe, prepared: Prepared) -> dict[SplitName | PartName, Sequence[Record]]:
+    """Return the records of each split, those of suites under a budget or of replay divided into parts by group."""
+    by_split: dict[SplitName | PartName, list[Record]] = {split: [] for split in SPLIT_NAMES}
+    by_split["train"], by_split["validation"] = list(prepared.records["train"]), list(prepared.records["validation"])
+    for record in prepared.records["test"]:
+        group = prepared.groups.get(record.id)
+        shares = part_shares(recipe, record.task) if group is not None else {}
+        part = part_name(group, seed=recipe.seed, shares=shares) if group is not None else None
+        by_split.setdefault(part or "test", []).append(record)
+    return dict(by_split)
+
+
+def part_shares(recipe: Recipe, suite: str) -> dict[PartName, float]:
+    """Return the expected share of each part of a suite; what is left, all without a budget, is reported on."""
+    retention = recipe.retention
+    other = OTHER_TASKS if any(task.name == suite for task in recipe.data.tasks) else suite
+    shares: dict[PartName, float] = {"replay": _REPLAY_SHARE} if retention.replay in (suite, other) else {}
+    if retention.budget.keys() & {suite, other}:
+        rest = 1.0 - sum(shares.values())
+        shares |= {"probe": _PROBE_SHARE * rest, "certify": _CERTIFY_SHARE * rest}
+    return shares
 
 
 def _require_embeddings(table: TokenTable, *, base: Base) -> None:
@@ -294,12 +355,12 @@ def _no_embedding(folder: Path, token_id: int, *, vocab_size: int) -> RecipeErro
     )
 
 
-def _token_audit(by_split: Mapping[SplitName, TokenTable], *, untrained: Collection[str]) -> TokenAudit:
-    """Return the token part of the audit; `untrained` holds the ids of test records that are scored only."""
+def _token_audit(by_split: Mapping[SplitName | PartName, TokenTable], *, untrained: Collection[str]) -> TokenAudit:
+    """Return the token part of the audit; `untrained` holds the ids of the records that are scored only."""
     from keeptune.data.audit import token_audit
 
-    tables, test = by_split.values(), by_split["test"]
-    scored_only = zip(test.record_ids, test.completion_lengths, strict=True)
+    tables = by_split.values()
+    scored_only = [row for table in tables for row in zip(table.record_ids, table.completion_lengths, strict=True)]
     return token_audit(
         [int(length) for table in tables for length in table.prompt_lengths],
         [int(length) for table in tables for length in table.completion_lengths],

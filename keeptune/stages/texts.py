@@ -1,0 +1,262 @@
+"""Texts: a prepared run arrives; `texts/` with what the base model knew leaves: its own texts, and general ones."""
+
+from __future__ import annotations
+
+import gc
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune.config import Recipe, TextFields
+from keeptune.data.record import SELF_TEXTS, Message, PartName, Record, SplitName, record_id, record_to_json
+from keeptune.errors import DataError
+from keeptune.stages.data import Data, open_table, part_shares, read_records
+from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
+
+if TYPE_CHECKING:
+    from keeptune.evaluation.evaluate import Split
+    from keeptune.retention.sampling import Written
+    from keeptune.text.table import TokenTable
+    from keeptune.text.tokens import Tokenized
+
+AUDIT = "audit.json"
+# Texts on which the drift meter may look while training; it uses as many as its share of the time allows.
+_NUM_PROBE_TEXTS = 64
+# Beyond this many, texts to train on again are repeated.
+_MOST_REPLAY_TEXTS = 2_000
+_CODE_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Texts:
+    """The folder with the texts of every suite by part; "test" is the part that is reported on."""
+
+    folder: Path
+    key: str
+
+    @property
+    def audit(self) -> Mapping[str, Any]:
+        """What became of the texts of each suite."""
+        return read_json(self.folder / AUDIT)
+
+    def has(self, part: PartName | SplitName) -> bool:
+        """Tell whether there is a text in this part."""
+        return (self.folder / f"{part}.jsonl").is_file()
+
+    def table(self, part: PartName | SplitName) -> TokenTable:
+        """Open the tokens of a part."""
+        return open_table(self.folder, part)
+
+    def records(self, part: PartName | SplitName) -> list[Record]:
+        """Read the texts of a part as records without a prompt."""
+        return read_records(self.folder, part)
+
+    def split(self, part: PartName | SplitName) -> Split:
+        """Open a part for evaluation."""
+        from keeptune.evaluation.evaluate import Split
+
+        records = self.records(part)
+        return Split(part, records, self.table(part), untrained_tasks=frozenset(record.task for record in records))
+
+
+def write_texts(run: Run, data: Data) -> Texts | None:
+    """Let the base model write its texts and read the general ones into `texts/`, unless they stand there.
+
+    None where the recipe wants none of either. The base is asked before any method is trained.
+
+    Raises:
+        DataError: a source has no texts, or all of them overlap with train.
+    """
+    recipe = run.recipe
+    retention = recipe.retention
+    if not retention.self_texts and not retention.texts:
+        return None
+    counts = _self_counts(recipe, data)
+    key = _texts_key(recipe, data, counts=counts)
+    folder = run.folder / "texts"
+    texts = Texts(folder, key)
+    if is_done(folder, key):
+        run.context.progress.say(f"{folder}: written before and unchanged")
+        return texts
+    parts: dict[PartName | SplitName, list[Tokenized]] = {}
+    audit: dict[str, Any] = {}
+    for suite in retention.texts:
+        audit[suite.name] = _read_suite(recipe, data, suite, into=parts)
+    if counts:
+        audit[SELF_TEXTS] = _write_own(run, data, counts=counts, into=parts)
+    with staged_folder(folder, facts={"key": key, "seed": recipe.seed}) as staging:
+        _write_parts(staging, parts)
+        write_json(staging / AUDIT, audit)
+    run.context.progress.say("; ".join(_described(name, facts) for name, facts in audit.items()))
+    return texts
+
+
+def _self_counts(recipe: Recipe, data: Data) -> dict[PartName | SplitName, int]:
+    """Return how many texts the base writes for each part."""
+    retention = recipe.retention
+    if not retention.self_texts:
+        return {}
+    counts: dict[PartName | SplitName, int] = {"probe": _NUM_PROBE_TEXTS, "test": retention.self_texts}
+    if SELF_TEXTS in retention.budget:
+        counts["certify"] = retention.self_texts
+    most = max((method.replay_fraction for method in recipe.methods.values()), default=0.0)
+    if most and retention.replay == SELF_TEXTS:
+        wanted_tokens = most / (1.0 - most) * float(data.table("train").lengths.sum())
+        counts["replay"] = min(_MOST_REPLAY_TEXTS, math.ceil(wanted_tokens / retention.text_tokens))
+    return counts
+
+
+def _texts_key(recipe: Recipe, data: Data, *, counts: Mapping[PartName | SplitName, int]) -> str:
+    from keeptune.data.source import source_sha256
+
+    retention = recipe.retention
+    return stage_key(
+        weights=data.base.facts.sha256,
+        tokenizer=data.base.tokenizer.fingerprint,
+        # What overlaps with train is left out; an encoder writes behind validation's prompts.
+        data=data.key if retention.texts or data.base.facts.encoder_decoder else None,
+        texts=[
+            {**text.model_dump(mode="json"), "sha256": _source_sha256(text, whole=source_sha256)}
+            for text in retention.texts
+        ],
+        shares={text.name: part_shares(recipe, text.name) for text in retention.texts},
+        counts=dict(counts),
+        num_tokens=retention.text_tokens,
+        seed=recipe.seed,
+        device=recipe.device,
+        version=_CODE_VERSION,
+    )
+
+
+def _source_sha256(text: TextFields, *, whole: Any) -> str:
+    from keeptune.storage import file_sha256
+
+    path = Path(text.path).expanduser()
+    if path.suffix == ".txt" and path.is_file():
+        return file_sha256(path)
+    return whole(text.path, revision=None, validation=None, test=None)
+
+
+def _read_suite(
+    recipe: Recipe, data: Data, suite: TextFields, *, into: dict[PartName | SplitName, list[Tokenized]]
+) -> dict[str, Any]:
+    """Add a suite of general text to the parts; return what became of its documents."""
+    from keeptune.data.documents import place_documents, read_documents
+    from keeptune.text.documents import document_examples
+
+    found, dropped, num_read = read_documents(suite.path, suite=suite.name, max_records=suite.max_records)
+    placed = place_documents(
+        found,
+        train=data.records("train"),
+        seed=recipe.seed,
+        shares=part_shares(recipe, suite.name),
+        dropped=dropped,
+        num_read=num_read,
+    )
+    lost, num_parts = Counter(placed.dropped), Counter[str]()
+    for part, documents in placed.parts.items():
+        rows = document_examples(
+            documents,
+            tokenizer=data.base.tokenizer,
+            num_tokens=recipe.retention.text_tokens,
+            encoder_decoder=data.base.facts.encoder_decoder,
+        )
+        for row in rows:
+            if row.example is None:
+                lost["too_short"] += 1
+                continue
+            into.setdefault(part, []).append(row)
+            num_parts[part] += 1
+    if not num_parts["test"]:
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in lost.items()) or "none"
+        raise DataError(
+            f"{suite.path}: found no document to report on ({num_read:,} read; dropped: {reasons}); expected one or "
+            "more that do not overlap with train. Name another source."
+        )
+    return {"num_read": num_read, "dropped": dict(lost), "parts": dict(num_parts)}
+
+
+def _write_own(
+    run: Run,
+    data: Data,
+    *,
+    counts: Mapping[PartName | SplitName, int],
+    into: dict[PartName | SplitName, list[Tokenized]],
+) -> dict[str, Any]:
+    """Add texts that the base model writes itself to the parts; return how many, and of which seeds."""
+    import torch
+
+    from keeptune.model.artifact import stop_token_ids
+    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.memory import memory_errors
+    from keeptune.retention.sampling import write_texts as sample
+    from keeptune.text.documents import start_id, written_texts
+
+    base = data.base
+    device = pick_device(run.recipe.device)
+    with memory_errors("retention.self_texts: found too little memory; expected room for the base model."):
+        model = load_model(base.folder, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
+        stop_ids = stop_token_ids(model, tokenizer=base.tokenizer, template=base.template)
+        prompts = [[start_id(base.tokenizer)]]
+        if base.facts.encoder_decoder:
+            validation = data.table("validation")
+            prompts = [validation[i].prompt_ids.tolist() for i in range(len(validation))]
+        num_loops = 0
+        for number, (part, num_texts) in enumerate(counts.items()):
+            written = sample(
+                model,
+                prompts=prompts,
+                num_texts=num_texts,
+                num_tokens=_room(run.recipe, data),
+                tokenizer=base.tokenizer,
+                stop_ids=stop_ids,
+                seed=(run.recipe.seed, number),
+                progress=run.progress,
+                stop_requested=run.context.stop_requested,
+            )
+            num_loops += written.num_loops
+            records = list(_own_records(written, data, part=part))
+            into.setdefault(part, []).extend(written_texts(records, prompts=written.prompts, rows=written.rows))
+    del model
+    gc.collect()
+    found = {part: sum(row.record.task == SELF_TEXTS for row in into[part]) for part in counts}
+    dropped = {"loop": num_loops} if num_loops else {}
+    return {"num_read": sum(found.values()) + num_loops, "dropped": dropped, "parts": found, "seed": run.recipe.seed}
+
+
+def _room(recipe: Recipe, data: Data) -> int:
+    """Return the tokens of a text that the model has positions for, the first token apart."""
+    positions = data.base.facts.max_positions
+    return recipe.retention.text_tokens if positions is None else min(recipe.retention.text_tokens, positions - 1)
+
+
+def _own_records(written: Written, data: Data, *, part: str) -> Iterable[Record]:
+    pairs = data.base.facts.encoder_decoder
+    texts = data.base.tokenizer.decode_batch(written.rows, first=pairs, skip_special_tokens=True)
+    prompts = data.base.tokenizer.decode_batch(written.prompts, first=True, skip_special_tokens=True)
+    for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
+        messages = (Message("assistant", text),)
+        # Two equal texts, such as empty ones, are two draws; their number tells them apart.
+        id_ = record_id(f"{SELF_TEXTS}/{part}/{i}", messages)
+        question = (Message("user", prompt),) if pairs else ()
+        yield Record(id_, SELF_TEXTS, f"{SELF_TEXTS}/{part}[{i}]", (*question, *messages))
+
+
+def _write_parts(folder: Path, parts: Mapping[PartName | SplitName, Sequence[Tokenized]]) -> None:
+    from keeptune.text.table import TokenTable
+
+    with storage_errors(folder):
+        (folder / "tokens").mkdir()
+    for part, rows in parts.items():
+        TokenTable.write(folder / "tokens" / f"{part}.arrow", rows)
+        write_jsonl(folder / f"{part}.jsonl", (record_to_json(row.record) for row in rows))
+
+
+def _described(name: str, facts: Mapping[str, Any]) -> str:
+    dropped = ", ".join(f"{count:,} {reason}" for reason, count in facts["dropped"].items())
+    kept = ", ".join(f"{count:,} {'report' if part == 'test' else part}" for part, count in facts["parts"].items())
+    return f"{name}: {facts['num_read']:,} texts = {kept}" + (f", {dropped} dropped" if dropped else "")
