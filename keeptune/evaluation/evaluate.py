@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from keeptune.data.record import ALL_TASKS, PartName, Record, SplitName
 from keeptune.errors import Interrupted, NonFiniteError
 from keeptune.evaluation.generate import Decoding, Generated, generate
 from keeptune.evaluation.metrics import (
+    DIVERGENCE,
     LOSS_METRICS,
     METRICS,
     Answer,
@@ -59,13 +60,15 @@ class Split:
 class Bench:
     """What all evaluations of a run share.
 
-    `collate` makes the batches that `target_losses` returns each target's cross-entropy of: (N,), in nats, row by row.
+    `collate` makes the batches that `target_losses` returns each target's cross-entropy of: (N,), in nats, row by row;
+    `pair_divergences` returns KL(base || model) there, given the model and the base.
     """
 
     tokenizer: Tokenizer
     decoding: Decoding
     collate: Callable[[Sequence[Example]], Batch]
     target_losses: Callable[[nn.Module, Batch], Tensor]
+    pair_divergences: Callable[[nn.Module, nn.Module, Batch], Tensor]
     autocast: torch.dtype | None
     progress: Progress
     stop_requested: Callable[[], bool]
@@ -81,11 +84,13 @@ def evaluate_model(
     shots: int,
     folder: Path,
     facts: Mapping[str, Any],
+    base: nn.Module | None = None,
 ) -> list[Score]:
     """Let `model` answer every prompt of the split and write answers and scores to `folder`, whole or not at all.
 
     `name` and `shots` say in the scores which model under which prompts this is; `facts` go into the manifest. Loss
-    and perplexity of the reference completions are always among the metrics.
+    and perplexity of the reference completions are always among the metrics, and where `base` is given the divergence
+    from it.
 
     Raises:
         NonFiniteError: a record's loss is NaN or infinite.
@@ -96,6 +101,9 @@ def evaluate_model(
     names = with_loss(metrics)
     positions = list(range(len(split.examples)))
     answers = _answers(model, split, positions, bench=bench, metrics=names)
+    if base is not None:
+        names = (*names, DIVERGENCE)
+        answers = _with_divergence(answers, model, split, bench=bench, base=base)
     scores = score_answers(answers, metrics=names, untrained_tasks=split.untrained_tasks)
     with staged_folder(folder, facts=facts) as staging:
         write_jsonl(staging / SAMPLES, (answer_to_json(answer) for answer in answers))
@@ -175,6 +183,25 @@ def _answers(
     ]
 
 
+def _with_divergence(
+    answers: Sequence[Answer], model: nn.Module, split: Split, *, bench: Bench, base: nn.Module
+) -> list[Answer]:
+    """Return the answers, each with KL(base || model) over its reference completion in nats per target token."""
+    examples = [_last_completion(split.examples[i]) for i in range(len(split.examples))]
+    with _computing(model, bench):
+        found = _losses(
+            model,
+            examples,
+            ids=split.examples.record_ids,
+            bench=bench,
+            per_target=lambda tuned, batch: bench.pair_divergences(tuned, base, batch),
+        )
+    return [
+        replace(answer, metrics={**answer.metrics, DIVERGENCE: loss.nats / max(1, loss.num_targets)})
+        for answer, loss in zip(answers, found, strict=True)
+    ]
+
+
 def _answer(record: Record, prediction: str, *, ended: bool, loss: _Loss, metrics: Sequence[str]) -> Answer:
     references = (record.completion,)
     mean_loss = loss.nats / max(1, loss.num_targets)
@@ -200,8 +227,16 @@ class _Loss:
     num_targets: int
 
 
-def _losses(model: nn.Module, examples: Sequence[Example], *, ids: Sequence[str], bench: Bench) -> list[_Loss]:
-    """Return each example's loss; batches hold examples of like length."""
+def _losses(
+    model: nn.Module,
+    examples: Sequence[Example],
+    *,
+    ids: Sequence[str],
+    bench: Bench,
+    per_target: Callable[[nn.Module, Batch], Tensor] | None = None,
+) -> list[_Loss]:
+    """Return each example's loss, or the sum of what `per_target` returns; batches hold examples of like length."""
+    per_target = per_target or bench.target_losses
     losses: dict[int, _Loss] = {}
     too_large = (
         f"evaluation.tokens_per_batch: found no memory for the loss of {bench.decoding.tokens_per_batch} tokens; "
@@ -217,7 +252,7 @@ def _losses(model: nn.Module, examples: Sequence[Example], *, ids: Sequence[str]
                 )
             batch = bench.collate([examples[i] for i in positions])
             with evaluating(model), memory_errors(too_large):
-                nats = bench.target_losses(model, batch).double().cpu().numpy()
+                nats = per_target(model, batch).double().cpu().numpy()
             losses.update(zip(positions, _split_by_example(nats, batch), strict=True))
             bench.progress.advance(len(positions))
     finally:

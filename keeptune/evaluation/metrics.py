@@ -23,6 +23,8 @@ from numpy.typing import NDArray
 from keeptune.errors import DataError
 
 LOSS_METRICS = ("loss", "perplexity")
+# Of a tuned model alone, since it needs the base model beside it; no recipe can ask for it.
+DIVERGENCE = "kl"
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _BLEU_ORDER = 4
@@ -93,11 +95,12 @@ def answer_from_json(line: str, *, where: str) -> Answer:
 def metric_problems(names: Sequence[str]) -> list[str]:
     """Return `found; expected. remedy` for each name that no metric has; the remedy is the nearest that exists."""
     problems = []
+    known = [name for name in METRICS if name != DIVERGENCE]
     for name in names:
-        if name not in METRICS:
-            nearest = difflib.get_close_matches(name.lower(), METRICS, n=1, cutoff=0.5)
+        if name not in known:
+            nearest = difflib.get_close_matches(name.lower(), known, n=1, cutoff=0.5)
             remedy = f"Did you mean {nearest[0]}?" if nearest else "Choose one of these."
-            problems.append(f"found {name!r}; expected one of {', '.join(METRICS)}. {remedy}")
+            problems.append(f"found {name!r}; expected one of {', '.join(known)}. {remedy}")
     return problems
 
 
@@ -249,8 +252,8 @@ def _exp_ratio(sums: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.exp(np.minimum(_ratio(sums), _LARGEST_EXPONENT))
 
 
-def _nats(answer: Answer) -> tuple[float, ...]:
-    return (answer.metrics["loss"] * answer.num_target_tokens, float(answer.num_target_tokens))
+def _nats(answer: Answer, *, name: str = "loss") -> tuple[float, ...]:
+    return (answer.metrics[name] * answer.num_target_tokens, float(answer.num_target_tokens))
 
 
 def _mean(name: str, value: Callable[[str, Sequence[str]], float], signature: Callable[[int], str]) -> Metric:
@@ -289,13 +292,19 @@ def _corpus_metric(
     )
 
 
-def _loss_metric(name: str, combine: Callable[[NDArray[np.float64]], NDArray[np.float64]], signature: str) -> Metric:
+def _loss_metric(
+    name: str,
+    combine: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    signature: str,
+    *,
+    of: str = "loss",
+) -> Metric:
     return Metric(
         name,
         higher_is_better=False,
         signature=lambda _: signature,
         value=None,
-        statistics=_nats,
+        statistics=functools.partial(_nats, name=of),
         combine=combine,
     )
 
@@ -310,6 +319,7 @@ _ALL = (
     _mean("token_f1", _token_f1, lambda _: f"F1 of words|{_SQUAD}"),
     _loss_metric("loss", _ratio, "nats of the reference completion and its end token, summed, by their tokens"),
     _loss_metric("perplexity", _exp_ratio, "exp(loss)"),
+    _loss_metric(DIVERGENCE, _ratio, "KL(base || tuned) in nats over the whole vocabulary, by target tokens", of="kl"),
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
 """Every metric by its name. ROUGE, exact match and F1 lie in [0, 1], BLEU and chrF in [0, 100]."""

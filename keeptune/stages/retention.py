@@ -1,0 +1,291 @@
+"""What was forgotten: trained methods arrive; their answers along the way from the base, and what each lost, leave.
+
+Nothing here chooses anything: the figures are those of the report parts, test among them.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune.config import Recipe
+from keeptune.data.record import OTHER_TASKS
+from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
+from keeptune.stages.evaluation import BASE, load_base, record_opening, test_folder, trained_facts
+from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.texts import Texts
+from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of
+from keeptune.storage import read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from keeptune.evaluation.evaluate import Split
+    from keeptune.evaluation.metrics import Answer
+    from keeptune.model.methods import Method
+    from keeptune.model.path import ModelPath
+
+FORGETTING = "forgetting.json"
+_ALPHAS = tuple(round(0.1 * i, 1) for i in range(1, 11))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A method's model at α on the way from the base, 0, to what was trained, 1, and where its answers lie."""
+
+    method: Method
+    alpha: float
+    folder: Path
+
+    @property
+    def test(self) -> Path:
+        """The answers to test."""
+        return self.folder / "test"
+
+    @property
+    def texts(self) -> Path:
+        """The losses of texts."""
+        return self.folder / "texts"
+
+
+def points(run: Run, method: Method) -> list[Point]:
+    """Return the points of a method's way that the recipe asks for, the trained model last."""
+    from keeptune.model.path import why_no_path
+
+    retention = run.recipe.retention
+    wanted = (_ALPHAS if retention.budget else (1.0,)) if retention.alphas == "auto" else retention.alphas
+    if why_no_path(method.peft_type, method.arguments) is not None:
+        wanted = ()
+    folder = run.folder / method.name
+    between = [Point(method, alpha, folder / "path" / f"{alpha:g}") for alpha in wanted if alpha < 1.0]
+    return [*between, Point(method, 1.0, folder)]
+
+
+def measure(run: Run, data: Data, texts: Texts | None) -> Path:
+    """Answer test along each method's way and weigh texts before and after; return the file that says what was lost.
+
+    What stands already is not measured again. Base and trained models have answered test before.
+    """
+    methods = [method_of(run.recipe, name) for name in run.recipe.methods]
+    if texts is not None:
+        _weigh_base(run, data, texts)
+    if data.untrained_tasks or texts is not None:
+        _repeat_base(run, data)
+    for method in methods:
+        _measure_method(run, data, texts, method)
+    path = run.folder / FORGETTING
+    write_json(path, _forgetting(run, data, texts, methods))
+    return path
+
+
+def answer(
+    run: Run,
+    data: Data,
+    model: nn.Module,
+    *,
+    split: Split,
+    metrics: Sequence[str],
+    name: str,
+    folder: Path,
+    key: str,
+    base: nn.Module | None = None,
+    tokens_per_batch: int | None = None,
+) -> None:
+    """Let a model answer a split into `folder`; no metrics: its losses alone, and with `base` its divergence."""
+    from keeptune.evaluation.evaluate import evaluate_model
+    from keeptune.model.load import pick_device
+
+    run.poll()
+    fit = fit_model(model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
+    limit = max_new_tokens_on_test(run.recipe, data)
+    evaluate_model(
+        model,
+        split=split,
+        bench=make_bench(run, data, model, fit=fit, max_new_tokens=limit, tokens_per_batch=tokens_per_batch),
+        metrics=metrics,
+        name=name,
+        shots=0,
+        folder=folder,
+        facts={"key": key, "created": run.context.now()},
+        base=base,
+    )
+
+
+def _weigh_base(run: Run, data: Data, texts: Texts) -> None:
+    folder = run.folder / BASE / "texts"
+    key = stage_key(texts=texts.key, weights=data.base.facts.sha256)
+    if not is_done(folder, key):
+        run.context.progress.say(f"{BASE}: weighing texts")
+        model = load_base(run, data)
+        answer(run, data, model, split=texts.split("test"), metrics=(), name=BASE, folder=folder, key=key)
+
+
+def _repeat_base(run: Run, data: Data) -> None:
+    """Let the base answer test once more in batches of half the size: what changes then is no forgetting."""
+    first = test_folder(run, BASE)
+    if not first.exists():
+        return
+    folder = run.folder / BASE / "repeat"
+    key = stage_key(repeat=read_json(first / "manifest.json")["key"])
+    if is_done(folder, key):
+        return
+    run.context.progress.say(f"{BASE}: answering test again, in smaller batches")
+    record_opening(run, data, models=[f"{BASE}, again"])
+    answer(
+        run,
+        data,
+        load_base(run, data),
+        split=evaluation_split(data, "test"),
+        metrics=run.recipe.evaluation.metrics,
+        name=BASE,
+        folder=folder,
+        key=key,
+        tokens_per_batch=max(1, run.recipe.evaluation.tokens_per_batch // 2),
+    )
+
+
+def _measure_method(run: Run, data: Data, texts: Texts | None, method: Method) -> None:
+    trained = trained_facts(run, method)["key"]
+    limit = max_new_tokens_on_test(run.recipe, data)
+    metrics = list(run.recipe.evaluation.metrics)
+    waiting = []
+    for point in points(run, method):
+        keys = {
+            "test": stage_key(trained=trained, data=data.key, alpha=point.alpha, metrics=metrics, max_new_tokens=limit),
+            "texts": stage_key(trained=trained, texts=texts.key, alpha=point.alpha) if texts else None,
+        }
+        if point.alpha < 1.0 and not is_done(point.test, keys["test"] or ""):
+            waiting.append((point, "test", keys["test"]))
+        if texts is not None and not is_done(point.texts, keys["texts"] or ""):
+            waiting.append((point, "texts", keys["texts"]))
+    if not waiting:
+        return
+    on_test = [point for point, kind, _ in waiting if kind == "test"]
+    if on_test:
+        record_opening(run, data, models=[f"{method.name} at {point.alpha:g}" for point in on_test])
+    path = open_way(run, data, method)
+    base = load_base(run, data) if texts is not None else None
+    for point, kind, key in waiting:
+        run.context.progress.say(f"{method.name} at alpha {point.alpha:g}: {kind}")
+        path.set_(point.alpha)
+        if kind == "test":
+            split, asked = evaluation_split(data, "test"), metrics
+        else:
+            assert texts is not None
+            split, asked = texts.split("test"), []
+        answer(
+            run,
+            data,
+            path.model,
+            split=split,
+            metrics=asked,
+            name=method.name,
+            folder=point.folder / kind,
+            key=key or "",
+            base=base if kind == "texts" else None,
+        )
+    del path, base
+    gc.collect()
+
+
+def open_way(run: Run, data: Data, method: Method) -> ModelPath:
+    """Load the way from the base model to a method's artifact, as it lies on the disk."""
+    from keeptune.model.load import pick_device
+    from keeptune.model.memory import memory_errors
+    from keeptune.model.path import open_path
+    from keeptune.stages.evaluation import answering_type
+
+    device = pick_device(run.recipe.device)
+    with memory_errors(f"{method.name}: found too little memory; expected room for the model twice. Close programs."):
+        return open_path(
+            artifact_folder(run.folder / method.name, method),
+            base=data.base.folder,
+            device=device,
+            dtype=answering_type(run.recipe, device),
+        )
+
+
+def main_metric(recipe: Recipe) -> str:
+    """Return the metric that suites of instructions are judged by: the one that selects, else the first."""
+    evaluation = recipe.evaluation
+    return evaluation.metrics[0] if evaluation.select_by == "loss" else evaluation.select_by
+
+
+def _forgetting(run: Run, data: Data, texts: Texts | None, methods: Sequence[Method]) -> dict[str, Any]:
+    from keeptune.evaluation.canaries import canaries
+    from keeptune.evaluation.evaluate import read_answers
+
+    metric = main_metric(run.recipe)
+    base = _others(read_answers(test_folder(run, BASE)), data) if test_folder(run, BASE).exists() else []
+    base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
+    rows: list[dict[str, Any]] = []
+    broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(base).values()]
+    for method in methods:
+        for point in points(run, method):
+            tuned = _others(read_answers(point.test), data) if base else []
+            facts = {"model": method.name, "alpha": point.alpha}
+            rows += [facts | row for row in _rows(base, tuned, metric=metric)]
+            if base_texts:
+                weighed = read_answers(point.texts)
+                rows += [facts | row for row in _rows(base_texts, weighed, metric="loss")]
+            if base and point.alpha == 1.0:
+                everything = read_answers(point.test)
+                broken += [facts | asdict(c) for c in canaries(everything).values()]
+    return {
+        "metric": metric,
+        "suites": sorted({row["suite"] for row in rows}),
+        "rows": rows,
+        "canaries": broken,
+        "noise": _noise(run, base, data, metric=metric),
+        "texts": dict(texts.audit) if texts is not None else {},
+    }
+
+
+def _others(answers: Sequence[Answer], data: Data) -> list[Answer]:
+    return [answer for answer in answers if answer.task in data.untrained_tasks]
+
+
+def _rows(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> Iterator[dict[str, Any]]:
+    """Yield what each suite lost, and for several instruction suites what their records lost together."""
+    from dataclasses import replace
+
+    from keeptune.evaluation.metrics import DIVERGENCE
+    from keeptune.evaluation.scores import score_answers
+    from keeptune.retention.measures import measure_retention
+
+    if not base:
+        return
+    found = measure_retention(base, tuned, metric=metric)
+    suites = list(found.tasks)
+    if metric != "loss":
+        # One suite of all of them: each record counts alike, as it does where a budget is on it.
+        pooled = [[replace(answer, task=OTHER_TASKS + ".") for answer in side] for side in (base, tuned)]
+        suites += measure_retention(*pooled, metric=metric).tasks
+    divergence: Mapping[str, float] = {}
+    if metric == "loss":
+        divergence = {s.task: s.mean for s in score_answers(tuned, metrics=[DIVERGENCE])}
+    for suite in suites:
+        row = asdict(suite)
+        name = row.pop("task")
+        name = OTHER_TASKS if name == OTHER_TASKS + "." else name
+        yield {"suite": name, **row, DIVERGENCE: divergence.get(name)}
+
+
+def _noise(run: Run, base: Sequence[Answer], data: Data, *, metric: str) -> dict[str, Any] | None:
+    """Return how many of the base's own answers changed when it was asked again: the floor below any forgetting."""
+    from keeptune.evaluation.evaluate import read_answers
+
+    folder = run.folder / BASE / "repeat"
+    if not base or not folder.exists():
+        return None
+    again = _others(read_answers(folder), data)
+    pairs = list(zip(base, again, strict=True))
+    return {
+        "num_records": len(pairs),
+        "num_answers_changed": sum(a.prediction != b.prediction for a, b in pairs),
+        "num_scores_changed": sum(a.metrics[metric] != b.metrics[metric] for a, b in pairs),
+        "largest_loss_change": max(abs(a.metrics["loss"] - b.metrics["loss"]) for a, b in pairs),
+    }
