@@ -6,27 +6,29 @@ This is the only module that opens the test split, and each opening is written d
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS, record_to_json
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS, Record, record_to_json
 from keeptune.errors import DataError
 from keeptune.report.scores import read_scores
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
 from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
 from keeptune.stages.training import artifact_folder, computes_in_bf16, fit_model, make_bench, method_of, training_key
 from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, storage_errors, write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from keeptune.evaluation.evaluate import Split
+    from keeptune.evaluation.evaluate import Bench, Split
     from keeptune.evaluation.metrics import Answer
     from keeptune.model.card import CardScore, ModelCard
     from keeptune.model.methods import Method
@@ -38,12 +40,13 @@ _CARD_RECORDS = 1000
 
 @dataclass(frozen=True, slots=True)
 class _Entrant:
-    """A model that is tested: the base model where `method` is None."""
+    """A model that is tested: the base model where `method` is None, behind exemplars where there are `shots`."""
 
     name: str
     method: Method | None
     folder: Path
     key: str
+    shots: ShotRow | None = None
 
 
 def evaluate(run: Run, *, data: Data | None = None) -> Path:
@@ -59,15 +62,17 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
     data = data or prepare(run)
     methods = [method_of(run.recipe, name) for name in run.recipe.methods]
     baselines = [None] if "zero-shot" in run.recipe.evaluation.baselines else []
-    entrants = [_entrant(run, data, method) for method in (*baselines, *methods)]
+    entrants = [_entrant(run, data, method) for method in baselines]
+    entrants += [_entrant(run, data, None, shots=row) for row in shot_rows(run.recipe.evaluation)]
+    entrants += [_entrant(run, data, method) for method in methods]
     waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
     if waiting:
         _record_opening(run, data, entrants=waiting)
         split = evaluation_split(data, "test")
-        for entrant in waiting:
-            run.poll()
-            run.context.progress.say(f"{entrant.name}: answering the {len(split.records):,} records of test")
-            _evaluate_one(run, data, entrant, split=split)
+        train = data.records("train") if any(entrant.shots for entrant in waiting) else []
+        # The base model is loaded once for all of its rows.
+        for _, of_one_model in itertools.groupby(waiting, key=lambda entrant: entrant.method):
+            _evaluate_model(run, data, list(of_one_model), split=split, train=train)
     else:
         run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
     _write_paired(run, data, entrants)
@@ -76,7 +81,7 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
     return _deliver(run, data, _select(run, methods))
 
 
-def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
+def _entrant(run: Run, data: Data, method: Method | None, *, shots: ShotRow | None = None) -> _Entrant:
     evaluation = run.recipe.evaluation
     trained = None
     if method is not None:
@@ -92,7 +97,10 @@ def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
         trained=trained,
         metrics=list(evaluation.metrics),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
+        **({"shots": [SHOTS_VERSION, shots.num_shots, shots.draw]} if shots else {}),
     )
+    if shots is not None:
+        return _Entrant(shots.name, None, run.folder / BASE / shots.folder, key, shots=shots)
     if method is None:
         return _Entrant(BASE, None, run.folder / BASE / "zero-shot", key)
     return _Entrant(method.name, method, run.folder / method.name / "test", key)
@@ -124,27 +132,59 @@ def _record_opening(run: Run, data: Data, *, entrants: list[_Entrant]) -> None:
         os.fsync(file.fileno())
 
 
-def _evaluate_one(run: Run, data: Data, entrant: _Entrant, *, split: Split) -> None:
-    from keeptune.evaluation.evaluate import evaluate_model
+def _evaluate_model(run: Run, data: Data, entrants: list[_Entrant], *, split: Split, train: Sequence[Record]) -> None:
+    """Load the one model of the entrants and let it answer for each of them."""
     from keeptune.model.load import pick_device
     from keeptune.model.memory import memory_errors
 
-    device = pick_device(run.recipe.device)
-    with memory_errors(f"{entrant.name}: found too little memory; expected room for the model. Close programs."):
-        model = _load(run, data, entrant)
+    device, name = pick_device(run.recipe.device), entrants[0].name
+    run.poll()
+    with memory_errors(f"{name}: found too little memory; expected room for the model. Close programs."):
+        model = _load(run, data, entrants[0])
     fit = fit_model(model, recipe=run.recipe, data=data, device=device)
+    bench = make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens_on_test(run.recipe, data))
+    for entrant in entrants:
+        run.poll()
+        _evaluate_entrant(run, data, entrant, split=split, train=train, model=model, bench=bench)
+    del model
+    gc.collect()
+
+
+def _evaluate_entrant(
+    run: Run,
+    data: Data,
+    entrant: _Entrant,
+    *,
+    split: Split,
+    train: Sequence[Record],
+    model: nn.Module,
+    bench: Bench,
+) -> None:
+    from keeptune.evaluation.evaluate import evaluate_model
+    from keeptune.evaluation.shots import write_left_out
+
+    name, num_shots, exemplars = entrant.name, 0, None
+    facts = {"key": entrant.key, "created": run.context.now()}
+    if entrant.shots is not None:
+        name, num_shots = BASE, entrant.shots.num_shots
+        split, exemplars, left_out = split_behind(entrant.shots, run=run, data=data, split=split, train=train)
+        if left_out:
+            write_left_out(
+                entrant.folder, name=name, shots=num_shots, exemplars=exemplars, reason=left_out, facts=facts
+            )
+            return
+    run.context.progress.say(f"{entrant.name}: answering the {len(split.records):,} records of test")
     evaluate_model(
         model,
         split=split,
-        bench=make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens_on_test(run.recipe, data)),
+        bench=bench,
         metrics=run.recipe.evaluation.metrics,
-        name=entrant.name,
-        shots=0,
+        name=name,
+        shots=num_shots,
         folder=entrant.folder,
-        facts={"key": entrant.key, "created": run.context.now()},
+        facts=facts,
+        exemplars=exemplars,
     )
-    del model
-    gc.collect()
 
 
 def _load(run: Run, data: Data, entrant: _Entrant) -> nn.Module:
@@ -163,27 +203,34 @@ def _load(run: Run, data: Data, entrant: _Entrant) -> nn.Module:
 
 
 def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:
-    """Write every method against the base model, and the methods against each other, in every metric."""
-    from keeptune.evaluation.evaluate import read_answers
+    """Write every method against the base model, alone and behind examples, and the methods against each other.
+
+    Behind examples the base answers the records of the trained tasks alone: the difference is over these.
+    """
+    from keeptune.evaluation.evaluate import SAMPLES, read_answers
     from keeptune.evaluation.metrics import with_loss
     from keeptune.evaluation.scores import paired_differences
 
     metrics = with_loss(run.recipe.evaluation.metrics)
-    answers: dict[str, list[Answer]] = {entrant.name: read_answers(entrant.folder) for entrant in entrants}
-    names = list(answers)
-    paired = [
-        asdict(difference)
-        for i, model in enumerate(names)
-        for against in names[:i]
-        for difference in paired_differences(
-            answers[model],
-            answers[against],
-            metrics=metrics,
-            model=model,
-            against=against,
-            untrained_tasks=data.untrained_tasks,
-        )
-    ]
+    answered = [entrant for entrant in entrants if (entrant.folder / SAMPLES).is_file()]
+    answers: dict[str, list[Answer]] = {entrant.name: read_answers(entrant.folder) for entrant in answered}
+    paired = []
+    for i, entrant in enumerate(answered):
+        for against in answered[:i] if entrant.shots is None else []:
+            theirs = answers[against.name]
+            shared = {answer.id for answer in theirs} if against.shots else None
+            mine = [answer for answer in answers[entrant.name] if shared is None or answer.id in shared]
+            paired += [
+                asdict(difference)
+                for difference in paired_differences(
+                    mine,
+                    theirs,
+                    metrics=metrics,
+                    model=entrant.name,
+                    against=against.name,
+                    untrained_tasks=data.untrained_tasks,
+                )
+            ]
     write_json(run.folder / "paired.json", {"paired": paired})
 
 
