@@ -31,13 +31,13 @@ from keeptune.data.source import Row
 from keeptune.evaluation.evaluate import Bench, Split, evaluate_model
 from keeptune.evaluation.generate import Decoding, generate
 from keeptune.lab.folder import MODELS, write_lab
-from keeptune.lab.pretrain import Table
 from keeptune.lab.tasks import TASKS, LabTask, examples
 from keeptune.lab.world import Fact, make_world
 from keeptune.model.load import load_model
 from keeptune.model.loss import target_losses
 from keeptune.progress import Silent
 from keeptune.text.batches import pack
+from keeptune.text.table import Table
 from keeptune.text.tokenizer import Tokenizer
 from keeptune.text.tokens import Example
 

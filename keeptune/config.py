@@ -215,8 +215,12 @@ class EvaluationFields(_Section):
     """What every answer on test is scored by; loss and perplexity are always added."""
     select_by: str = "loss"
     """The value on validation that chooses the checkpoint and the method: loss or one of `metrics`."""
-    baselines: tuple[Literal["zero-shot"], ...] = ("zero-shot",)
-    """Answers of the base model set beside the tuned ones."""
+    baselines: tuple[Literal["zero-shot", "few-shot", "nearest"], ...] = ("zero-shot", "few-shot")
+    """The base model's answers set beside the tuned ones: alone, after solved examples, after the most similar ones."""
+    num_shots: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4)
+    """Solved examples of the train split in a few-shot prompt, a row each; `nearest` shows the largest number."""
+    num_draws: Positive = 3
+    """Random choices of these examples for each of `num_shots`, to see how much the choice matters."""
     max_new_tokens: Positive | Literal["auto"] = "auto"
     """Tokens of an answer at most; auto: the 99th percentile of the train completions, and a little more."""
     num_validation_records: Positive = 200
@@ -230,7 +234,31 @@ class EvaluationFields(_Section):
             raise ValueError(" ".join(problems))
         if self.select_by != "loss" and self.select_by not in self.metrics:
             raise ValueError(f"found select_by: {self.select_by}; expected loss or one of metrics. Add it to metrics")
+        self._refuse_shots_without_effect()
         return self
+
+    def _refuse_shots_without_effect(self) -> None:
+        default = type(self).model_fields
+        few, nearest = "few-shot" in self.baselines, "nearest" in self.baselines
+        if not few and self.num_draws != default["num_draws"].default:
+            raise ValueError(
+                "found num_draws without effect; expected it only with few-shot among baselines. Add few-shot, or "
+                "remove num_draws"
+            )
+        if self.num_shots == default["num_shots"].default:
+            return
+        if not few and not nearest:
+            raise ValueError(
+                "found num_shots without effect; expected it only with few-shot or nearest among baselines. Add one, "
+                "or remove num_shots"
+            )
+        if not few and len(self.num_shots) > 1:
+            raise ValueError(
+                "found several num_shots for nearest alone, which shows the largest; expected one number. Keep the "
+                "largest, or add few-shot to baselines"
+            )
+        if len(set(self.num_shots)) < len(self.num_shots):
+            raise ValueError("found a number of num_shots twice; expected each once. Remove one of them")
 
 
 class TextFields(_Section):

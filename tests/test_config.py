@@ -85,6 +85,22 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("methods: {'../x': {}}\n", "found the method name '../x'"),
         ("training: {eval_steps: 5, evals_per_epoch: 3}\n", "found eval_steps and evals_per_epoch; expected one"),
         ("training: {cooldown_fraction: 0.5}\n", "found cooldown_fraction without effect"),
+        (
+            "evaluation: {baselines: [zero-shot, nearest], num_draws: 2}\n",
+            "evaluation: found num_draws without effect; expected it only with few-shot among baselines.",
+        ),
+        (
+            "evaluation: {baselines: [zero-shot], num_shots: [2]}\n",
+            "found num_shots without effect; expected it only with few-shot or nearest among baselines.",
+        ),
+        (
+            "evaluation: {baselines: [nearest], num_shots: [2, 8]}\n",
+            "found several num_shots for nearest alone, which shows the largest; expected one number.",
+        ),
+        ("evaluation: {num_shots: [2, 2]}\n", "found a number of num_shots twice; expected each once."),
+        ("evaluation: {num_shots: []}\n", "evaluation.num_shots: found []; expected"),
+        ("evaluation: {num_shots: [0]}\n", "evaluation.num_shots.0: found 0; expected greater than or equal to 1."),
+        ("evaluation: {baselines: [five-shot]}\n", "found 'five-shot'; expected 'zero-shot', 'few-shot' or 'nearest'"),
         ("seed: .nan\n", "seed"),
         ("methods: {lora: {peft_type: LORA, learning_rate: .inf}}\n", "learning_rate"),
     ],
@@ -160,6 +176,12 @@ def test_bad_overrides_are_refused(tmp_path: Path, override: str, message: str) 
 @pytest.mark.parametrize("path", sorted((Path(__file__).parents[1] / "keeptune" / "recipes").glob("*.yaml")), ids=str)
 def test_the_recipes_that_ship_are_valid(path: Path) -> None:
     assert yaml.safe_load(load_recipe(path).to_yaml())["model"]
+
+
+def test_the_largest_number_of_shots_alone_may_be_asked_of_the_nearest(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL + "evaluation: {baselines: [nearest], num_shots: [8]}\n")
+    evaluation = load_recipe(path).evaluation
+    assert (evaluation.baselines, evaluation.num_shots, evaluation.num_draws) == (("nearest",), (8,), 3)
 
 
 def test_a_task_is_named_by_its_file_up_to_64_characters(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -57,6 +57,33 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True)
+class Exemplars:
+    """The solved examples before the prompts of a split, and how many of them fitted.
+
+    `row` names the answers among the base model's, `draw` the choice: a number, or "nearest". `ids` are a task's, where
+    one choice serves all of its records; `shown` are those before each record's prompt, by the record's id.
+    `num_fitted` records show fewer than were asked for, `num_without_exemplars` of them none, `num_refused` of those
+    because the template does not write them.
+    """
+
+    row: str
+    draw: int | Literal["nearest"]
+    ids: Mapping[str, Sequence[str]]
+    shown: Mapping[str, Sequence[str]]
+    num_fitted: int
+    num_without_exemplars: int
+    num_refused: int
+    num_shown_mean: float
+    own_prompt_tokens_mean: float
+
+    def header(self) -> dict[str, Any]:
+        """Return what `scores.json` says of them; what each prompt shows stands in `samples.jsonl`."""
+        apart = ("row", "draw", "ids", "shown")
+        counts = {name: getattr(self, name) for name in self.__slots__ if name not in apart}
+        return {"row": self.row, "exemplars": {"draw": self.draw, "ids": self.ids}, **counts}
+
+
+@dataclass(frozen=True, slots=True)
 class Bench:
     """What all evaluations of a run share.
 
@@ -84,13 +111,14 @@ def evaluate_model(
     shots: int,
     folder: Path,
     facts: Mapping[str, Any],
+    exemplars: Exemplars | None = None,
     base: nn.Module | None = None,
 ) -> list[Score]:
     """Let `model` answer every prompt of the split and write answers and scores to `folder`, whole or not at all.
 
-    `name` and `shots` say in the scores which model under which prompts this is; `facts` go into the manifest. Loss
-    and perplexity of the reference completions are always among the metrics, and where `base` is given the divergence
-    from it.
+    `name`, `shots` and `exemplars` say in the scores which model under which prompts this is; `facts` go into the
+    manifest. Loss and perplexity of the reference completions are always among the metrics, and where `base` is given
+    the divergence from it.
 
     Raises:
         NonFiniteError: a record's loss is NaN or infinite.
@@ -106,18 +134,20 @@ def evaluate_model(
         answers = _with_divergence(answers, model, split, bench=bench, base=base)
     scores = score_answers(answers, metrics=names, untrained_tasks=split.untrained_tasks)
     with staged_folder(folder, facts=facts) as staging:
-        write_jsonl(staging / SAMPLES, (answer_to_json(answer) for answer in answers))
+        write_jsonl(staging / SAMPLES, (_sample(answer, exemplars) for answer in answers))
         header = {
             "model": name,
             "shots": shots,
             "split": split.name,
             "prompt_sha256": _prompts_sha256(split.examples),
+            "prompt_tokens_mean": prompt_tokens_mean(split.examples),
             "decoding": {"strategy": "greedy", **asdict(bench.decoding)},
             "num_records": len(answers),
             "num_left_out": split.num_left_out,
             "untrained_tasks": sorted(split.untrained_tasks),
             "cut_fraction": sum(not answer.ended for answer in answers) / max(1, len(answers)),
             "metrics": _described(names, answers),
+            **(exemplars.header() if exemplars else {}),
         }
         rows = [{"model": name, "shots": shots, **asdict(score)} for score in scores]
         write_json(staging / SCORES, {**header, "scores": rows})
@@ -151,6 +181,16 @@ def read_answers(folder: Path) -> list[Answer]:
     path = folder / SAMPLES
     with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
         return [answer_from_json(line, where=f"{path}:{i}") for i, line in enumerate(file, 1)]
+
+
+def prompt_tokens_mean(examples: Examples) -> float:
+    """Return the mean tokens of a prompt, 0 where there is none."""
+    return sum(len(examples[i].prompt_ids) for i in range(len(examples))) / max(1, len(examples))
+
+
+def _sample(answer: Answer, exemplars: Exemplars | None) -> dict[str, Any]:
+    line = answer_to_json(answer)
+    return line if exemplars is None else {**line, "exemplars": list(exemplars.shown[answer.id])}
 
 
 def _answers(

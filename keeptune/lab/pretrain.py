@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import argparse
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -32,6 +31,7 @@ from keeptune.stages.run import stage_key
 from keeptune.storage import file_sha256, staged_folder, write_json
 from keeptune.terminal import PlainProgress
 from keeptune.text.batches import pack, pad_pairs
+from keeptune.text.table import Table
 from keeptune.text.tokens import Example
 from keeptune.training.loop import TrainingResult, TrainingSettings, train
 from keeptune.training.world import SINGLE
@@ -78,36 +78,6 @@ _CONFIGS: dict[Kind, dict[str, Any]] = {
         "decoder_start_token_id": 0,
     },
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """Examples in memory, as the training loop and evaluation read them; what is counted of them is counted once."""
-
-    examples: Sequence[Example]
-    record_ids: Sequence[str]
-    lengths: NDArray[np.int64]
-    num_targets: NDArray[np.int64]
-
-    @classmethod
-    def of(cls, examples: Sequence[Example], *, record_ids: Sequence[str]) -> Table:
-        """Return the table of examples, each with its record's id."""
-        lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
-        num_targets = np.array([int(example.loss_mask.sum()) for example in examples], dtype=np.int64)
-        return cls(examples, record_ids, lengths, num_targets)
-
-    def sha256(self) -> str:
-        """Return the hash of every token, and of which are targets."""
-        digest = hashlib.sha256()
-        for example in self.examples:
-            digest.update(example.input_ids.tobytes() + example.loss_mask.tobytes())
-        return digest.hexdigest()
-
-    def __len__(self) -> int:
-        return len(self.examples)
-
-    def __getitem__(self, index: int, /) -> Example:
-        return self.examples[index]
 
 
 def make_tokenizer(documents: Sequence[str]) -> Tokenizer:

@@ -15,11 +15,12 @@ from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import DataError
 from keeptune.stages.data import Data, prepare
-from keeptune.stages.evaluation import BASE, deliver, load_base, test_folder
-from keeptune.stages.retention import FORGETTING, answer, main_metric, open_way, points
+from keeptune.stages.instruct import deliver, withdraw
+from keeptune.stages.retention import FORGETTING, answer, main_metric
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of
+from keeptune.stages.way import BASE, load_base, open_way, points
 from keeptune.storage import MANIFEST, file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
@@ -178,7 +179,12 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     )
     found = verdict(walked, choice=choice)
     _write_selection(run, choice, values)
-    artifact = deliver(run, data, choice)
+    if choice is None:
+        withdraw(run)
+        artifact = None
+    else:
+        chosen = next(p for p in points(run, methods[choice.candidate]) if p.alpha == choice.alpha)
+        artifact = deliver(run, data, chosen, limits=(found.sentence, *LIMITS))
     _write_certificate(session, walked, found, opening=opening, artifact=artifact, values=values)
     run.context.progress.say(found.sentence)
     return path

@@ -6,44 +6,40 @@ This is the only module that opens the test split, and each opening is written d
 from __future__ import annotations
 
 import gc
+import itertools
 import json
 import os
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS, record_to_json
+from keeptune.data.record import Record
 from keeptune.errors import DataError
-from keeptune.report.scores import read_scores
-from keeptune.stages.data import Data, evaluation_split, max_new_tokens, max_new_tokens_on_test, prepare
+from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.stages.training import artifact_folder, computes_in_bf16, fit_model, make_bench, method_of, training_key
-from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, storage_errors, write_json
+from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
+from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, training_key
+from keeptune.storage import file_sha256, storage_errors, write_json
 
 if TYPE_CHECKING:
     from torch import nn
 
-    from keeptune.evaluation.evaluate import Split
+    from keeptune.evaluation.evaluate import Bench, Split
     from keeptune.evaluation.metrics import Answer
-    from keeptune.model.card import CardScore, ModelCard
     from keeptune.model.methods import Method
-
-BASE = "base"
-# Train records among which the card's example is chosen.
-_CARD_RECORDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class _Entrant:
-    """A model that is tested: the base model where `method` is None."""
+    """A model that is tested: the base model where `method` is None, behind exemplars where there are `shots`."""
 
     name: str
     method: Method | None
     folder: Path
     key: str
+    shots: ShotRow | None = None
 
 
 def evaluate(run: Run, *, data: Data | None = None) -> Path:
@@ -59,28 +55,31 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
     data = data or prepare(run)
     methods = [method_of(run.recipe, name) for name in run.recipe.methods]
     baselines = [None] if "zero-shot" in run.recipe.evaluation.baselines else []
-    entrants = [_entrant(run, data, method) for method in (*baselines, *methods)]
+    entrants = [_entrant(run, data, method) for method in baselines]
+    entrants += [_entrant(run, data, None, shots=row) for row in shot_rows(run.recipe.evaluation)]
+    entrants += [_entrant(run, data, method) for method in methods]
     waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
     if waiting:
-        _record_opening(run, data, entrants=waiting)
+        record_opening(run, data, models=[entrant.name for entrant in waiting])
         split = evaluation_split(data, "test")
-        for entrant in waiting:
-            run.poll()
-            run.context.progress.say(f"{entrant.name}: answering the {len(split.records):,} records of test")
-            _evaluate_one(run, data, entrant, split=split)
+        train = data.records("train") if any(entrant.shots for entrant in waiting) else []
+        # The base model is loaded once for all of its rows.
+        for _, of_one_model in itertools.groupby(waiting, key=lambda entrant: entrant.method):
+            _evaluate_model(run, data, list(of_one_model), split=split, train=train)
     else:
         run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
     _write_paired(run, data, entrants)
-    for method in methods:
-        write_json(run.folder / method.name / CARD, card_to_json(_card(run, data, method)))
-    return _deliver(run, data, _select(run, methods))
+    trained = {method.name: points(run, method)[-1] for method in methods}
+    for point in trained.values():
+        write_json(point.folder / CARD, card_to_json(model_card(run, data, point)))
+    return deliver(run, data, trained[_select(run, methods).name])
 
 
-def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
+def _entrant(run: Run, data: Data, method: Method | None, *, shots: ShotRow | None = None) -> _Entrant:
     evaluation = run.recipe.evaluation
     trained = None
     if method is not None:
-        trained = _trained_facts(run, method)["key"]
+        trained = trained_facts(run, method)["key"]
         if trained != training_key(run.recipe, data, method):
             raise DataError(
                 f"{run.folder / method.name}: found a model trained on other data, settings or base weights; expected "
@@ -92,29 +91,21 @@ def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
         trained=trained,
         metrics=list(evaluation.metrics),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
+        **({"shots": [SHOTS_VERSION, shots.num_shots, shots.draw]} if shots else {}),
     )
+    if shots is not None:
+        return _Entrant(shots.name, None, run.folder / BASE / shots.folder, key, shots=shots)
     if method is None:
-        return _Entrant(BASE, None, run.folder / BASE / "zero-shot", key)
+        return _Entrant(BASE, None, run.folder / BASE / ZERO_SHOT, key)
     return _Entrant(method.name, method, run.folder / method.name / "test", key)
 
 
-def _trained_facts(run: Run, method: Method) -> Mapping[str, Any]:
-    path = run.folder / method.name / "training.json"
-    facts = read_json(path) if path.exists() else {}
-    if not facts or not is_done(artifact_folder(path.parent, method), facts["key"]):
-        raise DataError(
-            f"{path.parent}: found no whole trained model; expected `keeptune train` to have finished. "
-            "Run `keeptune train` with this recipe first, or `keeptune run`."
-        )
-    return facts
-
-
-def _record_opening(run: Run, data: Data, *, entrants: list[_Entrant]) -> None:
+def record_opening(run: Run, data: Data, *, models: Sequence[str]) -> None:
     """Add a line to `test_openings.jsonl`, on the disk before the split is read."""
     line = {
         "opened": run.context.now(),
         "command": run.context.command,
-        "models": [entrant.name for entrant in entrants],
+        "models": list(models),
         "test_sha256": file_sha256(data.folder / "test.jsonl"),
     }
     path = run.folder / "test_openings.jsonl"
@@ -124,66 +115,102 @@ def _record_opening(run: Run, data: Data, *, entrants: list[_Entrant]) -> None:
         os.fsync(file.fileno())
 
 
-def _evaluate_one(run: Run, data: Data, entrant: _Entrant, *, split: Split) -> None:
-    from keeptune.evaluation.evaluate import evaluate_model
+def _evaluate_model(run: Run, data: Data, entrants: list[_Entrant], *, split: Split, train: Sequence[Record]) -> None:
+    """Load the one model of the entrants and let it answer for each of them."""
     from keeptune.model.load import pick_device
     from keeptune.model.memory import memory_errors
 
-    device = pick_device(run.recipe.device)
-    with memory_errors(f"{entrant.name}: found too little memory; expected room for the model. Close programs."):
-        model = _load(run, data, entrant)
+    device, name = pick_device(run.recipe.device), entrants[0].name
+    run.poll()
+    with memory_errors(f"{name}: found too little memory; expected room for the model. Close programs."):
+        model = _load(run, data, entrants[0])
     fit = fit_model(model, recipe=run.recipe, data=data, device=device)
-    evaluate_model(
-        model,
-        split=split,
-        bench=make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens_on_test(run.recipe, data)),
-        metrics=run.recipe.evaluation.metrics,
-        name=entrant.name,
-        shots=0,
-        folder=entrant.folder,
-        facts={"key": entrant.key, "created": run.context.now()},
-    )
+    bench = make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens_on_test(run.recipe, data))
+    for entrant in entrants:
+        run.poll()
+        _evaluate_entrant(run, data, entrant, split=split, train=train, model=model, bench=bench)
     del model
     gc.collect()
 
 
+def _evaluate_entrant(
+    run: Run,
+    data: Data,
+    entrant: _Entrant,
+    *,
+    split: Split,
+    train: Sequence[Record],
+    model: nn.Module,
+    bench: Bench,
+) -> None:
+    from keeptune.evaluation.evaluate import evaluate_model
+    from keeptune.evaluation.shots import write_left_out
+
+    name, num_shots, exemplars = entrant.name, 0, None
+    facts = {"key": entrant.key, "created": run.context.now()}
+    if entrant.shots is not None:
+        name, num_shots = BASE, entrant.shots.num_shots
+        split, exemplars, left_out = split_behind(entrant.shots, run=run, data=data, split=split, train=train)
+        if left_out:
+            write_left_out(
+                entrant.folder, name=name, shots=num_shots, exemplars=exemplars, reason=left_out, facts=facts
+            )
+            return
+    run.context.progress.say(f"{entrant.name}: answering the {len(split.records):,} records of test")
+    evaluate_model(
+        model,
+        split=split,
+        bench=bench,
+        metrics=run.recipe.evaluation.metrics,
+        name=name,
+        shots=num_shots,
+        folder=entrant.folder,
+        facts=facts,
+        exemplars=exemplars,
+    )
+
+
 def _load(run: Run, data: Data, entrant: _Entrant) -> nn.Module:
     """Load what a user would load: the base model, or the artifact as it lies on the disk."""
-    import torch
-
     from keeptune.model.artifact import load_artifact
-    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.load import pick_device
 
-    device = pick_device(run.recipe.device)
-    dtype = torch.bfloat16 if device.type == "cuda" and computes_in_bf16(run.recipe, device) else torch.float32
     if entrant.method is None:
-        return load_model(data.base.folder, device=device, dtype=dtype)
+        return load_base(run, data)
+    device = pick_device(run.recipe.device)
     folder = artifact_folder(run.folder / entrant.method.name, entrant.method)
-    return load_artifact(folder, base=data.base.folder, device=device, dtype=dtype)
+    return load_artifact(folder, base=data.base.folder, device=device, dtype=answering_type(run.recipe, device))
 
 
 def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:
-    """Write every method against the base model, and the methods against each other, in every metric."""
-    from keeptune.evaluation.evaluate import read_answers
+    """Write every method against the base model, alone and behind examples, and the methods against each other.
+
+    Behind examples the base answers the records of the trained tasks alone: the difference is over these.
+    """
+    from keeptune.evaluation.evaluate import SAMPLES, read_answers
     from keeptune.evaluation.metrics import with_loss
     from keeptune.evaluation.scores import paired_differences
 
     metrics = with_loss(run.recipe.evaluation.metrics)
-    answers: dict[str, list[Answer]] = {entrant.name: read_answers(entrant.folder) for entrant in entrants}
-    names = list(answers)
-    paired = [
-        asdict(difference)
-        for i, model in enumerate(names)
-        for against in names[:i]
-        for difference in paired_differences(
-            answers[model],
-            answers[against],
-            metrics=metrics,
-            model=model,
-            against=against,
-            untrained_tasks=data.untrained_tasks,
-        )
-    ]
+    answered = [entrant for entrant in entrants if (entrant.folder / SAMPLES).is_file()]
+    answers: dict[str, list[Answer]] = {entrant.name: read_answers(entrant.folder) for entrant in answered}
+    paired = []
+    for i, entrant in enumerate(answered):
+        for against in answered[:i] if entrant.shots is None else []:
+            theirs = answers[against.name]
+            shared = {answer.id for answer in theirs} if against.shots else None
+            mine = [answer for answer in answers[entrant.name] if shared is None or answer.id in shared]
+            paired += [
+                asdict(difference)
+                for difference in paired_differences(
+                    mine,
+                    theirs,
+                    metrics=metrics,
+                    model=entrant.name,
+                    against=against.name,
+                    untrained_tasks=data.untrained_tasks,
+                )
+            ]
     write_json(run.folder / "paired.json", {"paired": paired})
 
 
@@ -192,93 +219,10 @@ def _select(run: Run, methods: list[Method]) -> Method:
     from keeptune.evaluation.metrics import METRICS
 
     metric = run.recipe.evaluation.select_by
-    values = {method.name: _trained_facts(run, method)["best_value"] for method in methods}
+    values = {method.name: trained_facts(run, method)["best_value"] for method in methods}
     sign = 1.0 if metric != "loss" and METRICS[metric].higher_is_better else -1.0
     known = [method for method in methods if values[method.name] is not None]
     selected = max(known, key=lambda method: sign * values[method.name], default=methods[0])
     facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values}
     write_json(run.folder / "selection.json", facts)
     return selected
-
-
-def _deliver(run: Run, data: Data, selected: Method) -> Path:
-    """Copy the selected artifact to `instruct-model/` and write its card."""
-    from keeptune.model.card import card_to_json, write_model_card
-
-    source = artifact_folder(run.folder / selected.name, selected)
-    target = run.folder / "instruct-model"
-    scores = read_json(run.folder / selected.name / "test" / "scores.json")["scores"]
-    made = read_json(source / MANIFEST)
-    key = stage_key(artifact=made, scores=scores)
-    if is_done(target, key):
-        return target
-    facts = {name: value for name, value in made.items() if name != "files"}
-    with staged_folder(target, facts={**facts, "key": key}) as staging:
-        with storage_errors(target):
-            shutil.copytree(source, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        card = _card(run, data, selected)
-        write_model_card(staging, card=card)
-        write_json(staging / CARD, card_to_json(card))
-    return target
-
-
-def _card(run: Run, data: Data, method: Method) -> ModelCard:
-    from keeptune.model.card import ModelCard
-
-    trained = _trained_facts(run, method)
-    return ModelCard(
-        name=f"{Path(data.base.name.partition('@')[0]).name}, tuned by {method.name}",
-        base_name=data.base.name,
-        peft_type=method.peft_type,
-        encoder_decoder=data.base.facts.encoder_decoder,
-        template=data.base.template.name,
-        prompt=_card_prompt(data),
-        max_new_tokens=max_new_tokens(run.recipe, data),
-        trained_parameters=trained["trained_parameters"],
-        total_parameters=trained["total_parameters"],
-        scores=tuple(_card_scores(run, data, method)),
-        recipe=run.recipe.to_yaml(),
-        limits=(
-            "Scores hold for records like those of the test split; nothing else was measured.",
-            "What the base model lost on other tasks was not measured."
-            if not data.untrained_tasks
-            else "What the base model lost beyond the tasks above was not measured.",
-        ),
-        versions=read_json(run.folder / MANIFEST)["versions"],
-    )
-
-
-def _card_prompt(data: Data) -> tuple[Mapping[str, str], ...]:
-    """Return the messages of the shortest train prompt: short enough for a card, and whole with its instruction."""
-    records = data.records("train", at_most=_CARD_RECORDS)
-    shortest = min(records, key=lambda record: (len(record.prompt), record.id))
-    return tuple(record_to_json(shortest)["messages"][:-1])
-
-
-def _card_scores(run: Run, data: Data, method: Method) -> Iterator[CardScore]:
-    """Yield the method's test scores beside the base model's; those of a single task are not repeated as a mean.
-
-    A single task is one of the trained ones or one of the others.
-    """
-    from keeptune.model.card import CardScore
-
-    scores = read_scores(read_json(run.folder / method.name / "test" / "scores.json"))
-    base_path = run.folder / BASE / "zero-shot" / "scores.json"
-    base_scores = read_scores(read_json(base_path)) if base_path.exists() else ()
-    base_values = {(score.task, score.metric): score.mean for score in base_scores}
-    others = data.untrained_tasks
-    tasks = {score.task for score in scores} - {ALL_TASKS, OTHER_TASKS}
-    repeated = {mean for mean, of in ((ALL_TASKS, tasks - others), (OTHER_TASKS, tasks & others)) if len(of) == 1}
-    for score in scores:
-        if score.mean is None or score.num_records is None or score.task in repeated:
-            continue
-        yield CardScore(
-            task=score.task,
-            metric=score.metric,
-            value=score.mean,
-            low=score.low,
-            high=score.high,
-            num_records=score.num_records,
-            base_value=base_values.get((score.task, score.metric)),
-            trained=score.task not in {*others, OTHER_TASKS},
-        )

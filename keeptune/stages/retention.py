@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
-from keeptune.stages.evaluation import BASE, load_base, record_opening, test_folder, trained_facts
+from keeptune.stages.evaluation import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
-from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of
+from keeptune.stages.training import fit_model, make_bench, method_of
+from keeptune.stages.way import BASE, ZERO_SHOT, load_base, open_way, points, trained_facts
 from keeptune.storage import read_json, write_json
 
 if TYPE_CHECKING:
@@ -26,42 +27,8 @@ if TYPE_CHECKING:
     from keeptune.evaluation.evaluate import Split
     from keeptune.evaluation.metrics import Answer
     from keeptune.model.methods import Method
-    from keeptune.model.path import ModelPath
 
 FORGETTING = "forgetting.json"
-_ALPHAS = tuple(round(0.1 * i, 1) for i in range(1, 11))
-
-
-@dataclass(frozen=True, slots=True)
-class Point:
-    """A method's model at α on the way from the base, 0, to what was trained, 1, and where its answers lie."""
-
-    method: Method
-    alpha: float
-    folder: Path
-
-    @property
-    def test(self) -> Path:
-        """The answers to test."""
-        return self.folder / "test"
-
-    @property
-    def texts(self) -> Path:
-        """The losses of texts."""
-        return self.folder / "texts"
-
-
-def points(run: Run, method: Method) -> list[Point]:
-    """Return the points of a method's way that the recipe asks for, the trained model last."""
-    from keeptune.model.path import why_no_path
-
-    retention = run.recipe.retention
-    wanted = (_ALPHAS if retention.budget else (1.0,)) if retention.alphas == "auto" else retention.alphas
-    if why_no_path(method.peft_type, method.arguments) is not None:
-        wanted = ()
-    folder = run.folder / method.name
-    between = [Point(method, alpha, folder / "path" / f"{alpha:g}") for alpha in wanted if alpha < 1.0]
-    return [*between, Point(method, 1.0, folder)]
 
 
 def measure(run: Run, data: Data, texts: Texts | None) -> Path:
@@ -125,7 +92,7 @@ def _weigh_base(run: Run, data: Data, texts: Texts) -> None:
 
 def _repeat_base(run: Run, data: Data) -> None:
     """Let the base answer test once more in batches of half the size: what changes then is no forgetting."""
-    first = test_folder(run, BASE)
+    first = run.folder / BASE / ZERO_SHOT
     if not first.exists():
         return
     folder = run.folder / BASE / "repeat"
@@ -191,23 +158,6 @@ def _measure_method(run: Run, data: Data, texts: Texts | None, method: Method) -
     gc.collect()
 
 
-def open_way(run: Run, data: Data, method: Method) -> ModelPath:
-    """Load the way from the base model to a method's artifact, as it lies on the disk."""
-    from keeptune.model.load import pick_device
-    from keeptune.model.memory import memory_errors
-    from keeptune.model.path import open_path
-    from keeptune.stages.evaluation import answering_type
-
-    device = pick_device(run.recipe.device)
-    with memory_errors(f"{method.name}: found too little memory; expected room for the model twice. Close programs."):
-        return open_path(
-            artifact_folder(run.folder / method.name, method),
-            base=data.base.folder,
-            device=device,
-            dtype=answering_type(run.recipe, device),
-        )
-
-
 def main_metric(recipe: Recipe) -> str:
     """Return the metric that suites of instructions are judged by: the one that selects, else the first."""
     evaluation = recipe.evaluation
@@ -219,7 +169,7 @@ def _forgetting(run: Run, data: Data, texts: Texts | None, methods: Sequence[Met
     from keeptune.evaluation.evaluate import read_answers
 
     metric = main_metric(run.recipe)
-    base = _others(read_answers(test_folder(run, BASE)), data) if test_folder(run, BASE).exists() else []
+    base = _others(read_answers(run.folder / BASE / ZERO_SHOT), data) if run.folder / BASE / ZERO_SHOT.exists() else []
     base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
     rows: list[dict[str, Any]] = []
     broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(base).values()]

@@ -1,8 +1,9 @@
-"""Tokenised records arrive and lie on disk as one memory-mapped Arrow file; examples leave by index."""
+"""Tokenised records arrive and lie in memory, or on disk as one memory-mapped Arrow file; examples leave by index."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -48,6 +49,36 @@ class TokenCounts:
     num_tokens: int
     num_targets: int
     dropped_origins: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """Examples in memory, as the training loop and evaluation read them; what is counted of them is counted once."""
+
+    examples: Sequence[Example]
+    record_ids: Sequence[str]
+    lengths: NDArray[np.int64]
+    num_targets: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, examples: Sequence[Example], *, record_ids: Sequence[str]) -> Table:
+        """Return the table of examples, each with its record's id."""
+        lengths = np.array([len(example.input_ids) for example in examples], dtype=np.int64)
+        num_targets = np.array([int(example.loss_mask.sum()) for example in examples], dtype=np.int64)
+        return cls(examples, record_ids, lengths, num_targets)
+
+    def sha256(self) -> str:
+        """Return the hash of every token, and of which are targets."""
+        digest = hashlib.sha256()
+        for example in self.examples:
+            digest.update(example.input_ids.tobytes() + example.loss_mask.tobytes())
+        return digest.hexdigest()
+
+    def __len__(self) -> int:
+        return len(self.examples)
+
+    def __getitem__(self, index: int, /) -> Example:
+        return self.examples[index]
 
 
 class TokenTable:

@@ -20,7 +20,7 @@ OverLength = Literal["error", "drop", "cut"]
 # Part of every cache key: raise it when the same arguments give other tokens.
 _CODE_VERSION = 1
 # Enough for every core to have work; the encodings of a call weigh about 300 bytes a token.
-_RECORDS_PER_CALL = 128
+RECORDS_PER_CALL = 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +96,8 @@ def tokenize(
     """
     problems: list[str] = []
     num_targets = 0
-    for start in range(0, len(records), _RECORDS_PER_CALL):
-        chunk = records[start : start + _RECORDS_PER_CALL]
+    for start in range(0, len(records), RECORDS_PER_CALL):
+        chunk = records[start : start + RECORDS_PER_CALL]
         rendered: list[tuple[Record, list[Segment]]] = []
         for record in chunk:
             try:
@@ -159,6 +159,13 @@ def token_cache_key(
         encoder_decoder,
     ]
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+
+
+def encode_prompts(
+    rows: Sequence[Sequence[Segment]], *, tokenizer: Tokenizer, encoder_decoder: bool
+) -> list[NDArray[np.int32]]:
+    """Return the ids of rendered prompts."""
+    return [ids for ids, _ in _encode_segments(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)]
 
 
 def _render(record: Record, *, template: Template, train_on: TrainOn) -> list[Segment]:

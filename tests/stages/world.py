@@ -74,7 +74,10 @@ def records(path: Path, *, number: int = 80, seed: int = 0) -> Path:
 
 
 def recipe_file(folder: Path, *, model: Path, data: Path, **sections: Any) -> Path:
-    """Write a recipe with short training; `sections` replace its sections."""
+    """Write a recipe with short training; `sections` replace its sections.
+
+    Of the base model it asks for zero-shot answers alone, unless `evaluation` says otherwise.
+    """
     value: dict[str, Any] = {
         "model": str(model),
         "output_dir": str(folder / "run"),
@@ -89,6 +92,7 @@ def recipe_file(folder: Path, *, model: Path, data: Path, **sections: Any) -> Pa
         "device": "cpu",
         **sections,
     }
+    value["evaluation"].setdefault("baselines", ["zero-shot"])
     path = folder / "recipe.yaml"
     # JSON is YAML.
     path.write_text(json.dumps(value), encoding="utf-8")

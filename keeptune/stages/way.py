@@ -1,0 +1,115 @@
+"""The way from the base model to a trained one: a run arrives; models at points of it, and their artifacts, leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune.config import Recipe
+from keeptune.errors import DataError
+from keeptune.stages.data import Data
+from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.training import artifact_folder, computes_in_bf16
+from keeptune.storage import read_json
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from keeptune.model.methods import Method
+    from keeptune.model.path import ModelPath
+
+BASE = "base"
+ZERO_SHOT = "zero-shot"
+_ALPHAS = tuple(round(0.1 * i, 1) for i in range(1, 11))
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    """A method's model at alpha, from 0, the base, to 1, the trained model, and where its answers lie."""
+
+    method: Method
+    alpha: float
+    folder: Path
+
+    @property
+    def test(self) -> Path:
+        """The answers to test."""
+        return self.folder / "test"
+
+    @property
+    def texts(self) -> Path:
+        """The losses of texts."""
+        return self.folder / "texts"
+
+
+def points(run: Run, method: Method) -> list[Point]:
+    """Return the points of a method's way that the recipe asks for, the trained model last and always."""
+    from keeptune.model.path import why_no_path
+
+    retention = run.recipe.retention
+    wanted = (_ALPHAS if retention.budget else ()) if retention.alphas == "auto" else retention.alphas
+    if why_no_path(method.peft_type, method.arguments) is not None:
+        wanted = ()
+    folder = run.folder / method.name
+    between = [Point(method, alpha, folder / "path" / f"{alpha:g}") for alpha in wanted if alpha < 1.0]
+    return [*between, Point(method, 1.0, folder)]
+
+
+def open_way(run: Run, data: Data, method: Method) -> ModelPath:
+    """Load the way from the base model to a method's artifact, as it lies on the disk."""
+    from keeptune.model.load import pick_device
+    from keeptune.model.memory import memory_errors
+    from keeptune.model.path import open_path
+
+    device = pick_device(run.recipe.device)
+    folder = artifact_folder(run.folder / method.name, method)
+    with memory_errors(f"{method.name}: found too little memory; expected room for the model twice. Close programs."):
+        return open_path(folder, base=data.base.folder, device=device, dtype=answering_type(run.recipe, device))
+
+
+def load_base(run: Run, data: Data) -> nn.Module:
+    """Load the base model as it is, without any wrapper."""
+    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.memory import memory_errors
+
+    device = pick_device(run.recipe.device)
+    with memory_errors(f"{BASE}: found too little memory; expected room for the model. Close programs."):
+        return load_model(data.base.folder, device=device, dtype=answering_type(run.recipe, device))
+
+
+def answering_type(recipe: Recipe, device: torch.device) -> torch.dtype:
+    """Return the type of the weights of a model that answers: bf16 on a GPU that computes in it, else fp32."""
+    import torch
+
+    return torch.bfloat16 if device.type == "cuda" and computes_in_bf16(recipe, device) else torch.float32
+
+
+def artifact_at(run: Run, data: Data, point: Point) -> Path:
+    """Return the folder with a point's artifact; one between base and trained model is written where it is missing."""
+    trained = artifact_folder(run.folder / point.method.name, point.method)
+    if point.alpha == 1.0:
+        return trained
+    target = artifact_folder(point.folder, point.method)
+    key = stage_key(trained=trained_facts(run, point.method)["key"], alpha=point.alpha)
+    if not is_done(target, key):
+        open_way(run, data, point.method).save(point.alpha, target, facts={"key": key})
+    return target
+
+
+def trained_facts(run: Run, method: Method) -> Mapping[str, Any]:
+    """Return what `training.json` says of a method.
+
+    Raises:
+        DataError: the method is not trained to its end.
+    """
+    path = run.folder / method.name / "training.json"
+    facts = read_json(path) if path.exists() else {}
+    if not facts or not is_done(artifact_folder(path.parent, method), facts["key"]):
+        raise DataError(
+            f"{path.parent}: found no whole trained model; expected `keeptune train` to have finished. "
+            "Run `keeptune train` with this recipe first, or `keeptune run`."
+        )
+    return facts
