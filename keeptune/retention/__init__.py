@@ -1,1 +1,1 @@
-"""What must not be lost: texts, losses and their bounds arrive and leave; the certificate is made here."""
+"""What was forgotten, and the certificate that it was no more than the budget."""

@@ -159,14 +159,14 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
     left_out = _at_chance(run)
     budgets = {suite: budget for suite, budget in budgets_of(run.recipe).items() if suite not in left_out}
-    key = _key(run, data, texts, methods, budgets)
+    key = _key(run, data, texts=texts, methods=methods, budgets=budgets)
     if path.exists() and read_json(path).get("key") == key:
         run.context.progress.say(f"{path}: certified before and unchanged")
         return path
     if not budgets:
         raise DataError(
-            f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected one "
-            "or more with something to lose. Name other suites."
+            f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected "
+            "one or more with something to lose. Name other suites."
         )
     session = _Session(run, data, texts, budgets, left_out, key)
     opening = _opening(session, list(methods))
@@ -191,7 +191,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
 
 
 def _key(
-    run: Run, data: Data, texts: Texts | None, methods: Mapping[str, Method], budgets: Mapping[str, Budget]
+    run: Run, data: Data, *, texts: Texts | None, methods: Mapping[str, Method], budgets: Mapping[str, Budget]
 ) -> str:
     artifacts = {
         name: file_sha256(artifact_folder(run.folder / name, method) / MANIFEST) for name, method in methods.items()

@@ -1,14 +1,12 @@
-"""The test: trained methods arrive; scores, paired differences and the selected instruct model leave.
+"""The test: trained methods arrive; scores, paired differences, what was forgotten and the instruct model leave.
 
-This is the only module that opens the test split, and each opening is written down.
+This stage alone opens the test split, and each opening is written down.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -18,10 +16,15 @@ from keeptune.data.record import Record
 from keeptune.errors import DataError
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
+from keeptune.stages.instruct import deliver, model_card
+from keeptune.stages.openings import record_opening
+from keeptune.stages.retention import measure
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
+from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, training_key
-from keeptune.storage import file_sha256, storage_errors, write_json
+from keeptune.stages.way import BASE, ZERO_SHOT, answering_type, load_base, points, trained_facts
+from keeptune.storage import write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -42,10 +45,11 @@ class _Entrant:
     shots: ShotRow | None = None
 
 
-def evaluate(run: Run, *, data: Data | None = None) -> Path:
-    """Score base and methods on test, deliver the method that validation selected; return the instruct model's folder.
+def evaluate(run: Run, *, data: Data | None = None, texts: Texts | None = None) -> Path | None:
+    """Score base and methods on test, measure what was forgotten, and deliver the method that validation selected.
 
-    `data` is what `prepare` returned for this run; without it, data are prepared here.
+    Returns the instruct model's folder; None where a budget leaves the choice to `certify`. `data` and `texts` are what
+    `prepare` and `write_texts` returned for this run; without them, they are made here.
 
     Raises:
         DataError: a method is not trained yet.
@@ -53,6 +57,7 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
     from keeptune.model.card import card_to_json
 
     data = data or prepare(run)
+    texts = texts or write_texts(run, data)
     methods = [method_of(run.recipe, name) for name in run.recipe.methods]
     baselines = [None] if "zero-shot" in run.recipe.evaluation.baselines else []
     entrants = [_entrant(run, data, method) for method in baselines]
@@ -72,6 +77,9 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
     trained = {method.name: points(run, method)[-1] for method in methods}
     for point in trained.values():
         write_json(point.folder / CARD, card_to_json(model_card(run, data, point)))
+    measure(run, data, texts)
+    if run.recipe.retention.budget:
+        return None
     return deliver(run, data, trained[_select(run, methods).name])
 
 
@@ -98,21 +106,6 @@ def _entrant(run: Run, data: Data, method: Method | None, *, shots: ShotRow | No
     if method is None:
         return _Entrant(BASE, None, run.folder / BASE / ZERO_SHOT, key)
     return _Entrant(method.name, method, run.folder / method.name / "test", key)
-
-
-def record_opening(run: Run, data: Data, *, models: Sequence[str]) -> None:
-    """Add a line to `test_openings.jsonl`, on the disk before the split is read."""
-    line = {
-        "opened": run.context.now(),
-        "command": run.context.command,
-        "models": list(models),
-        "test_sha256": file_sha256(data.folder / "test.jsonl"),
-    }
-    path = run.folder / "test_openings.jsonl"
-    with storage_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
 
 
 def _evaluate_model(run: Run, data: Data, entrants: list[_Entrant], *, split: Split, train: Sequence[Record]) -> None:

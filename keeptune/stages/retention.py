@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
-from keeptune.stages.evaluation import record_opening
+from keeptune.stages.openings import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.training import fit_model, make_bench, method_of
@@ -42,9 +42,9 @@ def measure(run: Run, data: Data, texts: Texts | None) -> Path:
     if data.untrained_tasks or texts is not None:
         _repeat_base(run, data)
     for method in methods:
-        _measure_method(run, data, texts, method)
+        _measure_method(run, data, method, texts=texts)
     path = run.folder / FORGETTING
-    write_json(path, _forgetting(run, data, texts, methods))
+    write_json(path, _forgetting(run, data, methods, texts=texts))
     return path
 
 
@@ -114,7 +114,7 @@ def _repeat_base(run: Run, data: Data) -> None:
     )
 
 
-def _measure_method(run: Run, data: Data, texts: Texts | None, method: Method) -> None:
+def _measure_method(run: Run, data: Data, method: Method, *, texts: Texts | None) -> None:
     trained = trained_facts(run, method)["key"]
     limit = max_new_tokens_on_test(run.recipe, data)
     metrics = list(run.recipe.evaluation.metrics)
@@ -164,12 +164,13 @@ def main_metric(recipe: Recipe) -> str:
     return evaluation.metrics[0] if evaluation.select_by == "loss" else evaluation.select_by
 
 
-def _forgetting(run: Run, data: Data, texts: Texts | None, methods: Sequence[Method]) -> dict[str, Any]:
+def _forgetting(run: Run, data: Data, methods: Sequence[Method], *, texts: Texts | None) -> dict[str, Any]:
     from keeptune.evaluation.canaries import canaries
     from keeptune.evaluation.evaluate import read_answers
 
     metric = main_metric(run.recipe)
-    base = _others(read_answers(run.folder / BASE / ZERO_SHOT), data) if run.folder / BASE / ZERO_SHOT.exists() else []
+    first = run.folder / BASE / ZERO_SHOT
+    base = _others(read_answers(first), data) if first.exists() else []
     base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
     rows: list[dict[str, Any]] = []
     broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(base).values()]

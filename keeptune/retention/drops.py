@@ -1,0 +1,92 @@
+"""Two models' answers to the same records arrive; what each record lost leaves, in the metric's own units.
+
+Shape key: R records, G clusters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keeptune.errors import DataError
+from keeptune.evaluation.metrics import METRICS, Answer
+
+_LARGE_SCALES = {"bleu": 100.0, "chrf": 100.0}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Drops:
+    """What each record of one suite lost, in the metric's units (nats for the loss); positive = lost.
+
+    Records with the same number in `clusters_R` are not independent. A record is expected to lose at most `scale`: 1
+    for metrics in [0, 1] and for nats, 100 for BLEU and chrF.
+    """
+
+    values_R: NDArray[np.float64]
+    clusters_R: NDArray[np.int64]
+    scale: float = 1.0
+
+    @property
+    def num_records(self) -> int:
+        """The number of records."""
+        return len(self.values_R)
+
+    @property
+    def num_changed(self) -> int:
+        """The number of records whose own value moved."""
+        return int(np.count_nonzero(self.values_R))
+
+    @property
+    def num_lost(self) -> int:
+        """The number of records that the tuned model is worse at."""
+        return int(np.count_nonzero(self.values_R > 0))
+
+    @property
+    def num_gained(self) -> int:
+        """The number of records that the tuned model is better at."""
+        return int(np.count_nonzero(self.values_R < 0))
+
+
+def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str, suite: str) -> Drops:
+    """Return what `tuned` lost against `base` in each record's own value of `metric`.
+
+    Of the loss it is nats per token of that record, of BLEU and chrF the record's own score: their mean weighs every
+    record alike, and is not the difference of the two corpus scores.
+
+    Raises:
+        DataError: there is no record, or the two do not answer the same records in the same order.
+    """
+    require_same_records(base, tuned, suite=suite)
+    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
+    values_R = sign * np.array([b.metrics[metric] - t.metrics[metric] for b, t in zip(base, tuned, strict=True)])
+    # -0.0 would print as a loss of "-0".
+    values_R += 0.0
+    assert np.isfinite(values_R).all(), "a metric that is not finite passed the evaluation"
+    # Numbered in the order of their names, so that the order of records decides nothing.
+    clusters_R = np.unique([answer.cluster for answer in base], return_inverse=True)[1]
+    return Drops(values_R, clusters_R.astype(np.int64), metric_scale(metric))
+
+
+def require_same_records(base: Sequence[Answer], tuned: Sequence[Answer], *, suite: str) -> None:
+    """Return when both answer the same records in the same order.
+
+    Raises:
+        DataError: they do not, or there is none.
+    """
+    if not base:
+        raise DataError(
+            f"{suite}: found no record; expected some to measure forgetting on. Give the suite more records."
+        )
+    if [(b.task, b.id) for b in base] != [(t.task, t.id) for t in tuned]:
+        raise DataError(
+            f"{suite}: found answers of the base and of the tuned model to different records ({len(base)} and "
+            f"{len(tuned)}); expected the same ones in the same order. Evaluate both again."
+        )
+
+
+def metric_scale(metric: str) -> float:
+    """Return the largest value that a metric takes: 100 of BLEU and chrF, else 1; 1 nat for the loss."""
+    return _LARGE_SCALES.get(metric, 1.0)

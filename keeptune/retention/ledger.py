@@ -1,0 +1,69 @@
+"""Openings of certify records arrive; a line each in a ledger leaves, and what confidence an opening may spend.
+
+Records that chose a model once cannot vouch for the next one as if they had never been seen: what is tested again
+shares one delta with all that was tested before.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from keeptune.errors import DataError
+from keeptune.storage import storage_errors
+
+
+def record_opening(path: Path, *, certify_sha256: str, candidates: Sequence[str], when: str, command: str) -> int:
+    """Add a line to the ledger, on the disk before this returns, and return the opening's number, from 1.
+
+    Openings of records with the same content, `certify_sha256`, count together, whoever opened them. Call this before
+    the records are read: an opening counts even when what follows fails.
+
+    Raises:
+        DataError: a line of the ledger is not as it was written, or one is missing.
+        StorageError: the disk refuses.
+    """
+    import fcntl
+
+    with storage_errors(path), path.open("a+b") as file:
+        # Two runs may open the same records at once; the lock dies with its holder.
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.seek(0)
+        opening = _openings(file.read(), path).get(certify_sha256, 0) + 1
+        line = {
+            "opening": opening,
+            "opened": when,
+            "command": command,
+            "candidates": list(candidates),
+            "certify_sha256": certify_sha256,
+        }
+        file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
+        file.flush()
+        os.fsync(file.fileno())
+    return opening
+
+
+def confidence_left(delta: float, *, opening: int) -> float:
+    """Return the delta of the opening with this number: half of what those before it left, so all sum to `delta`."""
+    assert opening >= 1, "openings are counted from 1"
+    return delta / 2**opening
+
+
+def _openings(content: bytes, path: Path) -> dict[str, int]:
+    """Return how often each content was opened."""
+    counts: dict[str, int] = {}
+    for number, line in enumerate(content.splitlines(keepends=True), 1):
+        try:
+            value = json.loads(line)
+            opening, content_sha256 = value["opening"], value["certify_sha256"]
+            if not line.endswith(b"\n") or opening != counts.get(content_sha256, 0) + 1:
+                raise ValueError("an opening is missing or cut off")
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(
+                f"{path}:{number}: found no whole line about the next opening ({error}); expected every opening of the "
+                "certify records as it was written. Put the file back from a copy, or certify on new records."
+            ) from error
+        counts[content_sha256] = opening
+    return counts

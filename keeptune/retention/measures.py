@@ -1,0 +1,125 @@
+"""Answers of the base and of the tuned model to the same records arrive; what each task kept and lost leaves."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.evaluation.metrics import METRICS, Answer
+from keeptune.evaluation.scores import Paired, Score, paired_differences, score_answers
+from keeptune.retention.drops import metric_scale, require_same_records
+
+# With so few distinct references a task is a choice among labels, and always naming one of them scores something.
+MAX_LABELS = 20
+# Share of the scale that the base must be above chance for a retention ratio to mean anything.
+LEAST_ABOVE_CHANCE = 0.1
+# Metrics of which a difference is a corpus's own, no mean of differences: the bootstrap alone knows its error.
+_NOT_A_MEAN = frozenset({"bleu", "chrf", "perplexity"})
+
+
+@dataclass(frozen=True, slots=True)
+class TaskRetention:
+    """What one task forgot in one metric: base - tuned, turned so that positive = lost, in the metric's units.
+
+    `standard_error` is clustered by input, None where one cluster is all and where the metric is no mean over records
+    or tokens; [`low`, `high`] is the 95 % interval. `num_lost` and `num_gained` count the records whose own value fell
+    or rose. `retention` is (tuned - chance) / (base - chance), None where the base is at chance and of losses.
+    """
+
+    task: str
+    metric: str
+    num_records: int
+    num_clusters: int
+    base: float
+    tuned: float
+    forgetting: float
+    standard_error: float | None
+    low: float | None
+    high: float | None
+    num_lost: int
+    num_gained: int
+    chance: float
+    base_at_chance: bool
+    retention: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Retention:
+    """Every task's retention, the mean forgetting over tasks, each counting alike, and the task that forgot most."""
+
+    tasks: tuple[TaskRetention, ...]
+    mean_forgetting: float
+    worst: TaskRetention
+
+
+def measure_retention(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> Retention:
+    """Return what each task lost in `metric` from `base` to `tuned`, in the order in which tasks come first.
+
+    Raises:
+        DataError: there is no record, or the two do not answer the same records in the same order.
+    """
+    require_same_records(base, tuned, suite="retention")
+    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
+    # With what each record forgot in place of its score, mean and error are those of the paired difference: the sums
+    # that a mean is made of are linear in the value.
+    forgotten = [
+        replace(b, metrics={metric: sign * (b.metrics[metric] - t.metrics[metric])})
+        for b, t in zip(base, tuned, strict=True)
+    ]
+    means = _by_task(score_answers(base, metrics=[metric]))
+    tuned_means = _by_task(score_answers(tuned, metrics=[metric]))
+    errors = {} if metric in _NOT_A_MEAN else _by_task(score_answers(forgotten, metrics=[metric]))
+    paired = _by_task(paired_differences(tuned, base, metrics=[metric], model="tuned", against="base"))
+    tasks = []
+    for task, score in means.items():
+        chance = _chance([answer for answer in base if answer.task == task], metric)
+        above = score.mean - chance
+        at_chance = sign > 0 and above < LEAST_ABOVE_CHANCE * metric_scale(metric)
+        low, high = _forgetting_interval(paired[task], sign=sign)
+        tasks.append(
+            TaskRetention(
+                task=task,
+                metric=metric,
+                num_records=score.num_records,
+                num_clusters=score.num_clusters,
+                base=score.mean,
+                tuned=tuned_means[task].mean,
+                forgetting=-sign * paired[task].difference + 0.0,
+                standard_error=errors[task].standard_error if task in errors else None,
+                low=low,
+                high=high,
+                num_lost=paired[task].worse,
+                num_gained=paired[task].better,
+                chance=chance,
+                base_at_chance=at_chance,
+                retention=(tuned_means[task].mean - chance) / above if sign > 0 and not at_chance else None,
+            )
+        )
+    worst = max(tasks, key=lambda task: task.forgetting)
+    return Retention(tuple(tasks), sum(task.forgetting for task in tasks) / len(tasks), worst)
+
+
+_Row = TypeVar("_Row", Score, Paired)
+
+
+def _by_task(rows: Sequence[_Row]) -> dict[str, _Row]:
+    return {row.task: row for row in rows if row.task not in (ALL_TASKS, OTHER_TASKS)}
+
+
+def _forgetting_interval(paired: Paired, *, sign: float) -> tuple[float | None, float | None]:
+    """Return the 95 % interval of forgetting: tuned minus base, turned round where higher is better."""
+    if paired.low is None or paired.high is None:
+        return None, None
+    low, high = sorted((-sign * paired.low + 0.0, -sign * paired.high + 0.0))
+    return low, high
+
+
+def _chance(answers: Sequence[Answer], metric: str) -> float:
+    """Return what always giving the most frequent reference scores, 0 where references are no labels."""
+    times = Counter(reference for answer in answers for reference in set(answer.references))
+    if not METRICS[metric].higher_is_better or len(times) > MAX_LABELS:
+        return 0.0
+    return metric_scale(metric) * max(times.values()) / len(answers)

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from keeptune.errors import DataError
+from keeptune.evaluation.metrics import METRICS, Answer
+from keeptune.retention.drops import metric_scale, paired_drops
+
+
+def answer(number: int, *, cluster: str = "", **metrics: float) -> Answer:
+    return Answer(f"id{number}", "sst2", cluster or f"c{number}", "", "", ("",), True, metrics, 1)
+
+
+def test_what_falls_is_positive_and_counted_as_lost() -> None:
+    base = [answer(i, exact_match=value) for i, value in enumerate([1.0, 1.0, 0.0, 0.0])]
+    tuned = [answer(i, exact_match=value) for i, value in enumerate([0.0, 1.0, 1.0, 0.0])]
+    drops = paired_drops(base, tuned, metric="exact_match", suite="sst2")
+    assert drops.values_R.tolist() == [1.0, 0.0, -1.0, 0.0]
+    assert (drops.num_records, drops.num_changed, drops.num_lost, drops.num_gained) == (4, 2, 1, 1)
+
+
+def test_a_loss_that_rises_is_lost_too() -> None:
+    base, tuned = [answer(0, loss=1.0), answer(1, loss=2.0)], [answer(0, loss=1.25), answer(1, loss=1.5)]
+    drops = paired_drops(base, tuned, metric="loss", suite="text")
+    assert drops.values_R.tolist() == [0.25, -0.5]
+
+
+def test_nothing_lost_is_no_negative_zero() -> None:
+    base = [answer(0, loss=1.0)]
+    assert str(paired_drops(base, base, metric="loss", suite="text").values_R[0]) == "0.0"
+
+
+def test_records_of_one_input_share_a_number_and_their_order_decides_nothing() -> None:
+    base = [answer(i, cluster=cluster, loss=1.0) for i, cluster in enumerate(["b", "a", "b", "c"])]
+    assert paired_drops(base, base, metric="loss", suite="text").clusters_R.tolist() == [1, 0, 1, 2]
+    assert paired_drops(base[::-1], base[::-1], metric="loss", suite="text").clusters_R.tolist() == [2, 1, 0, 1]
+
+
+def test_bleu_and_chrf_have_a_scale_of_a_hundred_and_all_else_one_of_one() -> None:
+    assert {name for name in METRICS if metric_scale(name) == 100.0} == {"bleu", "chrf"}
+    assert {metric_scale(name) for name in METRICS} == {1.0, 100.0}
+    base, tuned = [answer(0, chrf=60.0)], [answer(0, chrf=35.0)]
+    drops = paired_drops(base, tuned, metric="chrf", suite="de")
+    assert (drops.values_R.tolist(), drops.scale) == ([25.0], 100.0)
+    assert drops.values_R.dtype == np.float64
+
+
+def test_answers_to_other_records_are_refused() -> None:
+    one, two = answer(1, loss=1.0), answer(2, loss=1.0)
+    with pytest.raises(DataError) as error:
+        paired_drops([one, two], [two, one], metric="loss", suite="sst2")
+    assert str(error.value) == (
+        "sst2: found answers of the base and of the tuned model to different records (2 and 2); expected the same "
+        "ones in the same order. Evaluate both again."
+    )
+
+
+def test_a_suite_without_a_record_is_refused() -> None:
+    with pytest.raises(DataError) as error:
+        paired_drops([], [], metric="loss", suite="sst2")
+    assert str(error.value) == (
+        "sst2: found no record; expected some to measure forgetting on. Give the suite more records."
+    )

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from keeptune.retention.budget import Budget
+from keeptune.retention.drops import Drops
+from keeptune.retention.verdict import Verdict, verdict
+from keeptune.retention.walk import Candidate, Choice, Walk, walk
+from tests.retention.simulated import single
+
+TWO_POINTS = Budget(0.02, "points", "exact_match")
+NATS = Budget(0.02, "nats", "loss")
+SOME_LOST = np.array([1.0] * 25 + [-1.0] * 20 + [0.0] * 955)
+
+
+def walked(budgets: Mapping[str, Budget], drops: Mapping[str, Mapping[str, Drops]], delta: float = 0.05) -> Walk:
+    paths = [Candidate(name, (0.5, 1.0)) for name in drops]
+    return walk(paths, budgets=budgets, delta=delta, drops_at=lambda name, _: drops[name])
+
+
+def test_a_certificate_vouches_for_every_budget_at_once_and_tells_each_bound() -> None:
+    rows = {"sst2": single(SOME_LOST), "text": single(np.zeros(600))}
+    found = verdict(walked({"sst2": TWO_POINTS, "text": NATS}, {"lora": rows}), choice=Choice("lora", 1.0))
+    assert (found.kind, found.choice, found.suite, found.num_records_needed) == (
+        "CERTIFIED",
+        Choice("lora", 1.0),
+        None,
+        None,
+    )
+    assert found.sentence == (
+        "With 95 % confidence over the draw of records, lora at alpha 1 keeps every budget: sst2 loses at most 0.02 of "
+        "exact_match (measured 0.005, bound on its own 0.016); text loses at most 0.02 nats (measured 0, bound on its "
+        "own 0.00684)."
+    )
+
+
+def test_the_confidence_told_is_that_of_this_opening() -> None:
+    one = walked({"text": NATS}, {"lora": {"text": single(np.zeros(600))}}, delta=0.0125)
+    assert verdict(one, choice=Choice("lora", 0.5)).sentence.startswith("With 98.75 % confidence")
+
+
+def test_too_few_records_are_told_how_many_would_do() -> None:
+    rows = {"sst2": single(SOME_LOST[::2]), "text": single(np.zeros(600))}
+    found = verdict(walked({"sst2": TWO_POINTS, "text": NATS}, {"lora": rows}), choice=None)
+    assert found == Verdict(
+        "NOT CERTIFIED",
+        None,
+        "sst2",
+        found.num_records_needed,
+        "Not certified: 500 records of sst2 are too few to show that lora at alpha 0.5 loses less than 0.02 of "
+        f"exact_match (measured 0.006, bound 0.0218). About {found.num_records_needed:,} records would be needed.",
+    )
+    # (1.645 + 0.842)^2 * 0.046 / 0.014^2
+    assert found.num_records_needed is not None
+    assert 1400 < found.num_records_needed < 1500
+
+
+def test_the_suite_that_asks_most_speaks_for_a_candidate_and_the_candidate_that_asks_least_for_all() -> None:
+    few, fewer, over = single(np.zeros(150)), single(np.zeros(100)), single(np.ones(100))
+    paths = {
+        "full": {"a": over, "b": few},
+        "lora": {"a": few, "b": fewer},
+        "dora": {"a": fewer, "b": single(np.zeros(30))},
+    }
+    found = verdict(walked({"a": TWO_POINTS, "b": TWO_POINTS}, paths), choice=None)
+    assert (found.kind, found.suite) == ("NOT CERTIFIED", "b")
+    assert "100 records of b are too few to show that lora at alpha 0.5" in found.sentence
+
+
+def test_where_no_bound_exists_none_is_told() -> None:
+    found = verdict(walked({"text": NATS}, {"lora": {"text": single([0.0] * 500 + [1.5])}}), choice=None)
+    assert "(measured 0.00299, bound none)" in found.sentence
+
+
+def test_a_mean_over_the_budget_is_infeasible_for_any_number_of_records() -> None:
+    rows = {"text": single(np.zeros(50)), "sst2": single([1.0, 0.0, 0.0, 0.0] * 50)}
+    found = verdict(walked({"text": NATS, "sst2": TWO_POINTS}, {"lora": rows}), choice=None)
+    assert found == Verdict(
+        "INFEASIBLE",
+        None,
+        "sst2",
+        None,
+        "Infeasible: lora at alpha 0.5, the smallest tested, lost 0.25 on sst2, and the budget is 0.02 of exact_match. "
+        "More records would not change that: raise the budget, or train with a lower learning rate or more replay.",
+    )
+
+
+def test_a_later_failure_takes_nothing_from_what_was_certified() -> None:
+    path = walk(
+        [Candidate("lora", (0.5, 1.0))],
+        budgets={"sst2": TWO_POINTS},
+        delta=0.05,
+        drops_at=lambda _, alpha: {"sst2": single(np.full(1000, float(alpha == 1.0)))},
+    )
+    assert verdict(path, choice=Choice("lora", 0.5)).kind == "CERTIFIED"
