@@ -1,4 +1,6 @@
-"""A model and a batch arrive; the summed cross-entropy in nats over the batch's target tokens leaves.
+"""A model and a batch arrive; the summed loss in nats over the batch's target tokens leaves.
+
+A target's loss is its cross-entropy, or, where the batch has a teacher for it, the divergence from the base model.
 
 Labels arrive unshifted; they are shifted here and nowhere else. Only the positions that predict a target reach the
 output layer, a chunk at a time, and each chunk's gradient is taken while its logits are there: no (T, V) tensor exists.
@@ -8,7 +10,7 @@ Shape key: B examples, T tokens (of the pack, or padded), D width, V vocabulary,
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,44 +23,64 @@ from transformers import PreTrainedModel
 from keeptune.model.attention import base_of, packed_attention, uses_virtual_tokens
 from keeptune.model.linear_loss import LinearCrossEntropy, row_losses
 from keeptune.model.modes import evaluating
+from keeptune.model.soft_targets import RowDivergences, SoftTargets
 from keeptune.text.batches import NOT_TRAINED, Batch
 
 
-def batch_loss(model: nn.Module, batch: Batch, *, chunk_targets: int = 512, through_logits: bool = False) -> Tensor:
-    """Return the summed cross-entropy in nats over `batch.num_targets` target tokens, an fp32 scalar.
+def batch_loss(
+    model: nn.Module,
+    batch: Batch,
+    *,
+    chunk_targets: int = 512,
+    through_logits: bool = False,
+    kl_weight: float = 1.0,
+) -> Tensor:
+    """Return the summed loss in nats over `batch.num_targets` target tokens, an fp32 scalar.
 
-    `chunk_targets` bounds the logits held at once to (chunk_targets, V) and changes nothing else. `through_logits`
-    takes the model's own logits instead, for a model on which `loss_is_exact` says False.
+    That is the cross-entropy of every target without a teacher, and `kl_weight` times KL(base‖model) over the teacher's
+    outcomes at those with one. `chunk_targets` bounds the logits held at once to (chunk_targets, V) and changes nothing
+    else. `through_logits` takes the model's own logits instead, for a model on which `loss_is_exact` says False.
     """
+    if batch.teacher is not None:
+        hard, divergence = _taught_losses(model, batch, chunk_targets=chunk_targets, through_logits=through_logits)
+        return hard + kl_weight * divergence
     if not torch.is_grad_enabled():
         return target_losses(model, batch, chunk_targets=chunk_targets, through_logits=through_logits).sum()
     if through_logits:
         return _losses_of_logits(model, batch).sum()
-    hidden_ND, targets_N = _hidden_at_targets(model, batch)
-    head = _output_layer(model)
-    finish = _after_head(base_of(model))
-    if finish is None and type(head) is nn.Linear and not head._forward_hooks:
-        return LinearCrossEntropy.apply(hidden_ND, head.weight, head.bias, targets_N, chunk_targets)
-    trained = [parameter for parameter in head.parameters() if parameter.requires_grad]
-
-    def logits(hidden_CD: Tensor) -> Tensor:
-        return head(hidden_CD) if finish is None else finish(head(hidden_CD))
-
-    return _HeadCrossEntropy.apply(hidden_ND, targets_N, chunk_targets, logits, *trained)
+    hidden_ND, ids_N = _hidden_at_targets(model, batch)
+    return _cross_entropy(model, hidden_ND, ids_N, chunk_targets=chunk_targets)
 
 
 @torch.no_grad()
 def target_losses(model: nn.Module, batch: Batch, *, chunk_targets: int = 512, through_logits: bool = False) -> Tensor:
-    """Return the cross-entropy in nats of every target, (N,) in the batch's order, fp32, without gradients."""
+    """Return the cross-entropy in nats of every target, (N,) in the batch's order, fp32, without gradients.
+
+    Teachers are not asked.
+    """
     if through_logits:
         return _losses_of_logits(model, batch)
     hidden_ND, targets_N = _hidden_at_targets(model, batch)
-    head, finish = _output_layer(model), _after_head(base_of(model))
+    logits = _head_logits(model)
     losses = []
     for hidden_CD, targets_C in zip(hidden_ND.split(chunk_targets), targets_N.split(chunk_targets), strict=True):
-        logits_CV = head(hidden_CD)
-        losses.append(row_losses(logits_CV if finish is None else finish(logits_CV), targets_C))
+        losses.append(row_losses(logits(hidden_CD), targets_C))
     return torch.cat(losses) if losses else hidden_ND.new_zeros(0, dtype=torch.float32)
+
+
+@torch.no_grad()
+def target_logits(
+    model: nn.Module, batch: Batch, *, chunk_targets: int = 512, through_logits: bool = False
+) -> Iterator[Tensor]:
+    """Yield the logits that predict the batch's targets, in its order, fp32, up to `chunk_targets` rows at a time."""
+    if through_logits:
+        logits_NV, _ = _logits_at_targets(model, batch)
+        yield from (logits_CV.float() for logits_CV in logits_NV.split(chunk_targets))
+        return
+    hidden_ND, _ = _hidden_at_targets(model, batch)
+    logits = _head_logits(model)
+    for hidden_CD in hidden_ND.split(chunk_targets):
+        yield logits(hidden_CD).float()
 
 
 def loss_is_exact(model: nn.Module, *, tolerance: float | None = None) -> bool:
@@ -82,6 +104,47 @@ def loss_is_exact(model: nn.Module, *, tolerance: float | None = None) -> bool:
         ours = target_losses(model, batch)
         reference = target_losses(model, batch, through_logits=True)
     return bool(torch.allclose(ours, reference, rtol=tolerance, atol=tolerance))
+
+
+def _taught_losses(
+    model: nn.Module, batch: Batch, *, chunk_targets: int, through_logits: bool
+) -> tuple[Tensor, Tensor]:
+    """Return the summed cross-entropy of the targets without a teacher, and the summed divergence of those with one."""
+    assert batch.teacher is not None and batch.teacher_rows is not None
+    inputs, ids_N = (_logits_at_targets if through_logits else _hidden_at_targets)(model, batch)
+    soft = SoftTargets.of(batch.teacher, device=inputs.device)
+    soft_M = torch.from_numpy(batch.teacher_rows).to(inputs.device)
+    is_hard_N = torch.ones_like(ids_N, dtype=torch.bool).index_fill_(0, soft_M, False)
+    if through_logits:
+        cross_entropy = F.cross_entropy(inputs[is_hard_N].float(), ids_N[is_hard_N], reduction="sum")
+        return cross_entropy, RowDivergences.apply(inputs[soft_M], soft).sum()
+    return (
+        _cross_entropy(model, inputs[is_hard_N], ids_N[is_hard_N], chunk_targets=chunk_targets),
+        _divergence(model, inputs[soft_M], soft, chunk_targets=chunk_targets),
+    )
+
+
+def _cross_entropy(model: nn.Module, hidden_ND: Tensor, ids_N: Tensor, *, chunk_targets: int) -> Tensor:
+    head = _output_layer(model)
+    if _after_head(base_of(model)) is None and type(head) is nn.Linear and not head._forward_hooks:
+        return LinearCrossEntropy.apply(hidden_ND, head.weight, head.bias, ids_N, chunk_targets)
+
+    def loss(logits_CV: Tensor, rows: slice) -> Tensor:
+        return F.cross_entropy(logits_CV.float(), ids_N[rows], reduction="sum")
+
+    return _HeadLoss.apply(hidden_ND, chunk_targets, _head_logits(model), loss, *_trained(head))
+
+
+def _divergence(model: nn.Module, hidden_MD: Tensor, soft: SoftTargets, *, chunk_targets: int) -> Tensor:
+    def loss(logits_CV: Tensor, rows: slice) -> Tensor:
+        return RowDivergences.apply(logits_CV, soft.rows(rows)).sum()
+
+    trained = _trained(_output_layer(model))
+    return _HeadLoss.apply(hidden_MD, chunk_targets, _head_logits(model), loss, *trained)
+
+
+def _trained(head: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in head.parameters() if parameter.requires_grad]
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +235,23 @@ def _decoder_input_ids(base: PreTrainedModel, batch: Batch) -> Tensor:
 
 
 def _losses_of_logits(model: nn.Module, batch: Batch) -> Tensor:
+    logits_NV, ids_N = _logits_at_targets(model, batch)
+    return F.cross_entropy(logits_NV.float(), ids_N, reduction="none")
+
+
+def _logits_at_targets(model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the model's own logits where a target is predicted, (N, V), and the targets, (N,)."""
     targets = _targets(batch)
     logits_BTV = _run(model, batch).logits
     num_virtual = logits_BTV.shape[1] - batch.labels.shape[-1]
     logits_NV = logits_BTV[torch.from_numpy(targets.rows), torch.from_numpy(targets.columns + num_virtual)]
-    return F.cross_entropy(logits_NV.float(), torch.from_numpy(targets.ids).to(logits_NV.device), reduction="none")
+    return logits_NV, torch.from_numpy(targets.ids).to(logits_NV.device)
+
+
+def _head_logits(model: nn.Module) -> Callable[[Tensor], Tensor]:
+    """Return what makes the model's logits of the output layer's input."""
+    head, finish = _output_layer(model), _after_head(base_of(model))
+    return head if finish is None else lambda hidden_CD: finish(head(hidden_CD))
 
 
 def _output_layer(model: nn.Module) -> nn.Module:
@@ -201,28 +276,31 @@ def _after_head(base: PreTrainedModel) -> Callable[[Tensor], Tensor] | None:
     return finish
 
 
-class _HeadCrossEntropy(torch.autograd.Function):
-    """The chunked loss for any output layer: autograd runs on a chunk's logits while they are there."""
+class _HeadLoss(torch.autograd.Function):
+    """A chunked loss for any output layer: autograd runs on a chunk's logits while they are there.
+
+    `loss` returns the summed loss of the rows in a slice from their logits.
+    """
 
     @staticmethod
     def forward(  # noqa: PLR0917  # pyright: ignore[reportIncompatibleMethodOverride]
         ctx: Any,
         hidden_ND: Tensor,
-        targets_N: Tensor,
         chunk_targets: int,
         logits: Callable[[Tensor], Tensor],
+        loss: Callable[[Tensor, slice], Tensor],
         *trained: Tensor,
     ) -> Tensor:
         total = hidden_ND.new_zeros((), dtype=torch.float32)
         grad_hidden_ND = torch.zeros_like(hidden_ND)
         grads = [torch.zeros_like(parameter) for parameter in trained]
-        for start in range(0, len(targets_N), chunk_targets):
+        for start in range(0, len(hidden_ND), chunk_targets):
             rows = slice(start, start + chunk_targets)
             hidden_CD = hidden_ND[rows].detach().requires_grad_()
             with torch.enable_grad():
-                loss = F.cross_entropy(logits(hidden_CD).float(), targets_N[rows], reduction="sum")
-            parts = torch.autograd.grad(loss, [hidden_CD, *trained], allow_unused=True)
-            total += loss.detach()
+                chunk_loss = loss(logits(hidden_CD), rows)
+            parts = torch.autograd.grad(chunk_loss, [hidden_CD, *trained], allow_unused=True)
+            total += chunk_loss.detach()
             grad_hidden_ND[rows] = parts[0]
             for grad, part in zip(grads, parts[1:], strict=True):
                 if part is not None:

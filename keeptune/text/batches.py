@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keeptune.text.tokens import Example
+from keeptune.text.tokens import Example, Teacher
 
 Layout = Literal["packed", "padded", "pairs"]
 NOT_TRAINED = -100
@@ -26,6 +26,7 @@ class Batch:
     Packed: `input_ids` and `labels` are (T,), the examples lie end to end, `lengths` (B,) are the segments.
     Padded on the right: (B, T), `lengths` are the real tokens of each row.
     Pairs: `input_ids` (B, S) feed the encoder, `labels` (B, U) the decoder, whose real tokens are `label_lengths` (B,).
+    Targets count row by row, from left to right; `teacher_rows` are the numbers of those that `teacher` speaks of.
     """
 
     input_ids: NDArray[np.int64]
@@ -33,6 +34,8 @@ class Batch:
     lengths: NDArray[np.int64]
     packed: bool
     label_lengths: NDArray[np.int64] | None = None
+    teacher: Teacher | None = None
+    teacher_rows: NDArray[np.int64] | None = None
 
     @property
     def num_targets(self) -> int:
@@ -118,7 +121,8 @@ def pack(examples: Sequence[Example]) -> Batch:
     input_ids = np.concatenate([example.input_ids for example in examples]).astype(np.int64)
     loss_mask = np.concatenate([example.loss_mask for example in examples])
     loss_mask[np.cumsum(lengths) - lengths] = False
-    return Batch(input_ids, labels=np.where(loss_mask, input_ids, NOT_TRAINED), lengths=lengths, packed=True)
+    batch = Batch(input_ids, labels=np.where(loss_mask, input_ids, NOT_TRAINED), lengths=lengths, packed=True)
+    return _with_teachers(batch, examples)
 
 
 def pad(examples: Sequence[Example], *, pad_id: int) -> Batch:
@@ -126,14 +130,34 @@ def pad(examples: Sequence[Example], *, pad_id: int) -> Batch:
     input_ids, lengths = _rows([example.input_ids for example in examples], filler=pad_id)
     loss_mask, _ = _rows([example.loss_mask for example in examples], filler=0)
     loss_mask[:, 0] = 0
-    return Batch(input_ids, labels=np.where(loss_mask > 0, input_ids, NOT_TRAINED), lengths=lengths, packed=False)
+    batch = Batch(input_ids, labels=np.where(loss_mask > 0, input_ids, NOT_TRAINED), lengths=lengths, packed=False)
+    return _with_teachers(batch, examples)
 
 
 def pad_pairs(examples: Sequence[Example], *, pad_id: int) -> Batch:
     """Return prompts as encoder rows and completions as label rows, both padded on the right."""
     input_ids, lengths = _rows([example.prompt_ids for example in examples], filler=pad_id)
     labels, label_lengths = _rows([example.completion_ids for example in examples], filler=NOT_TRAINED)
-    return Batch(input_ids, labels=labels, lengths=lengths, packed=False, label_lengths=label_lengths)
+    batch = Batch(input_ids, labels=labels, lengths=lengths, packed=False, label_lengths=label_lengths)
+    return _with_teachers(batch, examples)
+
+
+def _with_teachers(batch: Batch, examples: Sequence[Example]) -> Batch:
+    """Return the batch with the teachers of those examples that have one."""
+    teachers = [example.teacher for example in examples]
+    present = [teacher for teacher in teachers if teacher is not None]
+    if not present:
+        return batch
+    trained = batch.labels != NOT_TRAINED
+    starts = np.cumsum(batch.lengths) - batch.lengths
+    counts = np.add.reduceat(trained, starts, dtype=np.int64) if batch.packed else trained.sum(axis=1)
+    taught = np.array([teacher is not None for teacher in teachers])
+    assert [len(teacher.ids) for teacher in present] == counts[taught].tolist(), "a teacher has a row for each target"
+    joined = Teacher(
+        np.concatenate([teacher.ids for teacher in present]),
+        log_probs=np.concatenate([teacher.log_probs for teacher in present]),
+    )
+    return replace(batch, teacher=joined, teacher_rows=np.flatnonzero(np.repeat(taught, counts)))
 
 
 def _rows(

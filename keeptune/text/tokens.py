@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,11 +24,27 @@ RECORDS_PER_CALL = 128
 
 
 @dataclass(frozen=True, slots=True)
+class Teacher:
+    """What the base model expected at each of N targets: `ids` (N, k), its k likeliest tokens.
+
+    `log_probs` (N, k + 1) are their log-probabilities in nats; the last column is that of all other tokens together,
+    -inf where there is none.
+    """
+
+    ids: NDArray[np.int32]
+    log_probs: NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
 class Example:
-    """A tokenised record. With an encoder: its ids first (not trained), then the decoder's (trained), in one array."""
+    """A tokenised record. With an encoder: its ids first (not trained), then the decoder's (trained), in one array.
+
+    Its targets are held against the `teacher`, a row a target, where there is one, and else against its own tokens.
+    """
 
     input_ids: NDArray[np.int32]
     loss_mask: NDArray[np.bool_]
+    teacher: Teacher | None = None
 
     @property
     def prompt_ids(self) -> NDArray[np.int32]:
@@ -45,6 +61,19 @@ class Example:
         """The index of the first token of the last completion."""
         untrained = np.flatnonzero(~self.loss_mask)
         return int(untrained[-1]) + 1 if len(untrained) else 0
+
+
+class Examples(Protocol):
+    """Tokenised records by position, with what planning needs to know of each."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]: ...
+    @property
+    def num_targets(self) -> NDArray[np.int64]: ...
+    @property
+    def record_ids(self) -> Sequence[str]: ...
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Example: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,7 @@ from keeptune.model.modes import evaluating, gradient_checkpointing, training
 from keeptune.progress import Progress
 from keeptune.storage import require_space, storage_errors
 from keeptune.text.batches import Batch, Step
-from keeptune.text.tokens import Example
+from keeptune.text.tokens import Example, Examples
 from keeptune.training.checkpoint import (
     OPTIMIZER,
     WEIGHTS,
@@ -34,7 +34,6 @@ from keeptune.training.checkpoint import (
 from keeptune.training.cost import peak_memory_bytes, reset_peak_memory
 from keeptune.training.events import EventLog, NonFiniteEvent, ResumedEvent, StepEvent, ValidationEvent
 from keeptune.training.plan import (
-    Examples,
     RunPlan,
     describe_epoch,
     describe_run,

@@ -6,35 +6,19 @@ Steps count from 1 over the whole run; step s is the s-th update.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from keeptune.errors import DataError
 from keeptune.progress import noun
 from keeptune.text.batches import Step, plan_epoch
-from keeptune.text.tokens import Example
+from keeptune.text.tokens import Examples
 from keeptune.training.events import RunEvent
 from keeptune.training.settings import TrainingSettings, Validation
 
 _FEW_STEPS = 50
 _MAX_LISTED = 10
-
-
-class Examples(Protocol):
-    """Tokenised records by position, with what planning needs to know of each."""
-
-    @property
-    def lengths(self) -> NDArray[np.int64]: ...
-    @property
-    def num_targets(self) -> NDArray[np.int64]: ...
-    @property
-    def record_ids(self) -> Sequence[str]: ...
-    def __len__(self) -> int: ...
-    def __getitem__(self, index: int, /) -> Example: ...
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from keeptune.model.modes import evaluating
 from keeptune.text.batches import Batch, Step
-from keeptune.text.tokens import Example
-from keeptune.training.plan import Examples
+from keeptune.text.tokens import Example, Examples
 from keeptune.training.settings import TrainingSettings
 from keeptune.training.world import World
 

@@ -1,0 +1,139 @@
+"""The mixture of task and replay: its share of tokens, its order, what is counted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from keeptune.errors import DataError
+from keeptune.text.batches import pack, pad, pad_pairs
+from keeptune.text.mixture import Chosen, Mixed, choose_replay
+from keeptune.text.tokens import Example, Teacher
+from keeptune.training.plan import plan_steps
+from tests.training.tiny import SETTINGS, TRAIN, Table, make_table
+
+POOL = make_table(50, seed=21, name="general")
+
+
+def mixed(task: Table, pool: Table, *, fraction: float, seed: int = 0) -> Mixed:
+    return Mixed(task, choose_replay(task, pool, fraction=fraction, seed=seed))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 30), st.integers(1, 60), st.floats(0.001, 0.9), st.integers(0, 5))
+def test_the_share_of_tokens_is_met_within_one_example(
+    num_task: int, num_pool: int, fraction: float, seed: int
+) -> None:
+    task, pool = make_table(num_task, seed=seed), make_table(num_pool, seed=seed + 1)
+    table = mixed(task, pool, fraction=fraction, seed=seed)
+    task_tokens = int(task.lengths.sum())
+    assert len(table) > num_task
+    without_last = int(table.lengths[:-1].sum()) - task_tokens
+    assert without_last < fraction / (1 - fraction) * task_tokens + 1e-6 <= table.num_replay_tokens + 2e-6
+    assert table.num_replay_tokens == int(table.lengths.sum()) - task_tokens
+
+
+def test_the_task_stays_what_it_is_and_every_example_keeps_its_id() -> None:
+    table = mixed(TRAIN, POOL, fraction=0.3)
+    assert table.record_ids[:12] == list(TRAIN.record_ids)
+    for i, record_id in enumerate(table.record_ids):
+        source = TRAIN if record_id.startswith("record") else POOL
+        expected = source[source.record_ids.index(record_id)]
+        assert table[i] is expected and table.lengths[i] == len(expected.input_ids)
+        assert table.num_targets[i] == expected.loss_mask[1:].sum()
+
+
+def test_the_seed_alone_chooses_and_more_replay_begins_with_the_same() -> None:
+    first, again = (mixed(TRAIN, POOL, fraction=0.2, seed=3).record_ids for _ in range(2))
+    assert first == again != mixed(TRAIN, POOL, fraction=0.2, seed=4).record_ids
+    more = mixed(TRAIN, POOL, fraction=0.3, seed=3).record_ids
+    assert more[: len(first)] == first and len(more) > len(first)
+    assert len(set(more)) == len(more)
+
+
+def test_a_small_pool_is_repeated_from_its_start_and_the_repeats_are_counted() -> None:
+    pool = make_table(3, seed=5, name="general")
+    table = mixed(TRAIN, pool, fraction=0.5)
+    replay = table.record_ids[12:]
+    assert replay[:3] == replay[3:6] and len(set(replay[:3])) == 3
+    assert (len(replay), table.num_repeats) == (len(replay), len(replay) - 3)
+    assert table.num_repeats > 3
+    assert mixed(TRAIN, POOL, fraction=0.2).num_repeats == 0
+
+
+def test_a_whole_number_of_passes_adds_nothing_to_it() -> None:
+    pool = Table(TRAIN.examples, tuple(f"general-{i}" for i in range(12)))
+    assert len(mixed(TRAIN, pool, fraction=0.5)) == 24
+    assert len(mixed(TRAIN, pool, fraction=2 / 3)) == 36
+
+
+def test_the_smallest_share_is_one_example() -> None:
+    table = mixed(TRAIN, POOL, fraction=1e-9)
+    assert (len(table), table.num_repeats) == (13, 0)
+
+
+def test_replay_is_shuffled_with_the_task_in_every_epoch() -> None:
+    table = mixed(TRAIN, POOL, fraction=0.4)
+    orders = []
+    for epoch in (0, 1):
+        steps = plan_steps(table, settings=SETTINGS, epoch=epoch)
+        orders.append([i for step in steps for micro_batch in step.micro_batches for i in micro_batch])
+        assert sorted(orders[-1]) == list(range(len(table)))
+        is_replay = [i >= 12 for i in orders[-1]]
+        assert True in is_replay[:8] and True in is_replay[-8:]
+    assert orders[0] != orders[1]
+
+
+def test_an_empty_pool_is_refused() -> None:
+    with pytest.raises(DataError, match=r"replay: found no text; expected at least one .* or set replay_fraction=0\."):
+        choose_replay(TRAIN, Table((), ()), fraction=0.1, seed=0)
+
+
+def teacher(num_targets: int, *, start: int) -> Teacher:
+    ids = np.arange(start, start + num_targets, dtype=np.int32)[:, None]
+    return Teacher(ids, log_probs=np.stack([ids[:, 0], -ids[:, 0]], axis=1).astype(np.float32))
+
+
+def test_each_different_example_gets_its_teacher_wherever_it_stands_again() -> None:
+    pool = make_table(3, seed=5, name="general")
+    replay = choose_replay(TRAIN, pool, fraction=0.5, seed=0)
+    different = replay.first(replay.num_distinct)
+    assert (len(different), len(set(different.record_ids))) == (3, 3)
+    teachers = [teacher(int(n), start=10 * i) for i, n in enumerate(different.num_targets)]
+    table = Mixed(TRAIN, replay.taught(teachers))
+    assert all(table[i].teacher is None for i in range(12))
+    for i in range(12, len(table)):
+        expected = teachers[different.record_ids.index(table.record_ids[i])]
+        assert table[i].teacher is expected
+        assert np.array_equal(table[i].input_ids, replay[i - 12].input_ids)
+    assert replay[0].teacher is None
+
+
+EXAMPLES = [
+    Example(np.array([1, 5, 6, 2], np.int32), np.array([False, False, True, True])),
+    Example(np.array([1, 7, 2], np.int32), np.array([False, True, True])),
+    Example(np.array([1, 8, 2], np.int32), np.array([False, False, True])),
+]
+
+
+def test_a_batch_has_the_teachers_in_the_order_of_its_targets() -> None:
+    taught = Chosen(
+        Table(tuple(EXAMPLES), ("a", "b", "c")), np.array([2, 0]), teachers=[teacher(1, start=5), teacher(2, start=7)]
+    )
+    given = [taught[0], EXAMPLES[1], taught[1]]
+    for batch in (pack(given), pad(given, pad_id=0), pad_pairs(given, pad_id=0)):
+        assert batch.num_targets == 5
+        assert batch.teacher is not None and batch.teacher_rows is not None
+        assert batch.teacher_rows.tolist() == [0, 3, 4]
+        assert batch.teacher.ids[:, 0].tolist() == [5, 7, 8]
+        assert batch.teacher.log_probs[:, 1].tolist() == [-5, -7, -8]
+    plain = pack(EXAMPLES)
+    assert plain.teacher is None and plain.teacher_rows is None
+
+
+def test_a_teacher_of_another_example_is_our_own_mistake() -> None:
+    taught = Chosen(Table(tuple(EXAMPLES), ("a", "b", "c")), np.array([0]), teachers=[teacher(1, start=5)])
+    with pytest.raises(AssertionError, match="a row for each target"):
+        pack([taught[0]])
