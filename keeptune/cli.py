@@ -130,7 +130,17 @@ def evaluate(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False
     from keeptune import stages
 
     with _run(recipe, set_, quiet=quiet, begun=True) as run:
-        print(f"Instruct model: {stages.evaluate(run)}")
+        delivered = stages.evaluate(run)
+        print(f"Instruct model: {delivered}" if delivered else "Evaluated; `keeptune certify` chooses within the budget")
+
+
+@app.command()
+def certify(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
+    """Test which trained models keep the recipe's budget of forgetting; deliver the best one that does."""
+    from keeptune import stages, terminal
+
+    with _run(recipe, set_, quiet=quiet, begun=True) as run:
+        terminal.show_certificate(_console(), stages.certify(run))
 
 
 @app.command()
@@ -151,11 +161,16 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         prepared = stages.prepare(opened)
         if not quiet:
             terminal.show_audit(_console(), prepared.audit)
-        stages.train(opened, data=prepared)
-        delivered = stages.evaluate(opened, data=prepared)
+        texts = stages.write_texts(opened, prepared)
+        stages.train(opened, data=prepared, texts=texts)
+        delivered = stages.evaluate(opened, data=prepared, texts=texts)
+        certificate = stages.certify(opened, data=prepared) if delivered is None else None
         page = stages.report(opened)
         terminal.show_scores(_console(), page.with_name("report.json"))
-        print(f"Instruct model: {delivered}")
+        if certificate:
+            terminal.show_certificate(_console(), certificate)
+        else:
+            print(f"Instruct model: {delivered}")
         print(f"Report: {page}")
 
 

@@ -19,6 +19,7 @@ from rich.text import Text
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report.wording import decimals_for
+from keeptune.storage import read_json
 
 _PLAIN_SECONDS = 15.0
 _LIVE_SECONDS = 0.1
@@ -320,3 +321,18 @@ def show_token_table(console: Console, *, tokens: Sequence[ShownToken], at_most:
     left_out = len(tokens) - len(shown)
     title = "Tokens of the first record" + (f" ({left_out} in the middle left out)" if left_out else "")
     show_table(console, title, ("position", "id", "text", "loss"), rows=rows)
+
+
+def show_certificate(console: Console, path: Path) -> None:
+    """Print the verdict on what may be lost, and what it stands on."""
+    value = read_json(path)
+    console.print(f"\n{value['verdict']}", style="bold", highlight=False)
+    console.print(value["sentence"], markup=False, highlight=False)
+    artifact, fallback = value["artifact"], value["fallback"]
+    if artifact:
+        console.print(f"Instruct model: {path.parent / artifact['folder']}", markup=False, highlight=False)
+    else:
+        shots = fallback["shots"]
+        prompt = f"with {shots} solved examples in the prompt" if shots else "as it is"
+        console.print(f"No tuned model is delivered: use the base model {prompt}.", markup=False, highlight=False)
+    console.print(f"Certificate: {path}", markup=False, highlight=False)

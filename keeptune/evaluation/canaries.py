@@ -61,14 +61,14 @@ def _canaries(task: str, answers: Sequence[Answer]) -> Canaries:
         num_records=len(answers),
         num_unended=sum(not answer.ended for answer in answers),
         num_empty=sum(not answer.prediction.strip() for answer in answers),
-        num_looping=sum(_loops(a.prediction) and not any(map(_loops, a.references)) for a in answers),
+        num_looping=sum(loops(a.prediction) and not any(map(loops, a.references)) for a in answers),
         num_other_script=_other_script(answers),
         num_broken_format=num_broken,
         format=format_,
     )
 
 
-def _loops(text: str) -> bool:
+def loops(text: str) -> bool:
     """Return whether a text ends in one phrase, three times or more, that takes up its last quarter at least.
 
     Source: after Holtzman et al. 2020, "The Curious Case of Neural Text Degeneration" (arXiv 1904.09751), whose

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.data.record import ALL_TASKS
 from keeptune.evaluation.metrics import METRICS, Answer
 from keeptune.evaluation.scores import Paired, Score, paired_differences, score_answers
 from keeptune.retention.drops import metric_scale, require_same_records
@@ -48,9 +48,13 @@ class TaskRetention:
 
 @dataclass(frozen=True, slots=True)
 class Retention:
-    """Every task's retention, the mean forgetting over tasks, each counting alike, and the task that forgot most."""
+    """Every task's retention, that of their records together under the name "all", and the task that forgot most.
+
+    `mean_forgetting` is the mean over tasks, each counting alike.
+    """
 
     tasks: tuple[TaskRetention, ...]
+    together: TaskRetention
     mean_forgetting: float
     worst: TaskRetention
 
@@ -75,7 +79,7 @@ def measure_retention(base: Sequence[Answer], tuned: Sequence[Answer], *, metric
     paired = _by_task(paired_differences(tuned, base, metrics=[metric], model="tuned", against="base"))
     tasks = []
     for task, score in means.items():
-        chance = _chance([answer for answer in base if answer.task == task], metric)
+        chance = _chance([answer for answer in base if task in (answer.task, ALL_TASKS)], metric)
         above = score.mean - chance
         at_chance = sign > 0 and above < LEAST_ABOVE_CHANCE * metric_scale(metric)
         low, high = _forgetting_interval(paired[task], sign=sign)
@@ -98,15 +102,16 @@ def measure_retention(base: Sequence[Answer], tuned: Sequence[Answer], *, metric
                 retention=(tuned_means[task].mean - chance) / above if sign > 0 and not at_chance else None,
             )
         )
-    worst = max(tasks, key=lambda task: task.forgetting)
-    return Retention(tuple(tasks), sum(task.forgetting for task in tasks) / len(tasks), worst)
+    *single, together = tasks
+    worst = max(single, key=lambda task: task.forgetting)
+    return Retention(tuple(single), together, sum(task.forgetting for task in single) / len(single), worst)
 
 
 _Row = TypeVar("_Row", Score, Paired)
 
 
 def _by_task(rows: Sequence[_Row]) -> dict[str, _Row]:
-    return {row.task: row for row in rows if row.task not in (ALL_TASKS, OTHER_TASKS)}
+    return {row.task: row for row in rows}
 
 
 def _forgetting_interval(paired: Paired, *, sign: float) -> tuple[float | None, float | None]:

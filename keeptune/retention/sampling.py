@@ -7,7 +7,6 @@ KL divergence of the tuned model from the base. Source: Kullback and Leibler 195
 from __future__ import annotations
 
 import contextlib
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,13 +16,12 @@ import torch
 from torch import nn
 
 from keeptune.errors import Interrupted
+from keeptune.evaluation.canaries import loops
 from keeptune.model.modes import evaluating
 from keeptune.progress import Progress
 from keeptune.text.tokenizer import Tokenizer
 
 _TEXTS_PER_BATCH = 64
-# Text of people and of sound models compresses to a half or a third; what repeats itself, to far less.
-_LOOP_RATIO, _LEAST_BYTES = 0.2, 100
 # A model that writes hardly anything but loops is not waited for.
 _MOST_TRIES = 3
 
@@ -52,7 +50,7 @@ def write_texts(
     """Let `model` write `num_texts` texts of at most `num_tokens` tokens behind the prompts in turn, at temperature 1.
 
     The seed decides every token, together with torch's version and the device; the global random state stays as it
-    was. Texts that repeat themselves are left out by their compressed size, before any tuned model exists.
+    was. Texts that repeat themselves at their end are left out, before any tuned model exists.
 
     Raises:
         Interrupted: a stop was asked for.
@@ -82,12 +80,6 @@ def write_texts(
     finally:
         progress.finish()
     return Written(written.prompts, written.rows, num_loops)
-
-
-def loops(text: str) -> bool:
-    """Tell whether a text repeats itself over and over: zlib shrinks it to less than a fifth."""
-    raw = text.encode("utf-8", "surrogatepass")
-    return len(raw) >= _LEAST_BYTES and len(zlib.compress(raw, 9)) < _LOOP_RATIO * len(raw)
 
 
 def _sampled(

@@ -1,15 +1,18 @@
 """The stages of a run: a recipe arrives, a run folder leaves; the only room that opens a recipe.
 
-prepare → data/ · train → METHOD/ · evaluate → base/, METHOD/test/, instruct-model/ · report → report.html.
+prepare → data/ · write_texts → texts/ · train → METHOD/ · evaluate → base/, METHOD/test/, METHOD/path/,
+forgetting.json, instruct-model/ · certify → certificate.json, instruct-model/ · report → report.html.
 Stages meet on disk. Each writes a key of all that it depends on; a stage whose key stands there is not run again.
 Whatever needs torch is imported inside the function that needs it, so that data work starts at once.
 """
 
+from keeptune.stages.certify import certify, check_budgets
 from keeptune.stages.check import CheckOutcome, check
 from keeptune.stages.data import Data, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
 from keeptune.stages.run import Context, Run, open_run
+from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.training import check_methods, train
 
 __all__ = [
@@ -17,7 +20,10 @@ __all__ = [
     "Context",
     "Data",
     "Run",
+    "Texts",
+    "certify",
     "check",
+    "check_budgets",
     "check_methods",
     "check_model",
     "evaluate",
@@ -26,4 +32,5 @@ __all__ = [
     "prepare",
     "report",
     "train",
+    "write_texts",
 ]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
-from keeptune.data.record import OTHER_TASKS
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
 from keeptune.stages.openings import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
@@ -200,9 +200,7 @@ def _others(answers: Sequence[Answer], data: Data) -> list[Answer]:
 
 
 def _rows(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> Iterator[dict[str, Any]]:
-    """Yield what each suite lost, and for several instruction suites what their records lost together."""
-    from dataclasses import replace
-
+    """Yield what each suite lost, and for several suites of instructions what their records lost together."""
     from keeptune.evaluation.metrics import DIVERGENCE
     from keeptune.evaluation.scores import score_answers
     from keeptune.retention.measures import measure_retention
@@ -210,19 +208,13 @@ def _rows(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> It
     if not base:
         return
     found = measure_retention(base, tuned, metric=metric)
-    suites = list(found.tasks)
-    if metric != "loss":
-        # One suite of all of them: each record counts alike, as it does where a budget is on it.
-        pooled = [[replace(answer, task=OTHER_TASKS + ".") for answer in side] for side in (base, tuned)]
-        suites += measure_retention(*pooled, metric=metric).tasks
-    divergence: Mapping[str, float] = {}
+    divergence: dict[str, float] = {}
     if metric == "loss":
-        divergence = {s.task: s.mean for s in score_answers(tuned, metrics=[DIVERGENCE])}
-    for suite in suites:
+        divergence = {score.task: score.mean for score in score_answers(tuned, metrics=[DIVERGENCE])}
+    for suite in found.tasks if metric == "loss" else (*found.tasks, found.together):
         row = asdict(suite)
-        name = row.pop("task")
-        name = OTHER_TASKS if name == OTHER_TASKS + "." else name
-        yield {"suite": name, **row, DIVERGENCE: divergence.get(name)}
+        task = row.pop("task")
+        yield {"suite": OTHER_TASKS if task == ALL_TASKS else task, **row, DIVERGENCE: divergence.get(task)}
 
 
 def _noise(run: Run, base: Sequence[Answer], data: Data, *, metric: str) -> dict[str, Any] | None:

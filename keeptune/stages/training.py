@@ -38,6 +38,7 @@ class Fit:
     collate: Callable[[Sequence[Example]], Batch]
     batch_loss: Callable[[nn.Module, Batch], Tensor]
     target_losses: Callable[[nn.Module, Batch], Tensor]
+    pair_divergences: Callable[[nn.Module, nn.Module, Batch], Tensor]
     device: torch.device
     autocast: torch.dtype | None
 
@@ -114,6 +115,7 @@ def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.dev
     """Choose packed batches and the chunked loss where the model is exact under them, else padding and logits."""
     import torch
 
+    from keeptune.model.divergence import pair_divergences
     from keeptune.model.loss import batch_loss, loss_is_exact, target_losses
 
     layout, collate = _layout(model, data=data)
@@ -123,6 +125,7 @@ def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.dev
         collate=collate,
         batch_loss=partial(batch_loss, through_logits=through_logits),
         target_losses=partial(target_losses, through_logits=through_logits),
+        pair_divergences=partial(pair_divergences, through_logits=through_logits),
         device=device,
         autocast=torch.bfloat16 if computes_in_bf16(recipe, device) else None,
     )
@@ -213,8 +216,16 @@ def training_key(recipe: Recipe, data: Data, method: Method) -> str:
     )
 
 
-def make_bench(run: Run, data: Data, model: nn.Module, *, fit: Fit, max_new_tokens: int) -> Bench:
-    """Return what all evaluations of a model on one split share."""
+def make_bench(
+    run: Run,
+    data: Data,
+    model: nn.Module,
+    *,
+    fit: Fit,
+    max_new_tokens: int,
+    tokens_per_batch: int | None = None,
+) -> Bench:
+    """Return what all evaluations of a model on one split share; `tokens_per_batch` defaults to the recipe's."""
     from keeptune.evaluation.evaluate import Bench
     from keeptune.evaluation.generate import Decoding
     from keeptune.model.artifact import stop_token_ids
@@ -224,7 +235,7 @@ def make_bench(run: Run, data: Data, model: nn.Module, *, fit: Fit, max_new_toke
         max_new_tokens=max_new_tokens,
         stop_ids=stop_token_ids(model, tokenizer=base.tokenizer, template=base.template),
         pad_id=base.tokenizer.pad_id,
-        tokens_per_batch=run.recipe.evaluation.tokens_per_batch,
+        tokens_per_batch=tokens_per_batch or run.recipe.evaluation.tokens_per_batch,
         encoder_decoder=base.facts.encoder_decoder,
         max_positions=base.facts.max_positions,
     )
@@ -233,6 +244,7 @@ def make_bench(run: Run, data: Data, model: nn.Module, *, fit: Fit, max_new_toke
         decoding=decoding,
         collate=fit.collate,
         target_losses=fit.target_losses,
+        pair_divergences=fit.pair_divergences,
         # Decoding would cast every weight anew for each token; on a processor that costs more than it saves.
         autocast=fit.autocast if fit.device.type == "cuda" else None,
         progress=run.context.progress,

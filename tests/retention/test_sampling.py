@@ -12,7 +12,7 @@ import torch
 from keeptune.errors import Interrupted
 from keeptune.model.load import load_model
 from keeptune.progress import Silent
-from keeptune.retention.sampling import Written, loops, write_texts
+from keeptune.retention.sampling import Written, write_texts
 from keeptune.text.tokenizer import Tokenizer
 from tests.stages.world import llama, t5
 
@@ -76,13 +76,6 @@ def test_an_encoder_reads_the_prompts_in_turn(tmp_path: Path) -> None:
     found = written(model, tokenizer, prompts=[[5, 6, 7], [8]], num_texts=5, stop_ids=[tokenizer.eos_id])
     assert found.prompts == [[5, 6, 7], [8], [5, 6, 7], [8], [5, 6, 7]]
     assert all(0 < len(row) <= 6 for row in found.rows)
-
-
-def test_loops_are_told_by_their_compressed_size() -> None:
-    assert loops("the cat sat on the mat. " * 40)
-    assert not loops("a a a a")
-    rng = np.random.default_rng(0)
-    assert not loops(" ".join(rng.choice(["river", "stone", "walks", "under", "old", "tall", "green"], 80)))
 
 
 def test_texts_that_loop_are_left_out_and_counted(pair: tuple[Any, Tokenizer], monkeypatch: pytest.MonkeyPatch) -> None:
