@@ -145,10 +145,7 @@ def save_whole_model(model: PreTrainedModel, folder: Path, *, generation: Genera
 
 def _save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
     """Write PEFT's two files as PEFT would, but with lists in a fixed order and the base model's public name."""
-    # The base embeddings never change size here, so they need not be saved, nor the hub be asked about them.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
-    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    save_adapter_weights(model, folder)
     config = copy.deepcopy(model.peft_config["default"])
     for field in fields(config):
         value = getattr(config, field.name)
@@ -157,6 +154,14 @@ def _save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
     config.base_model_name_or_path, config.revision = _public_name(base_name)
     config.inference_mode = True
     config.save_pretrained(str(folder))
+
+
+def save_adapter_weights(model: PeftModel, folder: Path) -> None:
+    """Write the adapter's tensors as they are, under the names that PEFT gives them."""
+    # The base embeddings never change size here, so they need not be saved, nor the hub be asked about them.
+    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
+    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
 
 def _public_name(base_name: str) -> tuple[str, str | None]:
@@ -203,16 +208,10 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
         StorageError: weights are missing, or are not those that the adapter's config asks for.
     """
     config = read_json(folder / ADAPTER_CONFIG)
-    weights = folder / ADAPTER_WEIGHTS
-    if not weights.exists():
-        raise StorageError(
-            f"{folder}: found no {ADAPTER_WEIGHTS}; expected an adapter's weights as safetensors. "
-            "Name the folder that holds them."
-        )
+    tensors = adapter_weights(folder)
     refuse_unserved_adapter(config, where=str(folder / ADAPTER_CONFIG))
     own = {id(parameter) for parameter in model.parameters()}
     with writing(folder), quiet_peft(), _complete_adapter(folder):
-        tensors = load_file(weights)
         adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
         unexpected = tensors.keys() - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
         if unexpected:
@@ -224,6 +223,22 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
                 parameter.data = parameter.data.float()
             set_peft_model_state_dict(adapted, tensors)
     return adapted.eval()
+
+
+def adapter_weights(folder: Path) -> dict[str, Tensor]:
+    """Return the tensors of the adapter in `folder` by the names that PEFT gives them.
+
+    Raises:
+        StorageError: they are missing or cannot be read.
+    """
+    weights = folder / ADAPTER_WEIGHTS
+    if not weights.exists():
+        raise StorageError(
+            f"{folder}: found no {ADAPTER_WEIGHTS}; expected an adapter's weights as safetensors. "
+            "Name the folder that holds them."
+        )
+    with writing(folder):
+        return load_file(weights)
 
 
 @contextlib.contextmanager
