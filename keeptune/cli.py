@@ -131,7 +131,9 @@ def evaluate(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False
 
     with _run(recipe, set_, quiet=quiet, begun=True) as run:
         delivered = stages.evaluate(run)
-        print(f"Instruct model: {delivered}" if delivered else "Evaluated; `keeptune certify` chooses within the budget")
+        print(
+            f"Instruct model: {delivered}" if delivered else "Evaluated; `keeptune certify` chooses within the budget"
+        )
 
 
 @app.command()
@@ -162,7 +164,7 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         if not quiet:
             terminal.show_audit(_console(), prepared.audit)
         texts = stages.write_texts(opened, prepared)
-        stages.train(opened, data=prepared, texts=texts)
+        stages.train(opened, data=prepared)
         delivered = stages.evaluate(opened, data=prepared, texts=texts)
         certificate = stages.certify(opened, data=prepared) if delivered is None else None
         page = stages.report(opened)

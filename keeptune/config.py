@@ -136,6 +136,8 @@ class MethodFields(BaseModel):
     """PEFT's name of the method (LORA, IA3, ...); none: full fine-tuning."""
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     """Peak learning rate; default 2e-5 for full fine-tuning and 2e-4 for PEFT."""
+    replay_fraction: Fraction = 0.0
+    """Share of the training's tokens that is replayed text of `retention.replay`."""
 
     @field_validator("peft_type")
     @classmethod

@@ -93,7 +93,7 @@ def _overlapping(documents: Sequence[Record], *, train: Sequence[Record]) -> set
     while True:
         left = [_as_prompt(document, document.completion) for document in documents if document.id not in leaking]
         records = [*texts, *left]
-        splits: list[SplitName] = ["train"] * len(texts) + ["test"] * len(left)
+        splits: list[SplitName] = [*("train" for _ in texts), *("test" for _ in left)]
         # Near-duplicates of more than a few words cover each other's runs of words: they need no search of their own.
         alone = NearDuplicates((), (), list(range(len(records))))
         found = {leak.held_out_id for leak in find_leaks(records, splits=splits, near=alone) if leak.kind != "ngram_13"}
