@@ -18,7 +18,7 @@ from keeptune.recipe_text import apply_override, read_yaml, write_yaml
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS})
-_RESERVED_NAMES = frozenset({ALL_TASKS, "base", "data", "instruct-model", "tokenizer"})
+_RESERVED_NAMES = frozenset({ALL_TASKS, "base", "comparisons", "data", "instruct-model", "tokenizer"})
 # pydantic's kinds of problem, by the beginning of their names, in the words of a recipe.
 _EXPECTED = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
 _EXPECTED |= {

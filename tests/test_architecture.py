@@ -42,6 +42,7 @@ TORCH_FREE = (
     "data/",
     "text/",
     "report/",
+    "evaluation/comparisons.py",
     "evaluation/metrics.py",
     "evaluation/scores.py",
     "recipe_text.py",

@@ -1,6 +1,6 @@
 """The test: trained methods arrive; scores, paired differences and the selected instruct model leave.
 
-This is the only module that opens the test split, and each opening is written down.
+Only this module and `compare` open the test split, and each opening is written down.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import gc
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -32,16 +32,19 @@ if TYPE_CHECKING:
     from keeptune.model.methods import Method
 
 BASE = "base"
+# Where answers to test stand, in the folder of the base model and in a method's.
+ZERO_SHOT = "zero-shot"
+TEST = "test"
 # Train records among which the card's example is chosen.
 _CARD_RECORDS = 1000
 
 
 @dataclass(frozen=True, slots=True)
-class _Entrant:
-    """A model that is tested: the base model where `method` is None."""
+class Entrant:
+    """A model that is tested: a whole one or an adapter in `artifact`, whose answers go to `folder`."""
 
     name: str
-    method: Method | None
+    artifact: Path
     folder: Path
     key: str
 
@@ -62,12 +65,10 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
     entrants = [_entrant(run, data, method) for method in (*baselines, *methods)]
     waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
     if waiting:
-        _record_opening(run, data, entrants=waiting)
+        record_opening(run, data, entrants=waiting)
         split = evaluation_split(data, "test")
         for entrant in waiting:
-            run.poll()
-            run.context.progress.say(f"{entrant.name}: answering the {len(split.records):,} records of test")
-            _evaluate_one(run, data, entrant, split=split)
+            answer_split(run, data, entrant, split=split)
     else:
         run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
     _write_paired(run, data, entrants)
@@ -76,7 +77,7 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
     return _deliver(run, data, _select(run, methods))
 
 
-def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
+def _entrant(run: Run, data: Data, method: Method | None) -> Entrant:
     evaluation = run.recipe.evaluation
     trained = None
     if method is not None:
@@ -94,8 +95,9 @@ def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
     )
     if method is None:
-        return _Entrant(BASE, None, run.folder / BASE / "zero-shot", key)
-    return _Entrant(method.name, method, run.folder / method.name / "test", key)
+        return Entrant(BASE, data.base.folder, run.folder / BASE / ZERO_SHOT, key)
+    folder = run.folder / method.name
+    return Entrant(method.name, artifact_folder(folder, method), folder / TEST, key)
 
 
 def _trained_facts(run: Run, method: Method) -> Mapping[str, Any]:
@@ -109,7 +111,7 @@ def _trained_facts(run: Run, method: Method) -> Mapping[str, Any]:
     return facts
 
 
-def _record_opening(run: Run, data: Data, *, entrants: list[_Entrant]) -> None:
+def record_opening(run: Run, data: Data, *, entrants: Sequence[Entrant]) -> None:
     """Add a line to `test_openings.jsonl`, on the disk before the split is read."""
     line = {
         "opened": run.context.now(),
@@ -124,11 +126,14 @@ def _record_opening(run: Run, data: Data, *, entrants: list[_Entrant]) -> None:
         os.fsync(file.fileno())
 
 
-def _evaluate_one(run: Run, data: Data, entrant: _Entrant, *, split: Split) -> None:
+def answer_split(run: Run, data: Data, entrant: Entrant, *, split: Split) -> None:
+    """Let a model answer the split with the run's metrics and limit; answers and scores go to its folder."""
     from keeptune.evaluation.evaluate import evaluate_model
     from keeptune.model.load import pick_device
     from keeptune.model.memory import memory_errors
 
+    run.poll()
+    run.context.progress.say(f"{entrant.name}: answering the {len(split.records):,} records of {split.name}")
     device = pick_device(run.recipe.device)
     with memory_errors(f"{entrant.name}: found too little memory; expected room for the model. Close programs."):
         model = _load(run, data, entrant)
@@ -147,22 +152,19 @@ def _evaluate_one(run: Run, data: Data, entrant: _Entrant, *, split: Split) -> N
     gc.collect()
 
 
-def _load(run: Run, data: Data, entrant: _Entrant) -> nn.Module:
+def _load(run: Run, data: Data, entrant: Entrant) -> nn.Module:
     """Load what a user would load: the base model, or the artifact as it lies on the disk."""
     import torch
 
     from keeptune.model.artifact import load_artifact
-    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.load import pick_device
 
     device = pick_device(run.recipe.device)
     dtype = torch.bfloat16 if device.type == "cuda" and computes_in_bf16(run.recipe, device) else torch.float32
-    if entrant.method is None:
-        return load_model(data.base.folder, device=device, dtype=dtype)
-    folder = artifact_folder(run.folder / entrant.method.name, entrant.method)
-    return load_artifact(folder, base=data.base.folder, device=device, dtype=dtype)
+    return load_artifact(entrant.artifact, base=data.base.folder, device=device, dtype=dtype)
 
 
-def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:
+def _write_paired(run: Run, data: Data, entrants: list[Entrant]) -> None:
     """Write every method against the base model, and the methods against each other, in every metric."""
     from keeptune.evaluation.evaluate import read_answers
     from keeptune.evaluation.metrics import with_loss
@@ -207,7 +209,7 @@ def _deliver(run: Run, data: Data, selected: Method) -> Path:
 
     source = artifact_folder(run.folder / selected.name, selected)
     target = run.folder / "instruct-model"
-    scores = read_json(run.folder / selected.name / "test" / "scores.json")["scores"]
+    scores = read_json(run.folder / selected.name / TEST / "scores.json")["scores"]
     made = read_json(source / MANIFEST)
     key = stage_key(artifact=made, scores=scores)
     if is_done(target, key):
@@ -262,8 +264,8 @@ def _card_scores(run: Run, data: Data, method: Method) -> Iterator[CardScore]:
     """
     from keeptune.model.card import CardScore
 
-    scores = read_scores(read_json(run.folder / method.name / "test" / "scores.json"))
-    base_path = run.folder / BASE / "zero-shot" / "scores.json"
+    scores = read_scores(read_json(run.folder / method.name / TEST / "scores.json"))
+    base_path = run.folder / BASE / ZERO_SHOT / "scores.json"
     base_scores = read_scores(read_json(base_path)) if base_path.exists() else ()
     base_values = {(score.task, score.metric): score.mean for score in base_scores}
     others = data.untrained_tasks
