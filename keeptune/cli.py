@@ -177,6 +177,29 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
 
 
 @app.command()
+def compare(
+    models: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="RUN_OR_MODEL...",
+            help="Run folders, methods' folders in them (runs/x/lora), model or adapter folders, hub ids.",
+        ),
+    ],
+    *,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Where the comparison goes; default: the first run's folder.")
+    ] = None,
+    quiet: Quiet = False,
+) -> None:
+    """Set models side by side on the test set of the first run named; a model of no run answers it once."""
+    from keeptune import stages, terminal
+
+    written = stages.compare(models, out=out, context=_context(quiet=quiet))
+    terminal.show_comparison(_console(), written)
+    print(f"Comparison: {written.with_suffix('.md')}")
+
+
+@app.command()
 def lab(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
     """Write the lab into a folder: small base models, tasks with known answers, and recipes that use them."""
     from keeptune.lab.folder import RECIPES, write_lab

@@ -17,7 +17,7 @@ from keeptune.recipe_text import apply_override, describe_problem, existing_key,
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS, SELF_TEXTS})
-_RESERVED_NAMES = frozenset({ALL_TASKS, "base", "data", "instruct-model", "tokenizer"})
+_RESERVED_NAMES = frozenset({ALL_TASKS, "base", "comparisons", "data", "instruct-model", "texts", "tokenizer"})
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
 

@@ -18,6 +18,7 @@ from rich.text import Text
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
+from keeptune.report import comparison
 from keeptune.report.wording import decimals_for
 from keeptune.storage import read_json
 
@@ -162,11 +163,13 @@ def visible(text: str) -> Text:
     return Text("".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text))
 
 
-def show_table(console: Console, title: str, header: Sequence[str], *, rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; every column but the first is right-aligned. A header without names is left out."""
+def show_table(
+    console: Console, title: str, header: Sequence[str], *, rows: Sequence[Sequence[str]], num_left: int = 1
+) -> None:
+    """Print a table; every column after the first `num_left` is right-aligned. A header without names is left out."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=any(header))
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i == 0 else "right")
+        table.add_column(name, justify="left" if i < num_left else "right")
     for row in rows:
         table.add_row(*(visible(cell) for cell in row))
     console.print(table)
@@ -243,6 +246,15 @@ def show_scores(console: Console, report: Path) -> None:
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
     _show_tasks(console, value)
     console.print(visible(_choice(value)), highlight=False, soft_wrap=True)
+
+
+def show_comparison(console: Console, path: Path) -> None:
+    """Print what `comparison.json` says: scores, differences in the main metric, costs, and what they come to."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    for table in comparison.tables(value):
+        show_table(console, table.title, table.header, rows=table.rows, num_left=table.num_left)
+    for sentence in comparison.sentences(value):
+        console.print(visible(sentence), highlight=False, soft_wrap=True)
 
 
 def _with_doubt(score: Mapping[str, Any]) -> str:

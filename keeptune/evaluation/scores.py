@@ -38,8 +38,9 @@ class Score:
 class Paired:
     """`model` minus `against` in one metric over the same records.
 
-    `low` and `high` bound the difference with 95 % (percentile bootstrap over clusters); None where one cluster is
-    all. `better` and `worse` count the records whose own value moved, the metric's direction considered.
+    `low` and `high` bound the difference with 95 % (percentile bootstrap over clusters), and `standard_error` is the
+    difference's own (jackknife over clusters); None where one cluster is all. `better` and `worse` count the records
+    whose own value moved, the metric's direction considered.
     """
 
     model: str
@@ -51,6 +52,9 @@ class Paired:
     high: float | None
     better: int
     worse: int
+    standard_error: float | None
+    num_records: int
+    num_clusters: int
 
 
 def score_answers(
@@ -71,7 +75,7 @@ def score_answers(
                     task=task,
                     metric=name,
                     mean=float(metric.combine(sums_GS.sum(axis=0))),
-                    standard_error=_standard_error(sums_GS, metric),
+                    standard_error=_standard_error(_left_out(sums_GS, metric)),
                     num_records=len(members),
                     num_clusters=num_clusters,
                 )
@@ -120,6 +124,7 @@ def _task_differences(
     for name, width in zip(metrics, [column.shape[1] for column in columns[::2]], strict=True):
         metric = METRICS[name]
         here, there, start = slice(start, start + width), slice(start + width, start + 2 * width), start + 2 * width
+        left_out_G = _left_out(sums_GC[:, here], metric) - _left_out(sums_GC[:, there], metric)
         low = high = None
         if drawn_KC is not None:
             drawn_K = metric.combine(drawn_KC[:, here]) - metric.combine(drawn_KC[:, there])
@@ -135,6 +140,9 @@ def _task_differences(
                 high=high,
                 better=int(np.count_nonzero(moved_R > 0)),
                 worse=int(np.count_nonzero(moved_R < 0)),
+                standard_error=_standard_error(left_out_G),
+                num_records=len(mine),
+                num_clusters=num_clusters,
             )
         )
     return differences
@@ -170,17 +178,23 @@ def _cluster_sums(
     return sums_GS
 
 
-def _standard_error(sums_GS: NDArray[np.float64], metric: Metric) -> float | None:
+def _left_out(sums_GS: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
+    """Return the metric (G,) over all clusters but one, for each one; of a single cluster, that of no record."""
+    if len(sums_GS) < 2:
+        return np.zeros(len(sums_GS))
+    return metric.combine(sums_GS.sum(axis=0) - sums_GS)
+
+
+def _standard_error(left_out_G: NDArray[np.float64]) -> float | None:
     """Return the delete-one-cluster jackknife standard error.
 
     For a mean over singleton clusters it is the sample standard deviation over the square root of their number:
     leaving x_i out of n moves the mean by (mean - x_i) / (n - 1), and (n - 1) / n times the sum of those squares is
     the sum of (x_i - mean)^2 over n (n - 1).
     """
-    num_clusters = len(sums_GS)
+    num_clusters = len(left_out_G)
     if num_clusters < 2:
         return None
-    left_out_G = metric.combine(sums_GS.sum(axis=0) - sums_GS)
     squares = np.square(left_out_G - left_out_G.mean()).sum()
     return float(np.sqrt((num_clusters - 1) / num_clusters * squares))
 

@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
 from keeptune.model.attention import base_of
-from keeptune.model.folder import resolve_model
+from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, resolve_model
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
@@ -33,7 +33,6 @@ from keeptune.storage import read_json, staged_folder, storage_errors, write_ato
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
 
-ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
 TEXT_FILES = (
     "tokenizer.json",
@@ -195,9 +194,7 @@ def load_artifact(folder: Path, *, base: Path | None, device: torch.device, dtyp
     if not (folder / ADAPTER_CONFIG).exists():
         return load_model(folder, device=device, dtype=dtype)
     if base is None:
-        config = read_json(folder / ADAPTER_CONFIG)
-        revision = config.get("revision")
-        base = resolve_model(f"{config['base_model_name_or_path']}{f'@{revision}' if revision else ''}")
+        base = resolve_model(adapter_base(folder))
     return attach_adapter(load_model(base, device=device, dtype=dtype), folder)
 
 

@@ -17,7 +17,9 @@ from pathlib import Path
 from typing import Any
 
 from keeptune.errors import RecipeError, import_extra
-from keeptune.storage import file_sha256, storage_errors
+from keeptune.storage import file_sha256, read_json, storage_errors
+
+ADAPTER_CONFIG = "adapter_config.json"
 
 # Only what a model needs; code and pickles are never fetched.
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -67,6 +69,22 @@ def resolve_model(path: str) -> Path:
     if path.startswith((".", "/", "~")) or path.count("/") > 1 or path.strip() == "":
         raise RecipeError(f"model: found no folder {path!r}; expected a model folder or a hub id. {_nearest(local)}")
     return _hub_snapshot(path)
+
+
+def adapter_base(folder: Path) -> str:
+    """Return the base model that an adapter names, with its revision.
+
+    Raises:
+        RecipeError: it names none.
+    """
+    config = read_json(folder / ADAPTER_CONFIG)
+    name, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not name:
+        raise RecipeError(
+            f"{folder}: found no name of the base model; expected one. Write it into {ADAPTER_CONFIG} as "
+            "base_model_name_or_path; `keeptune export` also takes it with --base."
+        )
+    return f"{name}@{revision}" if revision else name
 
 
 def _nearest(path: Path) -> str:
@@ -131,7 +149,7 @@ def check_model_folder(folder: Path) -> ModelFacts:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     if not path.is_file():
-        adapter = (folder / "adapter_config.json").is_file()
+        adapter = (folder / ADAPTER_CONFIG).is_file()
         raise RecipeError(
             f"{folder}: found {'an adapter' if adapter else 'no config.json'}; expected a model folder. "
             + ("Merge it first with `keeptune export`." if adapter else "Name the folder that holds config.json.")

@@ -2,12 +2,14 @@
 
 prepare → data/ · write_texts → texts/ · train → METHOD/ · evaluate → base/, METHOD/test/, METHOD/path/,
 forgetting.json, instruct-model/ · certify → certificate.json, instruct-model/ · report → report.html.
+compare sets models of several runs, and models of none, side by side on one test set.
 Stages meet on disk. Each writes a key of all that it depends on; a stage whose key stands there is not run again.
 Whatever needs torch is imported inside the function that needs it, so that data work starts at once.
 """
 
 from keeptune.stages.certify import certify, check_budgets
 from keeptune.stages.check import CheckOutcome, check
+from keeptune.stages.compare import compare
 from keeptune.stages.data import Data, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
@@ -26,6 +28,7 @@ __all__ = [
     "check_budgets",
     "check_methods",
     "check_model",
+    "compare",
     "evaluate",
     "export",
     "open_run",

@@ -291,7 +291,7 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
         tokenized = tokenize(records, **rendering(recipe, base), **limits)
         table = TokenTable.write(folder / "tokens" / f"{split}.arrow", _counted(tokenized, progress=progress))
         progress.finish()
-        _require_embeddings(table, base=base)
+        require_embeddings(table, base=base)
         kept = set(table.record_ids)
         too_long.extend((record.task, split) for record in records if record.id not in kept)
         write_jsonl(folder / f"{split}.jsonl", (record_to_json(record) for record in records if record.id in kept))
@@ -343,7 +343,12 @@ def part_shares(recipe: Recipe, suite: str) -> dict[PartName, float]:
     return shares
 
 
-def _require_embeddings(table: TokenTable, *, base: Base) -> None:
+def require_embeddings(table: TokenTable, *, base: Base) -> None:
+    """Refuse tokens that the model has no embedding for.
+
+    Raises:
+        RecipeError: there is one.
+    """
     if table.largest_id >= base.facts.vocab_size:
         raise _no_embedding(base.folder, table.largest_id, vocab_size=base.facts.vocab_size)
 

@@ -30,15 +30,9 @@ def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
             f"{adapter}: found no adapter_config.json; expected an adapter folder or a method's folder that holds one. "
             "A fully fine-tuned model needs no merging: its model/ folder is whole."
         )
-    from keeptune.model.folder import resolve_model
+    from keeptune.model.folder import adapter_base, resolve_model
 
-    config = read_json(folder / "adapter_config.json")
-    revision = config.get("revision")
-    named = base or config.get("base_model_name_or_path")
-    if not base and named and revision:
-        named = f"{named}@{revision}"
-    if not named:
-        raise RecipeError(f"{folder}: found no name of the base model; expected one. Give it with --base.")
+    named = base or adapter_base(folder)
     from keeptune.model.card import card_from_json
     from keeptune.model.memory import memory_errors
     from keeptune.model.merge import merge_adapter

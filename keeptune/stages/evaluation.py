@@ -23,7 +23,7 @@ from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
 from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, training_key
-from keeptune.stages.way import BASE, ZERO_SHOT, answering_type, load_base, points, trained_facts
+from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_at, points, trained_facts
 from keeptune.storage import write_json
 
 if TYPE_CHECKING:
@@ -105,18 +105,18 @@ def _entrant(run: Run, data: Data, method: Method | None, *, shots: ShotRow | No
         return _Entrant(shots.name, None, run.folder / BASE / shots.folder, key, shots=shots)
     if method is None:
         return _Entrant(BASE, None, run.folder / BASE / ZERO_SHOT, key)
-    return _Entrant(method.name, method, run.folder / method.name / "test", key)
+    return _Entrant(method.name, method, run.folder / method.name / TEST, key)
 
 
 def _evaluate_model(run: Run, data: Data, entrants: list[_Entrant], *, split: Split, train: Sequence[Record]) -> None:
     """Load the one model of the entrants and let it answer for each of them."""
     from keeptune.model.load import pick_device
-    from keeptune.model.memory import memory_errors
 
     device, name = pick_device(run.recipe.device), entrants[0].name
     run.poll()
-    with memory_errors(f"{name}: found too little memory; expected room for the model. Close programs."):
-        model = _load(run, data, entrants[0])
+    method = entrants[0].method
+    artifact = data.base.folder if method is None else artifact_folder(run.folder / method.name, method)
+    model = load_at(run, data, artifact, name=name)
     fit = fit_model(model, recipe=run.recipe, data=data, device=device)
     bench = make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens_on_test(run.recipe, data))
     for entrant in entrants:
@@ -161,18 +161,6 @@ def _evaluate_entrant(
         facts=facts,
         exemplars=exemplars,
     )
-
-
-def _load(run: Run, data: Data, entrant: _Entrant) -> nn.Module:
-    """Load what a user would load: the base model, or the artifact as it lies on the disk."""
-    from keeptune.model.artifact import load_artifact
-    from keeptune.model.load import pick_device
-
-    if entrant.method is None:
-        return load_base(run, data)
-    device = pick_device(run.recipe.device)
-    folder = artifact_folder(run.folder / entrant.method.name, entrant.method)
-    return load_artifact(folder, base=data.base.folder, device=device, dtype=answering_type(run.recipe, device))
 
 
 def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:

@@ -120,6 +120,12 @@ def open_run(recipe: Recipe, *, context: Context, begun: bool = False) -> Iterat
         yield Run(recipe, folder, context)
 
 
+def is_run(folder: Path) -> bool:
+    """Tell whether a folder holds a run of keeptune's."""
+    path = folder / MANIFEST
+    return path.is_file() and {"commands", "versions"} <= set(read_json(path))
+
+
 def begun_methods(folder: Path) -> set[str]:
     """Return the names of the methods of which something is saved: what they were trained on must not change now."""
     checkpoints = {path.parent.parent.name for path in folder.glob("*/checkpoints/*")}
@@ -149,9 +155,7 @@ def _refuse_a_foreign_folder(folder: Path) -> None:
     """Leave a folder alone that holds anything and is no run of keeptune's: a run replaces what it finds by name."""
     with storage_errors(folder):
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    path = folder / MANIFEST
-    ours = path.is_file() and {"commands", "versions"} <= read_json(path).keys()
-    if names and not ours:
+    if names and not is_run(folder):
         raise FolderInUseError(
             f"{folder}: found {', '.join(names[:5])} and no run of keeptune; expected an empty or a new folder. "
             "Choose another output_dir."

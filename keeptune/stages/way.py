@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from keeptune.model.path import ModelPath
 
 BASE = "base"
-ZERO_SHOT = "zero-shot"
+# Where answers to test stand, in the folder of the base model and in a method's.
+ZERO_SHOT, TEST = "zero-shot", "test"
 _ALPHAS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 
 
@@ -37,7 +38,7 @@ class Point:
     @property
     def test(self) -> Path:
         """The answers to test."""
-        return self.folder / "test"
+        return self.folder / TEST
 
     @property
     def texts(self) -> Path:
@@ -72,12 +73,18 @@ def open_way(run: Run, data: Data, method: Method) -> ModelPath:
 
 def load_base(run: Run, data: Data) -> nn.Module:
     """Load the base model as it is, without any wrapper."""
-    from keeptune.model.load import load_model, pick_device
+    return load_at(run, data, data.base.folder, name=BASE)
+
+
+def load_at(run: Run, data: Data, artifact: Path, *, name: str) -> nn.Module:
+    """Load what a user would load: a whole model, or an adapter on the run's base, as it lies on the disk."""
+    from keeptune.model.artifact import load_artifact
+    from keeptune.model.load import pick_device
     from keeptune.model.memory import memory_errors
 
     device = pick_device(run.recipe.device)
-    with memory_errors(f"{BASE}: found too little memory; expected room for the model. Close programs."):
-        return load_model(data.base.folder, device=device, dtype=answering_type(run.recipe, device))
+    with memory_errors(f"{name}: found too little memory; expected room for the model. Close programs."):
+        return load_artifact(artifact, base=data.base.folder, device=device, dtype=answering_type(run.recipe, device))
 
 
 def answering_type(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -104,7 +104,9 @@ def test_near_duplicates_share_a_part_and_no_document_moves_when_others_come(tmp
     alone, together = placed(documents, []), placed(more, [])
     assert set(alone.values()) == {"probe", "certify", "test"}
     assert all(together[text] == together[twin] for text, twin in zip(texts, twins, strict=True))
-    apart, _, _ = read_documents(source(tmp_path / "c.jsonl", [story(i) for i in range(100)]), suite="a", max_records=999)
+    apart, _, _ = read_documents(
+        source(tmp_path / "c.jsonl", [story(i) for i in range(100)]), suite="a", max_records=999
+    )
     assert {text: part for text, part in placed(apart, []).items() if text in alone} == alone
 
 

@@ -50,7 +50,7 @@ def test_fewer_texts_are_the_first_of_more(pair: tuple[Any, Tokenizer]) -> None:
 
 
 def test_texts_end_at_the_stop_token_and_keep_it(pair: tuple[Any, Tokenizer]) -> None:
-    model, tokenizer = pair
+    model, _ = pair
     every = list(range(model.config.vocab_size))
     assert all(len(row) == 1 for row in written(*pair, stop_ids=every).rows)
     rows = written(*pair, num_tokens=12, stop_ids=every[::20]).rows
