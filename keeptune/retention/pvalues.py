@@ -16,7 +16,7 @@ from scipy.special import ndtri, stdtr, stdtrit
 
 from keeptune.retention.drops import Drops
 
-# From this many changed clusters on, the mean's distribution is near enough to Student's; below, betting is exact.
+# From this many changed clusters on, the mean's distribution is near enough to Student's; betting holds for any number.
 NUM_CHANGED_FOR_T = 20
 POWER = 0.8
 _SEED = 20_240_601
@@ -25,8 +25,6 @@ _LARGEST_STAKE = 0.75
 # exp(-3) = 0.05: a change that strikes a share 3/n of all records stays unseen among n with a chance of 5 %.
 _UNSEEN_CHANGES = 3.0
 _NUM_HALVINGS = 24
-# What is above the scale by rounding alone is not above it: BLEU of two equal texts is 100.00000000000004.
-_ROUNDING = 1e-9
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,10 +142,10 @@ def betting_p(
     section 4; its use for Learn-then-Test: Angelopoulos et al. 2021 (arXiv 2110.01052).
     """
     assert budget < 1.0, "nothing is to be shown where all may be lost"
-    if values_G.max() > 1.0 + _ROUNDING:
+    if values_G.max() > 1.0:
         return 1.0
     num_clusters = len(values_G)
-    x_G, threshold = (np.clip(values_G, -1.0, 1.0) + 1.0) / 2.0, (1.0 + budget) / 2.0
+    x_G, threshold = (np.maximum(values_G, -1.0) + 1.0) / 2.0, (1.0 + budget) / 2.0
     seen_G = np.arange(1, num_clusters + 1)
     mean_G = (0.5 + np.cumsum(x_G)) / (seen_G + 1)
     variance_G = (0.25 + np.cumsum(np.square(x_G - mean_G))) / (seen_G + 1)

@@ -13,7 +13,10 @@ from keeptune.retention.drops import Drops
 def flips(rng: np.random.Generator, num: int, *, churn: float, mean: float) -> NDArray[np.float64]:
     """Return `num` values of 1, 0 or -1: a share `churn` is not 0, and they are `mean` in expectation."""
     drawn = rng.random(num)
-    return (drawn < (churn + mean) / 2) * 1.0 - ((drawn >= (churn + mean) / 2) & (drawn < churn))
+    values = np.zeros(num)
+    values[drawn < churn] = -1.0
+    values[drawn < (churn + mean) / 2] = 1.0
+    return values
 
 
 def single(values: NDArray[np.float64] | list[float], scale: float = 1.0) -> Drops:

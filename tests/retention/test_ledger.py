@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import json
 import math
 import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -22,6 +24,21 @@ def opened(path: Path, certify_sha256: str = ONE) -> int:
 def test_openings_are_counted_by_the_content_of_what_is_opened(tmp_path: Path) -> None:
     path = tmp_path / "certify_openings.jsonl"
     assert [opened(path), opened(path), opened(path, OTHER), opened(path), opened(path, OTHER)] == [1, 2, 1, 3, 2]
+
+
+def test_a_run_waits_while_another_writes_its_opening(tmp_path: Path) -> None:
+    path = tmp_path / "certify_openings.jsonl"
+    assert opened(path) == 1
+    numbers: list[int] = []
+    waiting = threading.Thread(target=lambda: numbers.append(opened(path)))
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        waiting.start()
+        waiting.join(timeout=0.1)
+        assert numbers == []
+        file.write(path.read_bytes().replace(b'"opening": 1', b'"opening": 2'))
+    waiting.join()
+    assert numbers == [3]
 
 
 def test_a_line_says_who_opened_what_and_when(tmp_path: Path) -> None:

@@ -58,15 +58,19 @@ def test_too_few_records_are_told_how_many_would_do() -> None:
 
 
 def test_the_suite_that_asks_most_speaks_for_a_candidate_and_the_candidate_that_asks_least_for_all() -> None:
-    few, fewer, over = single(np.zeros(150)), single(np.zeros(100)), single(np.ones(100))
+    # Of 500 records: 18 moved and nothing was lost, or 40 did, or 80.
+    little, some, much = (single([1.0, -1.0] * half + [0.0] * (500 - 2 * half)) for half in (9, 20, 40))
+    over = single(np.ones(100))
     paths = {
-        "full": {"a": over, "b": few},
-        "lora": {"a": few, "b": fewer},
-        "dora": {"a": fewer, "b": single(np.zeros(30))},
+        "full": {"a": over, "b": little},
+        "lora": {"a": little, "b": some},
+        "dora": {"a": much, "b": some},
     }
-    found = verdict(walked({"a": TWO_POINTS, "b": TWO_POINTS}, paths), choice=None)
+    found = verdict(walked({"a": TWO_POINTS, "b": TWO_POINTS}, paths, delta=0.03), choice=None)
     assert (found.kind, found.suite) == ("NOT CERTIFIED", "b")
-    assert "100 records of b are too few to show that lora at alpha 0.5" in found.sentence
+    assert "500 records of b are too few to show that lora at alpha 0.5" in found.sentence
+    reverse = dict(reversed(paths.items()))
+    assert verdict(walked({"a": TWO_POINTS, "b": TWO_POINTS}, reverse, delta=0.03), choice=None) == found
 
 
 def test_where_no_bound_exists_none_is_told() -> None:
