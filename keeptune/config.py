@@ -3,128 +3,19 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from keeptune.config_data import NAME, DataFields, Fraction, Positive, RetentionFields, Section, TaskFields, TextFields
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.evaluation.metrics import metric_problems
 from keeptune.recipe_text import apply_override, describe_problem, existing_key, read_yaml, write_yaml
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-_MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS, SELF_TEXTS})
 _RESERVED_NAMES = frozenset({ALL_TASKS, "base", "comparisons", "data", "instruct-model", "texts", "tokenizer"})
-Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
-Positive = Annotated[int, Field(ge=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
-
-
-def _checked_name(given: str, *, path: str) -> str:
-    """Return a task's or suite's name, the given one or that of its file.
-
-    Raises:
-        ValueError: it cannot be a name, or means something else.
-    """
-    stem = Path(path.split("@")[0]).name.split(".")[0]
-    name = given or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64]
-    if not _NAME.fullmatch(name):
-        raise ValueError(
-            f"found the task name {name!r}; expected letters, digits, '.', '_' or '-'. Give the task a `name`"
-        )
-    if name in _MEAN_ROWS:
-        raise ValueError(
-            f"found the task name {name!r}, under which scores stand of several tasks together; expected another. "
-            "Give the task a `name`"
-        )
-    return name
-
-
-class TaskFields(_Section):
-    """One source of rows; a task is scored on its own."""
-
-    path: str
-    """File (.json, .jsonl, .csv, .parquet; .gz accepted), folder, or hub id `owner/name`."""
-    name: str = ""
-    """The task's name in scores and reports; default: the file's name without its suffixes."""
-    revision: str | None = None
-    """Commit, tag or branch of a hub id."""
-    validation: str | None = None
-    """Own validation file, taken as it is."""
-    test: str | None = None
-    """Own test file, taken as it is."""
-    columns: dict[Literal["prompt", "completion"], str] | None = None
-    """Names of the two columns that hold prompt and completion, where no known format fits."""
-    instruction: str | None = None
-    """A line put before every prompt of the named columns."""
-    max_records: Positive | None = None
-    """Keep at most this many records, chosen by hash; default: all."""
-    train: bool = True
-    """Train on it; false: score it only, to see what tuning on the others changed there."""
-
-    @model_validator(mode="after")
-    def _named(self) -> TaskFields:
-        name = _checked_name(self.name, path=self.path)
-        if self.validation is not None and not self.train:
-            raise ValueError(
-                "found validation beside train: false; expected test alone, because a task that is not trained on "
-                "chooses nothing. Remove validation"
-            )
-        if self.columns is not None and set(self.columns) != {"prompt", "completion"}:
-            raise ValueError("found columns with one key; expected both prompt and completion. Add the other")
-        if self.instruction is not None and self.columns is None:
-            raise ValueError(
-                "found instruction without columns, where it has no effect; expected both. Add columns, or remove it"
-            )
-        object.__setattr__(self, "name", name)
-        return self
-
-
-class DataFields(_Section):
-    """What is read, how it is split and rendered."""
-
-    tasks: Annotated[tuple[TaskFields, ...], Field(min_length=1)]
-    """The sources."""
-    validation_fraction: Fraction = 0.1
-    """Expected share of each task that hyper-parameters are chosen on."""
-    test_fraction: Fraction = 0.1
-    """Expected share of each task that is opened once, at the end."""
-    template: Literal["auto", "chat", "chatml", "alpaca", "plain"] = "auto"
-    """How messages become text; auto: the tokenizer's chat template, else alpaca (encoder-decoder: plain)."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
-    """Tokens of an example at most (encoder-decoder: of each side)."""
-    over_length: Literal["error", "drop", "cut"] = "error"
-    """A longer record stops the run, is dropped, or loses the middle of its prompt."""
-    train_on: Literal["all", "last"] = "all"
-    """Train on every assistant message of a conversation, or on the last alone."""
-    drop_incomplete: bool = False
-    """Count and drop rows that cannot be read or are no valid record, instead of stopping."""
-    duplicates: Literal["drop", "keep"] = "drop"
-    """What happens to an exact copy of a record."""
-    leaks: Literal["drop", "keep"] = "drop"
-    """What happens to train records that overlap with validation or test."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> DataFields:
-        names = [task.name for task in self.tasks]
-        twice = sorted({name for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(
-                f"found the task name {twice[0]!r} twice; expected each once. Give one of them another `name`"
-            )
-        if not any(task.train for task in self.tasks):
-            raise ValueError(
-                "found train: false in every task; expected one or more to train on. Remove it from one of them"
-            )
-        if self.validation_fraction + self.test_fraction >= 1.0:
-            raise ValueError("found validation_fraction + test_fraction >= 1; expected a rest to train on. Lower them")
-        return self
 
 
 class MethodFields(BaseModel):
@@ -158,7 +49,7 @@ class MethodFields(BaseModel):
         return self
 
 
-class TrainingFields(_Section):
+class TrainingFields(Section):
     """The training loop."""
 
     num_train_epochs: Positive = 3
@@ -210,7 +101,7 @@ class TrainingFields(_Section):
         return self
 
 
-class EvaluationFields(_Section):
+class EvaluationFields(Section):
     """How answers are made and scored."""
 
     metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("rougeL", "exact_match")
@@ -263,52 +154,7 @@ class EvaluationFields(_Section):
             raise ValueError("found a number of num_shots twice; expected each once. Remove one of them")
 
 
-class TextFields(_Section):
-    """A source of general text: what the model knew of it is measured before and after, document by document."""
-
-    path: str
-    """File (.jsonl, .json, .csv or .parquet with a column `text`; .txt, documents apart by blank lines) or hub id."""
-    name: str = ""
-    """The suite's name; default: the file's name without its suffixes."""
-    max_records: Positive = 600
-    """Keep at most this many documents, chosen by hash."""
-
-    @model_validator(mode="after")
-    def _named(self) -> TextFields:
-        object.__setattr__(self, "name", _checked_name(self.name, path=self.path))
-        return self
-
-
-class RetentionFields(_Section):
-    """What must not be lost, and how much of it may be."""
-
-    texts: tuple[TextFields, ...] = ()
-    """General text, as suites beside the tasks with `train: false`."""
-    self_texts: Annotated[int, Field(ge=0)] = 256
-    """Texts that the base model writes before training, the suite `self`: the rise of their loss is the KL divergence
-    from the base. As many again are written for a certificate; 0: none."""
-    text_tokens: Annotated[int, Field(ge=16)] = 128
-    """Tokens of a text that are measured at most."""
-    replay: str = SELF_TEXTS
-    """The suite that methods with `replay_fraction` train on again: self, or one of `texts` or of the tasks with
-    `train: false`, which give three tenths of their groups to it; `others`: all of those tasks."""
-    budget: dict[str, str] = Field(default_factory=dict)
-    """Suite → what it may lose, with its unit: `1 point of exact_match`, `0.02 nats`. Suites are the tasks with
-    `train: false`, `others` (all of them together), `texts` by name, and self."""
-    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
-    """Of the certificate: one minus the chance that it is given wrongly."""
-    alphas: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] | Literal["auto"] = "auto"
-    """Points of the path from the base (0) to the tuned model (1) that are measured, in rising order; auto: 0.1, 0.2
-    … 1.0 where there is a budget, else 1.0 alone."""
-
-    @model_validator(mode="after")
-    def _consistent(self) -> RetentionFields:
-        if self.alphas != "auto" and (not self.alphas or list(self.alphas) != sorted(set(self.alphas))):
-            raise ValueError(f"found alphas: {list(self.alphas)}; expected different numbers that rise. Sort them")
-        return self
-
-
-class Recipe(_Section):
+class Recipe(Section):
     """A whole run."""
 
     model: str
@@ -331,7 +177,7 @@ class Recipe(_Section):
     @field_validator("methods")
     @classmethod
     def _method_names(cls, methods: dict[str, MethodFields]) -> dict[str, MethodFields]:
-        bad = [name for name in methods if not _NAME.fullmatch(name) or name in _RESERVED_NAMES]
+        bad = [name for name in methods if not NAME.fullmatch(name) or name in _RESERVED_NAMES]
         if bad:
             raise ValueError(
                 f"found the method name {bad[0]!r}; "
