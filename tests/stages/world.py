@@ -89,6 +89,7 @@ def recipe_file(folder: Path, *, model: Path, data: Path, **sections: Any) -> Pa
         "methods": {"full": {"learning_rate": 1e-3}, "lora": {"peft_type": "LORA", "r": 4, "learning_rate": 1e-2}},
         "training": {"num_train_epochs": 2, "tokens_per_step": 256, "tokens_per_micro_batch": 128},
         "evaluation": {"metrics": ["exact_match", "rougeL"], "max_new_tokens": 8},
+        "retention": {"self_texts": 0},
         "device": "cpu",
         **sections,
     }
