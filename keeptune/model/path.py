@@ -179,9 +179,10 @@ def _between(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
 def open_path(artifact: Path, *, base: Path, device: torch.device, dtype: torch.dtype) -> ModelPath:
     """Return the way from the model in `base` to `artifact`, a folder that `save_artifact` wrote.
 
-    α = 0 of a whole model is the base's weights bit for bit; of an adapter it adds exactly nothing, but for DoRA, whose
-    norm is computed anew in each pass: that is the base model up to rounding. Both ends of a whole model stay on the
-    disk, mapped into memory, where their files hold nothing but fp32 or nothing but bf16.
+    α = 0 of a whole model is the base's weights bit for bit. Of an adapter it adds exactly nothing; two kinds compute
+    with the base's weights or activations anew, which is exact as far as the device's products are (not in TF32): DoRA
+    divides a norm by itself, OFT and BOFT multiply by a unit matrix. Both ends of a whole model stay on the disk,
+    mapped into memory, where their files hold nothing but fp32 or nothing but bf16.
 
     Raises:
         RecipeError: a weight of a whole model is in one of the two only or has two shapes, or a tensor of an adapter is
