@@ -9,6 +9,7 @@ from keeptune.stages.check import CheckOutcome, check
 from keeptune.stages.data import Data, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
+from keeptune.stages.keep import KeepTexts
 from keeptune.stages.run import Context, Run, open_run
 from keeptune.stages.training import check_methods, train
 
@@ -16,6 +17,7 @@ __all__ = [
     "CheckOutcome",
     "Context",
     "Data",
+    "KeepTexts",
     "Run",
     "check",
     "check_methods",

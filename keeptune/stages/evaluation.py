@@ -19,6 +19,7 @@ from keeptune.errors import DataError
 from keeptune.report.scores import read_scores
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
+from keeptune.stages.keep import KeepTexts
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.training import artifact_folder, computes_in_bf16, fit_model, make_bench, method_of, training_key
 from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, storage_errors, write_json
@@ -46,10 +47,11 @@ class _Entrant:
     key: str
 
 
-def evaluate(run: Run, *, data: Data | None = None) -> Path:
+def evaluate(run: Run, *, data: Data | None = None, texts: KeepTexts | None = None) -> Path:
     """Score base and methods on test, deliver the method that validation selected; return the instruct model's folder.
 
-    `data` is what `prepare` returned for this run; without it, data are prepared here.
+    `data` is what `prepare` returned for this run; without it, data are prepared here. `texts` are those that `train`
+    was given.
 
     Raises:
         DataError: a method is not trained yet.
@@ -59,7 +61,7 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
     data = data or prepare(run)
     methods = [method_of(run.recipe, name) for name in run.recipe.methods]
     baselines = [None] if "zero-shot" in run.recipe.evaluation.baselines else []
-    entrants = [_entrant(run, data, method) for method in (*baselines, *methods)]
+    entrants = [_entrant(run, data, method, texts=texts) for method in (*baselines, *methods)]
     waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
     if waiting:
         _record_opening(run, data, entrants=waiting)
@@ -76,12 +78,12 @@ def evaluate(run: Run, *, data: Data | None = None) -> Path:
     return _deliver(run, data, _select(run, methods))
 
 
-def _entrant(run: Run, data: Data, method: Method | None) -> _Entrant:
+def _entrant(run: Run, data: Data, method: Method | None, *, texts: KeepTexts | None) -> _Entrant:
     evaluation = run.recipe.evaluation
     trained = None
     if method is not None:
         trained = _trained_facts(run, method)["key"]
-        if trained != training_key(run.recipe, data, method):
+        if trained != training_key(run.recipe, data, method, texts=texts):
             raise DataError(
                 f"{run.folder / method.name}: found a model trained on other data, settings or base weights; expected "
                 "those of this recipe. Run `keeptune train` first, or choose another output_dir."
