@@ -120,7 +120,11 @@ def train(
     from keeptune import stages
 
     with _run(recipe, set_, quiet=quiet, check=stages.check_methods) as run:
-        for folder in stages.train(run, methods=method):
+        prepared = stages.prepare(run)
+        texts = stages.write_texts(run, prepared)
+        stages.check_budgets(run.recipe, prepared, texts)
+        kept = stages.keep_texts(run.recipe, prepared, texts)
+        for folder in stages.train(run, data=prepared, methods=method, texts=kept):
             print(f"Trained: {folder}")
 
 
@@ -164,7 +168,9 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         if not quiet:
             terminal.show_audit(_console(), prepared.audit)
         texts = stages.write_texts(opened, prepared)
-        stages.train(opened, data=prepared)
+        stages.check_budgets(opened.recipe, prepared, texts)
+        kept = stages.keep_texts(opened.recipe, prepared, texts)
+        stages.train(opened, data=prepared, texts=kept)
         delivered = stages.evaluate(opened, data=prepared, texts=texts)
         certificate = stages.certify(opened, data=prepared) if delivered is None else None
         page = stages.report(opened)

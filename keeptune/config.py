@@ -27,8 +27,14 @@ class MethodFields(BaseModel):
     """PEFT's name of the method (LORA, IA3, ...); none: full fine-tuning."""
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
     """Peak learning rate; default 2e-5 for full fine-tuning and 2e-4 for PEFT."""
+    frozen_layers: Annotated[int, Field(ge=0)] = 0
+    """Embeddings and this many of the first layers (encoder-decoder: of the encoder) stay as they are; full only."""
+    l2_base: Annotated[float, Field(ge=0.0)] = 0.0
+    """Adds this times the squared distance from the base model's weights to the objective; full only."""
     replay_fraction: Fraction = 0.0
-    """Share of the training's tokens that is replayed text of `retention.replay`."""
+    """Share of the trained tokens that are text of the suite `retention.replay`, added to the task's."""
+    replay_kl: Annotated[float, Field(ge=0.0)] = 0.0
+    """Loss of the replay: this times KL(base‖tuned) per target token; 0: the text's own cross-entropy."""
 
     @field_validator("peft_type")
     @classmethod
@@ -43,8 +49,24 @@ class MethodFields(BaseModel):
             near = [difflib.get_close_matches(key, type(self).model_fields, n=1) for key in sorted(self.model_extra)]
             meant = next((f"Did you mean {names[0]!r}?" for names in near if names), "")
             raise ValueError(
-                f"found {', '.join(sorted(self.model_extra))} without peft_type; expected only learning_rate for full "
-                f"fine-tuning. {meant or 'Add `peft_type: LORA`, or remove these keys'}"
+                f"found {', '.join(sorted(self.model_extra))} without peft_type; expected only learning_rate, "
+                "frozen_layers, l2_base, replay_fraction or replay_kl for full fine-tuning. "
+                f"{meant or 'Add `peft_type: LORA`, or remove these keys'}"
+            )
+        if self.peft_type is not None and self.frozen_layers:
+            raise ValueError(
+                "found frozen_layers with peft_type, where the base model stays as it is; expected it for full "
+                "fine-tuning alone. Use layers_to_transform, PEFT's own list of the layers that it adapts"
+            )
+        if self.peft_type is not None and self.l2_base:
+            raise ValueError(
+                "found l2_base with peft_type; expected it for full fine-tuning alone. Use training.weight_decay, "
+                "which pulls an adapter to the base model already"
+            )
+        if self.replay_kl and not self.replay_fraction:
+            raise ValueError(
+                "found replay_kl without replay_fraction, where it has no effect; expected both. "
+                "Set replay_fraction, or remove replay_kl"
             )
         return self
 

@@ -26,7 +26,7 @@ from keeptune.errors import RecipeError, raise_collected
 
 _OWN_ARGUMENTS = frozenset(field.name for field in dataclasses.fields(PeftConfig))
 # What a recipe's method has beside PEFT's arguments.
-_OWN_KEYS = ("learning_rate", "peft_type")
+_OWN_KEYS = ("learning_rate", "peft_type", "replay_fraction", "replay_kl")
 _PER_TASK = "it needs the number of a task beside each batch, which keeptune does not pass"
 _OWN_LOSS = "it adds a loss of its own, and keeptune has one loss"
 _DATA_INIT = "it starts from statistics of the data, which would have to be collected before training"
@@ -59,17 +59,26 @@ _UNSERVED_INIT = re.compile(r"eva|corda|lora_ga|loftq|pissa_niter_.*")
 _MODULE_LISTS = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save")
 # What torch says where a method looks at values of weights.
 _NO_VALUES = re.compile(r"meta tensor", re.IGNORECASE)
+# A module that stands in a list, as each layer and all that is inside it do.
+_IN_A_LIST = re.compile(r"\.\d+\.")
 _PEFT_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ImportError, AssertionError)
 
 
 @dataclass(frozen=True, slots=True)
 class Method:
-    """How the parameters train; `arguments` go to the config class of `peft_type`; no `peft_type`: all train."""
+    """How the parameters train; `arguments` go to the config class of `peft_type`; no `peft_type`: all train.
+
+    The rest keeps what the base model knows, as the recipe's fields of the same names say; 0: it is not done.
+    """
 
     name: str
     peft_type: str | None
     learning_rate: float
     arguments: Mapping[str, Any]
+    frozen_layers: int = 0
+    l2_base: float = 0.0
+    replay_fraction: float = 0.0
+    replay_kl: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,9 +226,12 @@ def apply_method(model: PreTrainedModel, method: Method, *, seed: int) -> nn.Mod
     state stays as it was.
 
     Raises:
-        RecipeError: a named module does not exist, or PEFT refuses the arguments for this model.
+        RecipeError: a named module does not exist, PEFT refuses the arguments for this model, or it has fewer layers
+            than are to be frozen.
     """
     adapted = model if method.peft_type is None else _wrap(model, method, seed=seed)
+    if method.frozen_layers:
+        _freeze(model, method)
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     if not trained:
         raise RecipeError(
@@ -244,6 +256,22 @@ def check_fit(model: PreTrainedModel, method: Method) -> None:
         # BOFT, FROD and UNILORA compute with the weights' values, which are not there: training tells.
         if not _NO_VALUES.search(str(error.__cause__)):
             raise
+
+
+def _freeze(model: PreTrainedModel, method: Method) -> None:
+    """Let the embeddings and the first layers (with an encoder: of the encoder) stay as they are, for good."""
+    pairs = bool(model.config.is_encoder_decoder)
+    stack = model.get_encoder() if pairs else model.get_decoder()
+    layers = next((list(module) for module in stack.modules() if isinstance(module, nn.ModuleList)), [])
+    if method.frozen_layers > len(layers):
+        raise RecipeError(
+            f"methods.{method.name}.frozen_layers: found {method.frozen_layers}; expected at most {len(layers)}, the "
+            f"number of the {'encoder' if pairs else 'model'}'s layers. Lower it."
+        )
+    outside = [(name, module) for name, module in model.named_modules() if not _IN_A_LIST.search(name)]
+    embeddings = [module for _, module in outside if isinstance(module, nn.Embedding)]
+    for module in [*embeddings, *layers[: method.frozen_layers]]:
+        module.requires_grad_(False)
 
 
 def _wrap(model: PreTrainedModel, method: Method, *, seed: int) -> PeftModel:

@@ -13,14 +13,16 @@ from keeptune.stages.compare import compare
 from keeptune.stages.data import Data, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
+from keeptune.stages.keep import KeepTexts
 from keeptune.stages.run import Context, Run, open_run
-from keeptune.stages.texts import Texts, write_texts
+from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import check_methods, train
 
 __all__ = [
     "CheckOutcome",
     "Context",
     "Data",
+    "KeepTexts",
     "Run",
     "Texts",
     "certify",
@@ -31,6 +33,7 @@ __all__ = [
     "compare",
     "evaluate",
     "export",
+    "keep_texts",
     "open_run",
     "prepare",
     "report",

@@ -88,5 +88,5 @@ def _methods(recipe: Recipe, data: Data) -> Iterator[CheckedMethod]:
         layout="packed",
     )
     for name, fields in recipe.methods.items():
-        num_steps = len(steps) * training.num_train_epochs
+        num_steps = round(len(steps) * training.num_train_epochs / (1.0 - fields.replay_fraction))
         yield CheckedMethod(name, fields.peft_type, learning_rate(fields), num_steps, budget)

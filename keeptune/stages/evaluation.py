@@ -21,7 +21,7 @@ from keeptune.stages.openings import record_opening
 from keeptune.stages.retention import measure
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
-from keeptune.stages.texts import Texts, write_texts
+from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, training_key
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_at, points, trained_facts
 from keeptune.storage import write_json
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from keeptune.evaluation.evaluate import Bench, Split
     from keeptune.evaluation.metrics import Answer
     from keeptune.model.methods import Method
+    from keeptune.stages.keep import KeepTexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +59,12 @@ def evaluate(run: Run, *, data: Data | None = None, texts: Texts | None = None) 
 
     data = data or prepare(run)
     texts = texts or write_texts(run, data)
+    kept = keep_texts(run.recipe, data, texts)
     methods = [method_of(run.recipe, name) for name in run.recipe.methods]
     baselines = [None] if "zero-shot" in run.recipe.evaluation.baselines else []
-    entrants = [_entrant(run, data, method) for method in baselines]
+    entrants = [_entrant(run, data, method, kept=kept) for method in baselines]
     entrants += [_entrant(run, data, None, shots=row) for row in shot_rows(run.recipe.evaluation)]
-    entrants += [_entrant(run, data, method) for method in methods]
+    entrants += [_entrant(run, data, method, kept=kept) for method in methods]
     waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
     if waiting:
         record_opening(run, data, models=[entrant.name for entrant in waiting])
@@ -83,12 +85,14 @@ def evaluate(run: Run, *, data: Data | None = None, texts: Texts | None = None) 
     return deliver(run, data, trained[_select(run, methods).name])
 
 
-def _entrant(run: Run, data: Data, method: Method | None, *, shots: ShotRow | None = None) -> _Entrant:
+def _entrant(
+    run: Run, data: Data, method: Method | None, *, kept: KeepTexts | None = None, shots: ShotRow | None = None
+) -> _Entrant:
     evaluation = run.recipe.evaluation
     trained = None
     if method is not None:
         trained = trained_facts(run, method)["key"]
-        if trained != training_key(run.recipe, data, method):
+        if trained != training_key(run.recipe, data, method, texts=kept):
             raise DataError(
                 f"{run.folder / method.name}: found a model trained on other data, settings or base weights; expected "
                 "those of this recipe. Run `keeptune train` first, or choose another output_dir."

@@ -31,6 +31,7 @@ from keeptune.storage import (
 )
 
 _TRAIN = re.compile(r"data\.tasks\.\d+\.train")
+_KEEP = re.compile(r"methods\..+\.(frozen_layers|l2_base|replay_fraction|replay_kl)")
 _MAX_LISTED = 3
 _MAX_SHOWN = 60
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "pyarrow", "rouge-score", "sacrebleu")
@@ -224,8 +225,10 @@ def _weight_deciding(recipe: Mapping[str, Any], *, methods: Sequence[str]) -> di
         flat |= {f"evaluation.{key}": evaluation.get(key) for key in ("max_new_tokens", "num_validation_records")}
     # How often a run is saved changes no weight (the law "Resume").
     flat.pop("training.save_steps", None)
-    # A recipe written before tasks could be scored only has no such key: every task was trained on.
-    return {key: value for key, value in flat.items() if not (_TRAIN.fullmatch(key) and value is True)}
+    # A recipe from before there were these keys lacks them: every task was trained on, and no method had means to keep
+    # what the base model knows.
+    defaults = [k for k, v in flat.items() if (_TRAIN.fullmatch(k) and v is True) or (_KEEP.fullmatch(k) and v == 0)]
+    return {key: value for key, value in flat.items() if key not in defaults}
 
 
 def _write_run_manifest(folder: Path, recipe: Recipe, *, context: Context) -> None:

@@ -11,7 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe, TextFields
-from keeptune.data.record import SELF_TEXTS, Message, PartName, Record, SplitName, record_id, record_to_json
+from keeptune.data.record import (
+    OTHER_TASKS,
+    SELF_TEXTS,
+    Message,
+    PartName,
+    Record,
+    SplitName,
+    record_id,
+    record_to_json,
+)
 from keeptune.errors import DataError
 from keeptune.stages.data import Data, open_table, part_shares, read_records
 from keeptune.stages.run import Run, is_done, stage_key
@@ -20,6 +29,7 @@ from keeptune.storage import read_json, staged_folder, storage_errors, write_jso
 if TYPE_CHECKING:
     from keeptune.evaluation.evaluate import Split
     from keeptune.retention.sampling import Written
+    from keeptune.stages.keep import KeepTexts
     from keeptune.text.table import TokenTable
     from keeptune.text.tokens import Tokenized
 
@@ -93,6 +103,19 @@ def write_texts(run: Run, data: Data) -> Texts | None:
         write_json(staging / AUDIT, audit)
     run.context.progress.say("; ".join(_described(name, facts) for name, facts in audit.items()))
     return texts
+
+
+def keep_texts(recipe: Recipe, data: Data, texts: Texts | None) -> KeepTexts | None:
+    """Return what methods replay and measure their drift on; None where there is neither."""
+    from keeptune.stages.keep import KeepTexts
+
+    named = {OTHER_TASKS, *(task.name for task in recipe.data.tasks)}
+    owner = data if recipe.retention.replay in named else texts
+    replay = owner.table("replay") if owner is not None and (owner.folder / "replay.jsonl").is_file() else None
+    probe = texts.table("probe") if texts is not None and texts.has("probe") else None
+    if replay is None and probe is None:
+        return None
+    return KeepTexts(replay, probe, stage_key(data=data.key, texts=texts.key if texts is not None else None))
 
 
 def _self_counts(recipe: Recipe, data: Data) -> dict[PartName | SplitName, int]:

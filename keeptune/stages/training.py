@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from keeptune.config import MethodFields, Recipe
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
+from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.run import Run, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, read_json, write_json
 
@@ -32,24 +33,31 @@ _DEFAULT_RATES = {False: 2e-5, True: 2e-4}
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """How a model's batches are laid out and computed on its device; both losses are in nats, `batch_loss` summed."""
+    """How a model's batches are laid out and computed on its device; both losses are in nats, `batch_loss` summed.
+
+    `through_logits` says that they take the model's own logits.
+    """
 
     layout: Layout
     collate: Callable[[Sequence[Example]], Batch]
-    batch_loss: Callable[[nn.Module, Batch], Tensor]
+    batch_loss: Callable[..., Tensor]
     target_losses: Callable[[nn.Module, Batch], Tensor]
     pair_divergences: Callable[[nn.Module, nn.Module, Batch], Tensor]
     device: torch.device
     autocast: torch.dtype | None
+    through_logits: bool
 
 
-def train(run: Run, *, data: Data | None = None, methods: Sequence[str] | None = None) -> list[Path]:
+def train(
+    run: Run, *, data: Data | None = None, methods: Sequence[str] | None = None, texts: KeepTexts | None = None
+) -> list[Path]:
     """Train the methods (default: all) of the recipe, each from the base model; return their folders.
 
-    `data` is what `prepare` returned for this run; without it, data are prepared here.
+    `data` is what `prepare` returned for this run; without it, data are prepared here. `texts` are what methods replay,
+    and what the drift of each is measured on.
 
     Raises:
-        RecipeError: a method is not in the recipe, or does not fit the model.
+        RecipeError: a method is not in the recipe, does not fit the model, or replays texts where there are none.
     """
     chosen = list(methods or run.recipe.methods)
     for name in chosen:
@@ -61,12 +69,13 @@ def train(run: Run, *, data: Data | None = None, methods: Sequence[str] | None =
     from keeptune.model.memory import memory_errors
 
     check_methods(run.recipe)
+    require_texts(run, chosen, texts=texts)
     data = data or prepare(run)
     folders = []
     for name in chosen:
         too_large = f"methods.{name}: found too little memory; expected room for the model twice. Choose a smaller one."
         with memory_errors(too_large):
-            folders.append(_train_method(run, data, method_of(run.recipe, name)))
+            folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts))
     return folders
 
 
@@ -90,7 +99,7 @@ def check_methods(recipe: Recipe) -> None:
         method = method_of(recipe, name)
         try:
             check_method(method, encoder_decoder=facts.encoder_decoder, quantised=facts.quantised)
-            if method.peft_type is not None:
+            if method.peft_type is not None or method.frozen_layers:
                 check_fit(empty_model(folder), method)
         except RecipeError as error:
             problems.append(str(error))
@@ -102,8 +111,17 @@ def method_of(recipe: Recipe, name: str) -> Method:
     """Return a method of the recipe with its default learning rate filled in."""
     from keeptune.model.methods import Method
 
-    fields = recipe.methods[name]
-    return Method(name, fields.peft_type, learning_rate(fields), dict(fields.model_extra or {}))
+    own = recipe.methods[name]
+    return Method(
+        name,
+        own.peft_type,
+        learning_rate(own),
+        dict(own.model_extra or {}),
+        frozen_layers=own.frozen_layers,
+        l2_base=own.l2_base,
+        replay_fraction=own.replay_fraction,
+        replay_kl=own.replay_kl,
+    )
 
 
 def artifact_folder(folder: Path, method: Method) -> Path:
@@ -128,6 +146,7 @@ def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.dev
         pair_divergences=partial(pair_divergences, through_logits=through_logits),
         device=device,
         autocast=torch.bfloat16 if computes_in_bf16(recipe, device) else None,
+        through_logits=through_logits,
     )
 
 
@@ -149,7 +168,7 @@ def _layout(model: nn.Module, *, data: Data) -> tuple[Layout, Callable[[Sequence
     return "padded", partial(pad, pad_id=pad_id)
 
 
-def _train_method(run: Run, data: Data, method: Method) -> Path:
+def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | None) -> Path:
     """Train one method into its folder, unless the same training is finished there."""
     import torch
 
@@ -158,13 +177,18 @@ def _train_method(run: Run, data: Data, method: Method) -> Path:
 
     run.poll()
     folder, progress = run.folder / method.name, run.context.progress
-    key = training_key(run.recipe, data, method)
+    key = training_key(run.recipe, data, method, texts=texts)
     done = folder / "training.json"
     if done.exists() and read_json(done).get("key") == key and is_done(artifact_folder(folder, method), key):
         progress.say(f"{folder}: trained before and unchanged")
         return folder
     device = pick_device(run.recipe.device)
     model = load_model(data.base.folder, device=device, dtype=_weight_type(run.recipe, device, method))
+    kept = Kept(data.table("train"), None, {})
+    if texts is not None:
+        fit = fit_model(model, recipe=run.recipe, data=data, device=device)
+        settings = _settings(run.recipe, data, method, layout=fit.layout)
+        kept = keep(run, data, method, texts=texts, base=model, fit=fit, settings=settings)
     adapted = apply_method(model, method, seed=run.recipe.seed)
     fit = fit_model(adapted, recipe=run.recipe, data=data, device=device)
     counts = count_parameters(adapted)
@@ -174,7 +198,10 @@ def _train_method(run: Run, data: Data, method: Method) -> Path:
         f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
         f"({100 * counts.trained / counts.total:.2f} %), {fit.layout} batches on {device.type}"
     )
-    result = _run_loop(run, data, method, model=adapted, fit=fit, key=key)
+    own = own_facts(method, counts)
+    if method.l2_base:
+        progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
+    result = _run_loop(run, data, method, model=adapted, fit=fit, key=key, kept=kept)
     artifact_bytes = _save(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
     write_json(
@@ -186,6 +213,8 @@ def _train_method(run: Run, data: Data, method: Method) -> Path:
             "learning_rate": method.learning_rate,
             "trained_parameters": counts.trained,
             "total_parameters": counts.total,
+            **own,
+            **kept.facts,
             **facts,
             "artifact_bytes": artifact_bytes,
             "layout": fit.layout,
@@ -198,21 +227,25 @@ def _train_method(run: Run, data: Data, method: Method) -> Path:
     return folder
 
 
-def training_key(recipe: Recipe, data: Data, method: Method) -> str:
+def training_key(recipe: Recipe, data: Data, method: Method, *, texts: KeepTexts | None = None) -> str:
     """Return the key of everything that decides a method's weights."""
     evaluation = recipe.evaluation
     chooses = {"select_by": evaluation.select_by}
     if evaluation.select_by != "loss":
         chooses |= {"records": evaluation.num_validation_records, "max_new_tokens": evaluation.max_new_tokens}
     training = recipe.training.model_dump(mode="json", exclude={"save_steps"})
+    # A method that leaves a field at its default keeps the key from before there was such a field.
+    unused = {field.name for field in fields(method) if getattr(method, field.name) == field.default}
+    replayed = {"texts": texts.sha256} if texts is not None and method.replay_fraction else {}
     return stage_key(
         data=data.key,
         weights=data.base.facts.sha256,
-        method=asdict(method),
+        method={name: value for name, value in asdict(method).items() if name not in unused},
         training=training,
         chooses=chooses,
         seed=recipe.seed,
         device=recipe.device,
+        **replayed,
     )
 
 
@@ -260,7 +293,9 @@ def _weight_type(recipe: Recipe, device: torch.device, method: Method) -> torch.
     return torch.bfloat16 if frozen and computes_in_bf16(recipe, device) else torch.float32
 
 
-def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fit, key: str) -> TrainingResult:
+def _run_loop(
+    run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fit, key: str, kept: Kept
+) -> TrainingResult:
     from keeptune.evaluation.evaluate import validation_value
     from keeptune.evaluation.metrics import METRICS
     from keeptune.training.loop import train as run_loop
@@ -274,13 +309,14 @@ def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fi
         number = run.recipe.evaluation.num_validation_records
         return validation_value(adapted, split=split, bench=bench, metric=select_by, num_records=number)
 
+    settings = _settings(run.recipe, data, method, layout=fit.layout)
     return run_loop(
         model=model,
-        train_table=data.table("train"),
+        train_table=kept.train_table,
         validation_table=split.examples,
-        loss=fit.batch_loss,
+        loss=partial(fit.batch_loss, kl_weight=method.replay_kl) if method.replay_kl else fit.batch_loss,
         collate=fit.collate,
-        settings=_settings(run.recipe, data, method, layout=fit.layout),
+        settings=settings,
         folder=run.folder / method.name,
         validate=None if select_by == "loss" else validate,
         higher_is_better=select_by != "loss" and METRICS[select_by].higher_is_better,
@@ -290,6 +326,8 @@ def _run_loop(run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fi
         progress=run.context.progress,
         stop_requested=run.context.stop_requested,
         run_key=key,
+        l2_base=method.l2_base,
+        drift=make_drift_meter(run, kept.probe, fit=fit, settings=settings),
     )
 
 
@@ -309,10 +347,10 @@ def tokens_per_step(recipe: Recipe, lengths: NDArray[np.int64]) -> int:
 def _settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> TrainingSettings:
     from keeptune.training.settings import TrainingSettings
 
-    fields = recipe.training.model_dump(exclude={"bf16"})
-    fields["tokens_per_step"] = tokens_per_step(recipe, data.table("train").lengths)
+    numbers = recipe.training.model_dump(exclude={"bf16"})
+    numbers["tokens_per_step"] = tokens_per_step(recipe, data.table("train").lengths)
     return TrainingSettings(
-        **fields,
+        **numbers,
         learning_rate=method.learning_rate,
         seed=recipe.seed,
         layout=layout,

@@ -42,7 +42,10 @@ _NUM_KEPT = 2
 
 @dataclass(frozen=True, slots=True)
 class TrainingState:
-    """What a run is besides its tensors, after `step` whole steps; seconds and tokens are sums over every start."""
+    """What a run is besides its tensors, after `step` whole steps; seconds and tokens are sums over every start.
+
+    `drift_step` is the last step after which the drift was measured, 0 where there is none.
+    """
 
     step: int = 0
     validations: tuple[Validation, ...] = ()
@@ -50,6 +53,7 @@ class TrainingState:
     num_train_tokens: int = 0
     num_target_tokens: int = 0
     peak_memory_bytes: int = 0
+    drift_step: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +214,8 @@ def _state_to_json(state: TrainingState) -> dict[str, Any]:
         {**validation, "loss": _number(validation["loss"]), "metric": _number(validation["metric"])}
         for validation in value["validations"]
     ]
-    return value
+    # A run that measures none writes what it wrote before there was a drift to measure.
+    return {key: part for key, part in value.items() if key != "drift_step" or part}
 
 
 def _number(value: float | None) -> float | str | None:

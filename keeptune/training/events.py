@@ -6,6 +6,7 @@ import dataclasses
 import json
 import math
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,10 @@ class RunEvent:
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:
-    """One update; `loss` is in nats per target token, `grad_norm` that before clipping."""
+    """One update; `loss` is in nats per target token, `grad_norm` that before clipping.
+
+    `l2_penalty` is l2_base · ‖θ - θ0‖² before the update, where that is part of the objective; no part of `loss`.
+    """
 
     step: int
     epoch: float
@@ -45,6 +49,7 @@ class StepEvent:
     num_targets: int
     record_ids_sha256: str
     elapsed_seconds: float
+    l2_penalty: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +61,15 @@ class ValidationEvent:
     loss: float
     metric: str | None
     value: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class DriftEvent:
+    """How far the model is from the base model: KL(base‖model) on the probe, in nats per target token."""
+
+    step: int
+    epoch: float
+    kl: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +97,14 @@ class EventLog:
     def append(self, event: str, record: Any, /) -> None:
         """Add one line: the event's name, then the fields of a dataclass. A float that is not finite becomes null.
 
+        A field that has a default, and holds it, is left out.
+
         Raises:
             StorageError: the disk refuses.
         """
-        fields = {"event": event, **_without_non_finite(dataclasses.asdict(record))}
+        values = dataclasses.asdict(record)
+        said = [field.name for field in dataclasses.fields(record) if values[field.name] != field.default]
+        fields = {"event": event, **_without_non_finite({name: values[name] for name in said})}
         line = json.dumps(fields, ensure_ascii=False, allow_nan=False) + "\n"
         with storage_errors(self._path), self._path.open("ab") as file:
             file.write(line.encode("utf-8", "surrogatepass"))
@@ -100,8 +118,10 @@ class EventLog:
         """Make the file new and empty."""
         write_atomic(self._path, "")
 
-    def truncate_after(self, step: int) -> None:
+    def truncate_after(self, step: int, *, without: Collection[str] = ()) -> None:
         """Take back every line about a later step, the run's end, and a line that was cut while it was written.
+
+        Lines of the kinds in `without` about `step` itself are taken back too: what they tell will be done again.
 
         Raises:
             CheckpointError: the steps up to `step` are not all there.
@@ -115,7 +135,8 @@ class EventLog:
             event = _parsed(line)
             if event is None:
                 break
-            if event["event"] == "finished" or event.get("step", 0) > step:
+            later = event.get("step", 0) > step or (event.get("step") == step and event["event"] in without)
+            if event["event"] == "finished" or later:
                 continue
             kept.append(line)
             if event["event"] == "step":

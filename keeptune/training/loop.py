@@ -8,17 +8,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from torch import nn
 
 from keeptune.errors import Interrupted, NonFiniteError
-from keeptune.model.memory import memory_errors
-from keeptune.model.modes import evaluating, gradient_checkpointing, training
+from keeptune.model.modes import gradient_checkpointing, training
 from keeptune.progress import Progress
 from keeptune.storage import require_space, storage_errors
 from keeptune.text.batches import Batch, Step
@@ -29,37 +27,35 @@ from keeptune.training.checkpoint import (
     TrainingState,
     load_latest,
     restore_weights,
-    save_checkpoint,
 )
-from keeptune.training.cost import peak_memory_bytes, reset_peak_memory
-from keeptune.training.events import EventLog, NonFiniteEvent, ResumedEvent, StepEvent, ValidationEvent
+from keeptune.training.cost import reset_peak_memory
+from keeptune.training.events import EventLog, NonFiniteEvent, ResumedEvent, StepEvent
 from keeptune.training.plan import (
-    RunPlan,
     describe_epoch,
     describe_run,
-    describe_validation,
     plan_run,
     plan_steps,
-    plan_validation,
     run_event,
 )
 from keeptune.training.schedule import learning_rate_factor
 from keeptune.training.selection import Selection
 from keeptune.training.settings import TrainingResult, TrainingSettings, Validation
+from keeptune.training.settle import Run, save, settled, to_do_again
 from keeptune.training.step import (
     Accumulated,
     LossFunction,
     Stopped,
     Work,
     accumulate,
+    add_pull,
     clear_gradients,
     ids_sha256,
     make_optimizer,
+    pull_to,
     record_ids,
     step_seed,
-    validation_loss,
 )
-from keeptune.training.tensors import optimizer_tensors, restore_optimizer, restore_parameters, trained_parameters
+from keeptune.training.tensors import restore_optimizer, restore_parameters, trained_parameters
 from keeptune.training.world import World
 
 __all__ = ["Examples", "TrainingResult", "TrainingSettings", "Validation", "train"]
@@ -69,28 +65,6 @@ _TENSORS_PER_PARAMETER = 3
 _MOST_CHECKPOINTS = 4
 _SPACE_MARGIN = 1.1
 _MAX_LISTED = 10
-
-
-@dataclass(frozen=True, slots=True)
-class _Run:
-    """One training: where it lies, what it works with, and what decides which step is best."""
-
-    folder: Path
-    key: str
-    settings: TrainingSettings
-    plan: RunPlan
-    work: Work
-    optimizer: torch.optim.Optimizer
-    train_table: Examples
-    validation_table: Examples
-    validate: Callable[[nn.Module], float] | None
-    selection: Selection
-    log: EventLog
-    progress: Progress
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.folder / "checkpoints"
 
 
 def train(
@@ -110,14 +84,18 @@ def train(
     progress: Progress,
     stop_requested: Callable[[], bool],
     run_key: str,
+    l2_base: float = 0.0,
+    drift: Callable[[nn.Module], float] | None = None,
 ) -> TrainingResult:
     """Train the parameters of `model` that require gradients, and leave those of the best step in it.
 
-    `loss` returns the summed cross-entropy in nats over a batch's target tokens; a step's gradient is that of the sum
-    over all its micro-batches and ranks ÷ their target tokens. `validate` returns the metric that selects, and is
-    given if and only if `settings.select_by` is not "loss"; it may raise `Interrupted`. The same arguments and
-    `run_key` mean the same run: on CPU, stopping anywhere and calling again changes no bit of weights, optimizer and
-    log (durations, memory and the log's `resumed` lines apart). Seeds torch's global generators at each step.
+    `loss` returns the summed loss in nats over a batch's target tokens; a step's gradient is that of the sum over all
+    its micro-batches and ranks ÷ their target tokens, and of `l2_base` · ‖θ - θ0‖², θ0 being the weights that `model`
+    is given with: they are kept beside it. `validate` returns the metric that selects, and is given if and only if
+    `settings.select_by` is not "loss". `drift` returns the divergence from the base model, in nats per target token,
+    and is asked ten times a run and at its end. Both may raise `Interrupted`. The same arguments and `run_key` mean the
+    same run: on CPU, stopping anywhere and calling again changes no bit of weights, optimizer and log (durations,
+    memory and the log's `resumed` lines apart). Seeds torch's global generators at each step.
 
     Raises:
         CheckpointError: checkpoints exist and none is whole.
@@ -130,7 +108,7 @@ def train(
     """
     assert (validate is None) == (settings.select_by == "loss")
     parameters = trained_parameters(model)
-    run = _Run(
+    run = Run(
         folder=folder,
         key=run_key,
         settings=settings,
@@ -140,11 +118,23 @@ def train(
             has_validation=len(validation_table) > 0,
             has_metric=validate is not None,
         ),
-        work=Work(model, parameters, loss, collate, world, device, autocast, stop_requested),
+        work=Work(
+            model,
+            parameters,
+            loss,
+            collate,
+            world,
+            device,
+            autocast,
+            stop_requested,
+            # Before a checkpoint is read: the start is the base model's weights, wherever the run goes on.
+            pull=pull_to(parameters, strength=l2_base),
+        ),
         optimizer=make_optimizer(parameters, settings=settings),
         train_table=train_table,
         validation_table=validation_table,
         validate=validate,
+        drift=drift,
         selection=Selection(settings.select_by, validate is not None and higher_is_better, settings.patience),
         log=EventLog(folder / "events.jsonl"),
         progress=progress,
@@ -156,7 +146,7 @@ def train(
     return _finished(run, state)
 
 
-def _steps_taken(run: _Run, state: TrainingState) -> TrainingState:
+def _steps_taken(run: Run, state: TrainingState) -> TrainingState:
     """Take the steps that are left; the loop itself.
 
     Raises:
@@ -165,15 +155,15 @@ def _steps_taken(run: _Run, state: TrainingState) -> TrainingState:
     saved = state
     try:
         # A stop amid the validation after a step left that validation to this start.
-        state, saved = _settled(run, state, saved=saved)
+        state, saved = settled(run, state, saved=saved)
         for step in _steps_after(run, state.step):
             if run.selection.out_of_patience(state.validations):
                 break
             state = _taken(run, state, step=step)
-            state, saved = _settled(run, state, saved=saved)
+            state, saved = settled(run, state, saved=saved)
     except (Stopped, Interrupted) as error:
         if state != saved:
-            _save(run, state)
+            save(run, state)
         raise Interrupted(
             f"{run.folder}: found a request to stop at step {state.step} of {run.plan.num_steps}; everything up to "
             "this step is saved. Give the same command again to go on."
@@ -183,7 +173,7 @@ def _steps_taken(run: _Run, state: TrainingState) -> TrainingState:
     return state
 
 
-def _started(run: _Run) -> TrainingState:
+def _started(run: Run) -> TrainingState:
     """Return the state to go on from; weights, optimizer and log are set to it."""
     world, device, parameters = run.work.world, run.work.device, run.work.parameters
     with storage_errors(run.checkpoints):
@@ -204,21 +194,21 @@ def _started(run: _Run) -> TrainingState:
             settings=run.settings,
             plan=run.plan,
         )
-        _log(run, "run", record=event)
+        run.note("run", record=event)
         return TrainingState()
     step = checkpoint.state.step
     restore_parameters(checkpoint.folder / WEIGHTS, parameters=parameters)
     restore_optimizer(checkpoint.folder / OPTIMIZER, optimizer=run.optimizer, parameters=parameters)
     if world.rank == 0:
-        run.log.truncate_after(step)
-    _log(run, "resumed", record=ResumedEvent(step, checkpoint.quarantined))
+        run.log.truncate_after(step, without=to_do_again(checkpoint.state))
+    run.note("resumed", record=ResumedEvent(step, checkpoint.quarantined))
     for name in checkpoint.quarantined:
         run.progress.say(f"{run.checkpoints / name}: set aside, because it or its best step is damaged.")
     run.progress.say(f"Going on after step {step} of {run.plan.num_steps}.")
     return checkpoint.state
 
 
-def _steps_after(run: _Run, step: int) -> Iterator[Step]:
+def _steps_after(run: Run, step: int) -> Iterator[Step]:
     """Yield what is left to do after `step`, one progress line an epoch."""
     for epoch, end in enumerate(run.plan.epoch_ends):
         if end <= step:
@@ -232,14 +222,15 @@ def _steps_after(run: _Run, step: int) -> Iterator[Step]:
         yield from steps
 
 
-def _taken(run: _Run, state: TrainingState, *, step: Step) -> TrainingState:
+def _taken(run: Run, state: TrainingState, *, step: Step) -> TrainingState:
     """Return the state after one update of the trained parameters."""
     started = time.perf_counter()
     work, settings, number = run.work, run.settings, state.step + 1
     torch.manual_seed(step_seed(settings.seed, step=number, rank=work.world.rank))
     learning_rate = _set_learning_rate(run, number)
-    with _memory_errors(run, number), training(work.model):
+    with run.memory_errors(number), training(work.model):
         accumulated = accumulate(work, step, table=run.train_table)
+        l2_penalty = add_pull(work)
         grad_norm = nn.utils.clip_grad_norm_(work.parameters.values(), settings.max_grad_norm).item()
         if not math.isfinite(accumulated.loss) or not math.isfinite(grad_norm):
             clear_gradients(work)
@@ -263,65 +254,14 @@ def _taken(run: _Run, state: TrainingState, *, step: Step) -> TrainingState:
         num_targets=step.num_targets,
         record_ids_sha256=ids_sha256(record_ids(run.train_table, step)),
         elapsed_seconds=state.train_seconds,
+        l2_penalty=l2_penalty,
     )
-    _log(run, "step", record=event)
+    run.note("step", record=event)
     run.progress.advance(step.num_tokens, note=f"step {number}, train loss {accumulated.loss:.3f}")
     return state
 
 
-def _settled(run: _Run, state: TrainingState, *, saved: TrainingState) -> tuple[TrainingState, TrainingState]:
-    """Validate and save where that is due after a step; return the state, and the state that is on the disk."""
-    validated = any(validation.step == state.step for validation in state.validations)
-    if state.step in run.plan.evaluation_steps and not validated:
-        state = replace(state, validations=(*state.validations, _validated(run, state.step)))
-    best = run.selection.best(state.validations)
-    due = (
-        state.step in run.plan.save_steps
-        or (best is not None and best.step == state.step)
-        or run.selection.out_of_patience(state.validations)
-    )
-    if not due or state == saved:
-        return state, saved
-    _save(run, state)
-    return state, state
-
-
-def _validated(run: _Run, step: int) -> Validation:
-    epoch_ends = step in run.plan.epoch_ends
-    if epoch_ends:
-        # `validate` may open a piece of progress of its own.
-        run.progress.finish()
-    metric = None
-    with _memory_errors(run, step):
-        micro_batches = plan_validation(run.validation_table, settings=run.settings)
-        loss = validation_loss(run.work, run.validation_table, micro_batches=micro_batches)
-        if run.validate is not None and epoch_ends:
-            with evaluating(run.work.model):
-                metric = run.validate(run.work.model)
-    validation = Validation(step=step, epoch=run.plan.epochs_done(step), loss=loss, metric=metric)
-    name = None if metric is None else run.settings.select_by
-    _log(run, "validation", record=ValidationEvent(step, validation.epoch, loss, name, metric))
-    run.progress.say(describe_validation(validation, select_by=run.settings.select_by))
-    return validation
-
-
-def _save(run: _Run, state: TrainingState) -> None:
-    best = run.selection.best(state.validations)
-    if run.work.world.rank == 0:
-        # The log first: a checkpoint must never stand without the lines that lead to it.
-        run.log.sync()
-        save_checkpoint(
-            run.checkpoints,
-            weights=run.work.parameters,
-            optimizer=optimizer_tensors(run.optimizer, parameters=run.work.parameters),
-            state=replace(state, peak_memory_bytes=_peak_memory_bytes(run, state)),
-            best_step=None if best is None else best.step,
-            run_key=run.key,
-        )
-    run.work.world.wait(device=run.work.device)
-
-
-def _finished(run: _Run, state: TrainingState) -> TrainingResult:
+def _finished(run: Run, state: TrainingState) -> TrainingResult:
     """Load the best weights and return what the run did."""
     best = run.selection.best(state.validations)
     if best is None:
@@ -339,14 +279,14 @@ def _finished(run: _Run, state: TrainingState) -> TrainingResult:
         num_train_tokens=state.num_train_tokens,
         num_target_tokens=state.num_target_tokens,
         tokens_per_second=state.num_train_tokens / state.train_seconds,
-        peak_memory_bytes=_peak_memory_bytes(run, state),
+        peak_memory_bytes=run.peak_memory_bytes(state),
         validation=state.validations,
     )
-    _log(run, "finished", record=result)
+    run.note("finished", record=result)
     return result
 
 
-def _set_learning_rate(run: _Run, number: int) -> float:
+def _set_learning_rate(run: Run, number: int) -> float:
     settings = run.settings
     learning_rate = settings.learning_rate * learning_rate_factor(
         number,
@@ -360,9 +300,9 @@ def _set_learning_rate(run: _Run, number: int) -> float:
     return learning_rate
 
 
-def _raise_non_finite(run: _Run, number: int, *, accumulated: Accumulated, grad_norm: float) -> NoReturn:
+def _raise_non_finite(run: Run, number: int, *, accumulated: Accumulated, grad_norm: float) -> NoReturn:
     ids = [run.train_table.record_ids[i] for i in accumulated.suspects]
-    _log(run, "non_finite", record=NonFiniteEvent(number, tuple(ids)))
+    run.note("non_finite", record=NonFiniteEvent(number, tuple(ids)))
     more = f" and {len(ids) - _MAX_LISTED} more" if len(ids) > _MAX_LISTED else ""
     raise NonFiniteError(
         f"{run.folder}: step {number}: found a loss of {accumulated.loss} and a gradient norm of {grad_norm} with the "
@@ -371,25 +311,8 @@ def _raise_non_finite(run: _Run, number: int, *, accumulated: Accumulated, grad_
     )
 
 
-def _require_space(run: _Run) -> None:
+def _require_space(run: Run) -> None:
     num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in run.work.parameters.values())
     num_present = sum(1 for path in run.checkpoints.iterdir() if path.is_dir())
     num_to_come = max(1, _MOST_CHECKPOINTS - num_present)
     require_space(run.checkpoints, needed_bytes=int(num_to_come * _TENSORS_PER_PARAMETER * _SPACE_MARGIN * num_bytes))
-
-
-def _log(run: _Run, event: str, *, record: Any) -> None:
-    if run.work.world.rank == 0:
-        run.log.append(event, record)
-
-
-def _memory_errors(run: _Run, step: int) -> AbstractContextManager[None]:
-    return memory_errors(
-        f"{run.folder}: step {step}: found too little memory for micro-batches of "
-        f"{run.settings.tokens_per_micro_batch:,} tokens; expected room for one forward and backward pass. Lower "
-        "training.tokens_per_micro_batch, or set training.gradient_checkpointing=true."
-    )
-
-
-def _peak_memory_bytes(run: _Run, state: TrainingState) -> int:
-    return max(state.peak_memory_bytes, peak_memory_bytes(run.work.device))

@@ -18,6 +18,10 @@ from keeptune.training.events import RunEvent
 from keeptune.training.settings import TrainingSettings, Validation
 
 _FEW_STEPS = 50
+_NUM_DRIFTS = 10
+# What the drift may take of the training's time; a token that is trained on costs as much as so many that are read.
+_DRIFT_FRACTION = 0.02
+_FORWARD_PASSES_PER_TRAINED_TOKEN = 3
 _MAX_LISTED = 10
 
 
@@ -33,6 +37,11 @@ class RunPlan:
     @property
     def num_steps(self) -> int:
         return self.epoch_ends[-1]
+
+    @property
+    def drift_steps(self) -> frozenset[int]:
+        """The steps after which the drift is measured: every tenth of the run, the last step among them."""
+        return frozenset(math.ceil(self.num_steps * i / _NUM_DRIFTS) for i in range(1, _NUM_DRIFTS + 1))
 
     def epoch_start(self, epoch: int) -> int:
         """Return the number of steps before an epoch."""
@@ -97,6 +106,16 @@ def plan_run(table: Examples, *, settings: TrainingSettings, has_validation: boo
         evaluation_steps=frozenset(evaluation_steps),
         save_steps=frozenset({*save_steps, num_steps}),
     )
+
+
+def num_probe_examples(probe: Examples, *, table: Examples, num_epochs: int) -> int:
+    """Return how many of the probe's first examples the drift may be measured on: 2 % of the training's time at most.
+
+    A tenth of the run trains on a tenth of `num_epochs` · the table's tokens; reading a token costs a third of that.
+    """
+    tokens_per_drift = num_epochs * int(table.lengths.sum()) / _NUM_DRIFTS
+    most_tokens = _DRIFT_FRACTION * _FORWARD_PASSES_PER_TRAINED_TOKEN * tokens_per_drift
+    return int(np.searchsorted(np.cumsum(probe.lengths), most_tokens, side="right"))
 
 
 def run_event(

@@ -26,8 +26,19 @@ class Stopped(Exception):
 
 
 @dataclass(frozen=True, slots=True)
+class Pull:
+    """L2-SP: `strength` · ‖θ - θ0‖² is part of the objective, θ0 being the `start` weights of the trained parameters.
+
+    Source: Li et al. 2018, arXiv 1802.01483, equation 2.
+    """
+
+    strength: float
+    start: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True, slots=True)
 class Work:
-    """What every step works with; `loss` returns the summed cross-entropy in nats over a batch's target tokens."""
+    """What every step works with; `loss` returns the summed loss in nats over a batch's target tokens."""
 
     model: nn.Module
     parameters: Mapping[str, nn.Parameter]
@@ -37,6 +48,7 @@ class Work:
     device: torch.device
     autocast: torch.dtype | None
     stop_requested: Callable[[], bool]
+    pull: Pull | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +106,30 @@ def accumulate(work: Work, step: Step, *, table: Examples) -> Accumulated:
     if not math.isfinite(loss_sum) and not bool(values.isfinite().all()):
         suspects = mine[int(values.isfinite().logical_not().nonzero()[0])]
     return Accumulated(loss_sum / step.num_targets, suspects)
+
+
+def pull_to(parameters: Mapping[str, nn.Parameter], *, strength: float) -> Pull | None:
+    """Return a pull to the parameters as they are now, None where the strength is 0; copies every one of them."""
+    if strength == 0.0:
+        return None
+    return Pull(strength, {name: parameter.detach().clone() for name, parameter in parameters.items()})
+
+
+@torch.no_grad()
+def add_pull(work: Work) -> float | None:
+    """Add the gradient of the pull to the parameters' and return what it adds to the objective; None without a pull.
+
+    Every rank adds the whole of it, after the sum over ranks.
+    """
+    if work.pull is None:
+        return None
+    total = torch.zeros((), dtype=torch.double, device=work.device)
+    for name, parameter in work.parameters.items():
+        difference = parameter - work.pull.start[name]
+        total += difference.square().sum(dtype=torch.double)
+        difference *= 2 * work.pull.strength
+        parameter.grad = difference if parameter.grad is None else parameter.grad.add_(difference)
+    return work.pull.strength * float(total)
 
 
 def validation_loss(work: Work, table: Examples, *, micro_batches: Sequence[Sequence[int]]) -> float:

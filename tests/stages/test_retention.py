@@ -187,13 +187,13 @@ def test_a_budget_that_does_not_hold_delivers_no_model_and_names_the_base(copied
     recipe = copied.recipe.model_copy(update={"retention": retention})
     with stages.open_run(recipe, context=context()) as run:
         data = stages.prepare(run)
-        with pytest.raises(DataError, match=r"retention\.budget\.self: found 60 records to certify on; expected at least"):
+        with pytest.raises(
+            DataError, match=r"retention\.budget\.self: found 60 records to certify on; expected at least"
+        ):
             stages.certify(run, data=data)
 
 
-def test_too_few_records_are_refused_before_training_with_the_number_that_would_do(
-    tmp_path: Path, model: Path
-) -> None:
+def test_too_few_records_are_refused_before_training_with_the_number_that_would_do(tmp_path: Path, model: Path) -> None:
     recipe = written_recipe(tmp_path, model=model, budget={"self": "0.02 nats"})
     with stages.open_run(recipe, context=context()) as run:
         data = stages.prepare(run)
@@ -228,9 +228,10 @@ def test_a_budget_for_a_suite_that_is_not_there_is_refused_with_the_nearest(tmp_
 
 def test_certify_without_a_budget_is_refused(copied: Made) -> None:
     retention = copied.recipe.retention.model_copy(update={"budget": {}})
-    with stages.open_run(copied.recipe.model_copy(update={"retention": retention}), context=context()) as run:
-        with pytest.raises(DataError, match=r"retention\.budget: found none; expected what each suite may lose"):
-            stages.certify(run)
+    recipe = copied.recipe.model_copy(update={"retention": retention})
+    refused = pytest.raises(DataError, match=r"retention\.budget: found none; expected what each suite may lose")
+    with stages.open_run(recipe, context=context()) as run, refused:
+        stages.certify(run)
 
 
 def test_suites_of_chance_are_left_out_and_said(tmp_path: Path, model: Path) -> None:
