@@ -9,7 +9,7 @@ from keeptune.stages.check import CheckOutcome, check
 from keeptune.stages.data import Data, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
-from keeptune.stages.run import Context, Run, open_run
+from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.training import check_methods, train
 
 __all__ = [
@@ -22,6 +22,7 @@ __all__ = [
     "check_model",
     "evaluate",
     "export",
+    "naming_recipe",
     "open_run",
     "prepare",
     "report",

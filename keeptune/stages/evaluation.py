@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, record_to_json
 from keeptune.errors import DataError
+from keeptune.report.reading import RunFolder, mapping
 from keeptune.report.scores import read_scores
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
 BASE = "base"
 # Train records among which the card's example is chosen.
 _CARD_RECORDS = 1000
+# Of a model's key, in the log of openings.
+_KEY_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +113,22 @@ def _trained_facts(run: Run, method: Method) -> Mapping[str, Any]:
 
 
 def _record_opening(run: Run, data: Data, *, entrants: list[_Entrant]) -> None:
-    """Add a line to `test_openings.jsonl`, on the disk before the split is read."""
+    """Add a line to `test_openings.jsonl`, on the disk before the split is read.
+
+    One that goes on with an interrupted look, at the same models under the same keys, says so: it is no second look.
+    """
+    keys = {entrant.name: entrant.key[:_KEY_DIGITS] for entrant in entrants}
     line = {
         "opened": run.context.now(),
         "command": run.context.command,
-        "models": [entrant.name for entrant in entrants],
+        "models": list(keys),
         "test_sha256": file_sha256(data.folder / "test.jsonl"),
+        "keys": keys,
     }
     path = run.folder / "test_openings.jsonl"
+    before = [mapping(opening.get("keys")) for opening in RunFolder(run.folder).lines(path.name, expected=False)]
+    if any(keys.items() <= of_before.items() for of_before in before):
+        line["resumes"] = True
     with storage_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(line, ensure_ascii=False) + "\n")
         file.flush()
