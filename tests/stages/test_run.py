@@ -362,28 +362,25 @@ def test_a_stopped_run_goes_on_to_the_same_weights(done: tuple[Path, Path], tmp_
     assert (tmp_path / "run" / samples).read_text() == (reference / samples).read_text()
 
 
-def test_going_on_with_an_interrupted_look_at_test_is_no_second_look(tmp_path: Path) -> None:
-    base = world.llama(tmp_path / "base")
-    data, methods = world.records(tmp_path / "data.jsonl", number=20), {"lora": {"peft_type": "LORA"}}
-    path = world.recipe_file(tmp_path, model=base, data=data, methods=methods)
-    with stages.open_run(world.recipe(path), context=world.context()) as run:
-        stages.train(run)
+def test_going_on_with_an_interrupted_look_at_test_is_no_second_look(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, folder = done
+    shutil.copytree(folder, tmp_path / "run")
     openings = tmp_path / "run" / "test_openings.jsonl"
-    with (
-        pytest.raises(Interrupted),
-        stages.open_run(world.recipe(path), context=world.context(stop_requested=openings.exists)) as run,
-    ):
-        stages.evaluate(run)
     # What a power cut may leave.
     openings.write_text(openings.read_text() + '{"models"\n')
-    finished(path)
     shutil.rmtree(tmp_path / "run" / "lora" / "test")
-    finished(path)
-    finished(path, **{"evaluation.metrics": ["exact_match"]})
+    metrics = ["exact_match", "rougeL", "token_f1"]
+    for changed in ({}, {"evaluation.metrics": metrics}, {"evaluation.metrics": metrics}):
+        recipe = world.recipe(path, output_dir=str(tmp_path / "run"), **changed)
+        with (
+            stages.open_run(recipe, context=world.context(stop_requested=lambda: True)) as run,
+            pytest.raises(Interrupted),
+        ):
+            stages.evaluate(run)
     lines = openings.read_text().splitlines()
     seen = [(line["models"], line.get("resumes")) for line in map(json.loads, [lines[0], *lines[2:]])]
-    both = ["base", "lora"]
-    assert seen == [(both, None), (both, True), (["lora"], True), (both, None)]
+    every = ["base", "full", "lora"]
+    assert seen == [(every, None), (["lora"], True), (every, None), (every, True)]
 
 
 def test_an_encoder_decoder_model_runs_from_end_to_end(tmp_path: Path) -> None:
