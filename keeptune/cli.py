@@ -188,7 +188,7 @@ def demo(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
     path = folder / "lab-demo.yaml"
     recipe = _load(path, None)
     if not quiet:
-        print(_plan(recipe))
+        print(_plan(recipe), flush=True)
     run(path, quiet=quiet)
     page = Path(recipe.output_dir, "report.html").resolve()
     terminal.show_change(_console(), page.with_name("report.json"))

@@ -26,8 +26,8 @@ _LIVE_SECONDS = 0.1
 _OVERLAPS = {
     "exact": "the same prompt",
     "near": "a near-duplicate prompt",
-    "ngram_cover": "more than half in shared runs of 8 words",
-    "ngram_13": "a shared run of 13 words",
+    "ngram_cover": "more than half of its words, in runs of 8",
+    "ngram_13": "a run of 13 words",
 }
 # The rows of means in the table of tasks.
 _MEANS = {ALL_TASKS: "all together", OTHER_TASKS: "others together"}
@@ -201,7 +201,7 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
         ("target tokens, all splits", f"{audit['tokens']['supervised_tokens']:,}"),
     ]
     overlaps = {kind: leak for kind, leak in audit["leaks"].items() if leak["num_train_records"]}
-    rows += [("train records that have with validation or test", "")] if overlaps else []
+    rows += [("train records that share with a held-out record", "")] if overlaps else []
     rows += [
         (f"  {_OVERLAPS[kind]}", f"{leak['num_train_records']:,}, {'removed' if leak['num_removed'] else 'kept'}")
         for kind, leak in overlaps.items()
@@ -304,7 +304,7 @@ def show_change(console: Console, report: Path) -> None:
     for method in value["selection"]["values"]:
         changes = [
             f"{label} {means['base', task]:.3f} → {means[method, task]:.3f}"
-            for label, task in (("learned", ALL_TASKS), ("others", OTHER_TASKS))
+            for label, task in (("learned", ALL_TASKS), ("the other tasks", OTHER_TASKS))
             if means.get(("base", task)) is not None and means.get((method, task)) is not None
         ]
         console.print(visible(f"{method}: {', '.join(changes)} ({metric})"), highlight=False, soft_wrap=True)

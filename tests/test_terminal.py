@@ -162,8 +162,8 @@ def test_the_last_lines_say_what_each_method_learned_and_what_it_lost(tmp_path: 
     console = plain()
     show_change(console, write_report(run).with_name("report.json"))
     assert text_of(console).splitlines() == [
-        "full: learned 0.118 → 0.402, others 0.106 → 0.042 (rougeL)",
-        "lora: learned 0.118 → 0.431, others 0.106 → 0.042 (rougeL)",
+        "full: learned 0.118 → 0.402, the other tasks 0.106 → 0.042 (rougeL)",
+        "lora: learned 0.118 → 0.431, the other tasks 0.106 → 0.042 (rougeL)",
     ]
     run = write_run(tmp_path / "alone", num_steps=1)
     console = plain()
@@ -212,11 +212,11 @@ def test_the_audit_tells_what_was_not_asked_for_from_what_was_taken_out_and_over
     assert ["removed: overlaps of train with validation or test", "6"] in rows
     assert ["removed: empty completion", "2"] in rows
     assert ["target tokens, all splits", "30,120"] in rows
-    first = rows.index(["train records that have with validation or test", ""])
+    first = rows.index(["train records that share with a held-out record", ""])
     assert rows[first + 1 : first + 4] == [
         ["a near-duplicate prompt", "4, removed"],
-        ["more than half in shared runs of 8 words", "2, removed"],
-        ["a shared run of 13 words", "31, kept"],
+        ["more than half of its words, in runs of 8", "2, removed"],
+        ["a run of 13 words", "31, kept"],
     ]
     assert ["", "median", "90 % have at most", "99 % have at most", "longest"] in rows
 

@@ -243,7 +243,7 @@ def test_the_demo_ends_in_its_report_and_goes_on_from_what_is_done(tmp_path: Pat
     command = [sys.executable, "-m", "keeptune.cli", "demo", "lab"]
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     *_, full, lora, took, last = first.stdout.strip().splitlines()
-    assert re.fullmatch(r"full: learned 0\.000 → [01]\.\d+, others 0\.\d+ → 0\.\d+ \(exact_match\)", full)
+    assert re.fullmatch(r"full: learned 0\.000 → [01]\.\d+, the other tasks 0\.\d+ → 0\.\d+ \(exact_match\)", full)
     assert lora.startswith("lora: learned 0.000 → ") and took.startswith("The demo took ")
     page = last.removeprefix("Open it in a browser: file://")
     assert "How to read this page" in Path(page).read_text(encoding="utf-8")
