@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
 import sys
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -38,7 +40,7 @@ Overrides = Annotated[
         "--set", metavar="KEY=VALUE", help="Override a field of the recipe, e.g. training.num_train_epochs=1."
     ),
 ]
-LabFolder = Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where the lab stands.", show_default=True)]
+LabFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the lab stands.", show_default=True)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print outcomes only.")]
 
 
@@ -80,20 +82,25 @@ def check(
     recipe: RecipePath,
     *,
     set_: Overrides = None,
-    records: Annotated[int, typer.Option(min=1, help="Records to show, one of each task in turn.")] = 3,
+    records: Annotated[
+        int, typer.Option(min=1, metavar="NUMBER", help="Records to show, one of each task in turn.")
+    ] = 3,
     quiet: Quiet = False,
 ) -> None:
-    """Read, audit and render the data without training; show what would be trained on."""
+    """Audit and render the data; train nothing, keep nothing. Shows what would be trained on."""
     from keeptune import stages, terminal
 
     loaded = _load(recipe, set_)
-    stages.check_methods(loaded)
-    outcome = stages.check(loaded, context=_context(quiet=quiet, signals=False), num_shown=records)
-    if quiet:
-        splits = ", ".join(f"{count:,} {split}" for split, count in outcome.audit["splits"].items())
-        print(f"Checked: {outcome.audit['rows_in']:,} rows, {outcome.audit['kept']:,} records kept ({splits})")
-    else:
+    with stages.naming_recipe(recipe, loaded):
+        stages.check_methods(loaded)
+        outcome = stages.check(loaded, context=_context(quiet=quiet, signals=False), num_shown=records)
+    if not quiet:
         terminal.show_check(_console(), outcome)
+    splits = ", ".join(f"{count:,} {split}" for split, count in outcome.audit["splits"].items())
+    print(f"Checked: {outcome.audit['rows_in']:,} rows, {outcome.audit['kept']:,} records kept ({splits})")
+    if not quiet:
+        overrides = [part for override in set_ or [] for part in ("--set", override)]
+        print(f"Ready. Next: {_command('run', str(recipe), *overrides)}")
 
 
 @app.command()
@@ -113,7 +120,9 @@ def train(
     recipe: RecipePath,
     *,
     set_: Overrides = None,
-    method: Annotated[list[str] | None, typer.Option(help="Train these methods only.")] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Train this method only; may be given again.")
+    ] = None,
     quiet: Quiet = False,
 ) -> None:
     """Train every method of the recipe, choosing on validation."""
@@ -130,7 +139,7 @@ def train(
 
 @app.command()
 def evaluate(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
-    """Score the base model and every trained method on the locked test split; deliver the selected one."""
+    """Score the base model and every method on the test split. Delivers the method that validation selected."""
     from keeptune import stages
 
     with _run(recipe, set_, quiet=quiet, begun=True) as run:
@@ -151,7 +160,7 @@ def certify(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False)
 
 @app.command()
 def report(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
-    """Write report.html and report.json from what the run folder holds."""
+    """Write report.html and report.json from a run folder."""
     from keeptune import stages
 
     with _run(recipe, set_, quiet=quiet, begun=True) as run:
@@ -160,12 +169,12 @@ def report(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) 
 
 @app.command()
 def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
-    """Prepare, train, evaluate and report; finished stages are not run again."""
+    """Prepare, train, evaluate and report. Finished stages are not run again."""
     from keeptune import stages, terminal
 
     with _run(recipe, set_, quiet=quiet, check=stages.check_methods) as opened:
         prepared = stages.prepare(opened)
-        if not quiet:
+        if not quiet and not prepared.made_before:
             terminal.show_audit(_console(), prepared.audit)
         texts = stages.write_texts(opened, prepared)
         stages.check_budgets(opened.recipe, prepared, texts)
@@ -174,12 +183,12 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         delivered = stages.evaluate(opened, data=prepared, texts=texts)
         certificate = stages.certify(opened, data=prepared) if delivered is None else None
         page = stages.report(opened)
-        terminal.show_scores(_console(), page.with_name("report.json"))
-        if certificate:
-            terminal.show_certificate(_console(), certificate)
-        else:
-            print(f"Instruct model: {delivered}")
-        print(f"Report: {page}")
+    terminal.show_scores(_console(), page.with_name("report.json"))
+    if certificate:
+        terminal.show_certificate(_console(), certificate)
+    else:
+        print(f"Instruct model: {delivered}")
+    print(f"Report: {page}")
 
 
 @app.command()
@@ -207,36 +216,79 @@ def compare(
 
 @app.command()
 def lab(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
-    """Write the lab into a folder: small base models, tasks with known answers, and recipes that use them."""
-    from keeptune.lab.folder import RECIPES, write_lab
+    """Write the lab: base models, tasks with known answers, recipes."""
+    from keeptune.lab.folder import RECIPES
 
-    write_lab(folder, progress=_context(quiet=quiet, signals=False).progress)
-    print(f"Lab: {folder}")
+    _write_lab(folder, quiet=quiet)
     for name in RECIPES:
-        print(f"  {shlex.join(['keeptune', 'run', f'{folder / name}.yaml'])}")
+        print(f"  {_command('run', f'{folder / name}.yaml')}")
 
 
 @app.command()
 def demo(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
-    """Tune the lab's small instruct model on one task, full and LoRA, and report what it learned and forgot."""
-    from keeptune.lab.folder import write_lab
+    """Tune a small model and report what it learned and forgot. It is the lab's, tuned in full and by LoRA."""
+    from keeptune import terminal
 
-    write_lab(folder, progress=_context(quiet=quiet, signals=False).progress)
-    run(folder / "lab-demo.yaml", quiet=quiet)
-    page = (folder / "runs" / "demo" / "report.html").resolve()
+    begun = time.monotonic()
+    _write_lab(folder, quiet=quiet)
+    path = folder / "lab-demo.yaml"
+    recipe = _load(path, None)
+    if not quiet:
+        print(_plan(recipe), flush=True)
+    run(path, quiet=quiet)
+    page = Path(recipe.output_dir, "report.html").resolve()
+    terminal.show_change(_console(), page.with_name("report.json"))
+    print(f"The demo took {time.monotonic() - begun:,.0f} s.")
     print(f"Open it in a browser: {page.as_uri()}")
 
 
 @app.command()
 def export(
-    adapter: Annotated[Path, typer.Argument(help="A method's folder (runs/x/lora) or an adapter folder.")],
+    adapter: Annotated[
+        Path, typer.Argument(metavar="ADAPTER", help="A method's folder (runs/x/lora) or an adapter folder.")
+    ],
     merged: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the merged model goes; must not exist.")],
-    base: Annotated[str | None, typer.Option(help="The base model, where the adapter does not name it.")] = None,
+    base: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="The base model, where the adapter does not name it.")
+    ] = None,
 ) -> None:
-    """Fold an adapter into its base model and write a model folder that transformers loads alone."""
+    """Fold an adapter into its base model. Writes a model folder that transformers loads alone."""
     from keeptune import stages
 
     print(f"Merged model: {stages.export(adapter, merged=merged, base=base)}")
+
+
+def _write_lab(folder: Path, *, quiet: bool) -> None:
+    from keeptune.lab.folder import CONTENT, write_lab
+
+    written = write_lab(folder, progress=_context(quiet=quiet, signals=False).progress)
+    kept = [name for name in CONTENT if name not in written]
+    parts = [f"{verb} {', '.join(names)}" for verb, names in (("wrote", written), ("kept", kept)) if names]
+    print(f"Lab: {folder} ({'; '.join(parts)})")
+
+
+def _plan(recipe: Recipe) -> str:
+    """Return in a line what a demo teaches to which model, what it measures, and about how long that takes."""
+    taught = ", ".join(task.name for task in recipe.data.tasks if task.train)
+    num_others = sum(not task.train for task in recipe.data.tasks)
+    return (
+        f"Teaching {Path(recipe.model).name} the task {taught} by {' and '.join(recipe.methods)}; measuring what that "
+        f"brings there and costs on {num_others} other tasks. About three minutes on two cores, where all is still "
+        "to be done."
+    )
+
+
+def _command(*arguments: str) -> str:
+    """Return a command line of keeptune's that the shell understands where this one was given."""
+    return f"{_program()} {shlex.join(arguments)}"
+
+
+def _program() -> str:
+    """Return what starts keeptune: its name where the shell finds that, else the path that this process came from."""
+    if shutil.which("keeptune"):
+        return "keeptune"
+    started = sys.argv[0]
+    return shlex.join([sys.executable, "-m", "keeptune.cli"] if started.endswith(".py") else [started])
 
 
 def _load(path: Path, overrides: list[str] | None) -> Recipe:
@@ -258,22 +310,28 @@ def _run(
     from keeptune import stages
 
     recipe = _load(path, overrides)
-    if check is not None:
-        check(recipe)
-    with stages.open_run(recipe, context=_context(quiet=quiet), begun=begun) as opened:
-        yield opened
+    with stages.naming_recipe(path, recipe):
+        if check is not None:
+            check(recipe)
+        with stages.open_run(recipe, context=_context(quiet=quiet), begun=begun) as opened:
+            try:
+                yield opened
+            finally:
+                opened.context.progress.finish()
 
 
 def _context(*, quiet: bool, signals: bool = True) -> Context:
     from keeptune import stages, terminal
+    from keeptune.progress import Joined
 
     received = _Signals()
     if signals:
         received.install()
     console = _console(stderr=True)
     live = console.is_terminal and not quiet
+    listener = terminal.LiveProgress(console) if live else terminal.PlainProgress(console, quiet=quiet)
     return stages.Context(
-        progress=terminal.LiveProgress(console) if live else terminal.PlainProgress(console, quiet=quiet),
+        progress=Joined(listener),
         stop_requested=received.stop_requested,
         command=shlex.join(["keeptune", *sys.argv[1:]]),
         now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -301,7 +359,9 @@ def main() -> None:
         returned = app(standalone_mode=False)
         code = returned if isinstance(returned, int) else 0
     except KeeptuneError as error:
-        sys.stderr.write(f"keeptune: {error}\n")
+        # A remedy names a command that works here.
+        message = str(error).replace("`keeptune ", f"`{_program()} ")
+        sys.stderr.write(f"keeptune: {message}\n")
         code = error.exit_code
     except typer.Exit as stop:
         code = stop.exit_code

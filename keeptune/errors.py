@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, NoReturn
 
@@ -73,6 +74,13 @@ def raise_collected(kind: type[KeeptuneError], problems: Sequence[str]) -> NoRet
     if len(problems) > _MAX_LISTED:
         listed.append(f"and {len(problems) - _MAX_LISTED} more.")
     raise kind("\n".join(listed))
+
+
+def relative_start(path: Path) -> str:
+    """Return the sentence, with a space before it, that says where a relative path starts; none for an absolute one."""
+    if path.is_absolute():
+        return ""
+    return f" Relative paths start from {Path.cwd()}, where the command was given, not from the recipe's folder."
 
 
 def import_extra(module: str, *, extra: str) -> ModuleType:

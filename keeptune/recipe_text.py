@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from yaml.error import MarkedYAMLError
 
 from keeptune.data.lines import json_kind
 from keeptune.errors import RecipeError
@@ -23,6 +24,8 @@ _EXPECTED |= {
     "too_short": "at least one entry",
 }
 _YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
+_DATA_FILE = re.compile(r"\.(jsonl|ndjson|csv|parquet|gz)$", re.IGNORECASE)
+_DATA_REMEDY = "Data are named in a recipe: `data: {tasks: [{path: ...}]}`."
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
@@ -31,6 +34,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         RecipeError: it cannot be read, or is no YAML of `key: value` lines.
     """
+    _refuse_what_is_no_recipe(path)
     try:
         raw = path.read_bytes()
     except OSError as error:
@@ -43,12 +47,26 @@ def read_yaml(path: Path) -> dict[str, Any]:
     try:
         value = yaml.load(raw.decode("utf-8-sig"), Loader=_RecipeLoader)
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        detail = " ".join(str(error).split())[:300]
-        raise RecipeError(f"{path}: found no valid YAML: {detail}; expected a recipe. Mend that place.") from error
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        detail = str(getattr(error, "problem", None) or error).replace(' in "<unicode string>",', " at")
+        detail = " ".join(detail.split())[:300]
+        raise RecipeError(f"{where}: found no valid YAML ({detail}); expected a recipe. Mend that place.") from error
     if not isinstance(value, dict):
         found = "an empty file" if value is None else json_kind(value)
-        raise RecipeError(f"{path}: found {found}; expected `key: value` lines such as `model: ...`.")
+        remedy = f" {_DATA_REMEDY}" if isinstance(value, list) else ""
+        raise RecipeError(f"{path}: found {found}; expected `key: value` lines such as `model: ...`.{remedy}")
     return value
+
+
+def _refuse_what_is_no_recipe(path: Path) -> None:
+    """Refuse a folder, and a file whose name says that it holds data."""
+    if path.is_dir():
+        names = ", ".join(str(file) for file in sorted(path.glob("*.yaml")))
+        remedy = f"Name one of those in it: {names}." if names else "No .yaml file is in it; check the path."
+        raise RecipeError(f"{path}: found a folder; expected a recipe. {remedy}")
+    if _DATA_FILE.search(path.name):
+        raise RecipeError(f"{path}: found a file of data, by its name; expected a recipe (.yaml). {_DATA_REMEDY}")
 
 
 def write_yaml(value: Mapping[str, Any]) -> str:
@@ -61,14 +79,16 @@ class _RecipeLoader(yaml.SafeLoader):
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
-            raise yaml.YAMLError("aliases (*name) are not accepted")
+            mark = self.peek_event().start_mark
+            raise MarkedYAMLError(problem="aliases (*name) are not accepted", problem_mark=mark)
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [key for i, key in enumerate(keys) if key in keys[:i]]
+        twice = [i for i, key in enumerate(keys) if key in keys[:i]]
         if twice:
-            raise yaml.YAMLError(f"the key {twice[0]!r} stands twice{node.start_mark}")
+            problem, mark = f"the key {keys[twice[0]]!r} stands twice", node.value[twice[0]][0].start_mark
+            raise MarkedYAMLError(problem=problem, problem_mark=mark)
         return super().construct_mapping(node, deep=deep)
 
 

@@ -16,6 +16,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from keeptune.data.audit import unused_and_removed
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report import comparison
@@ -24,6 +25,14 @@ from keeptune.storage import read_json
 
 _PLAIN_SECONDS = 15.0
 _LIVE_SECONDS = 0.1
+_OVERLAPS = {
+    "exact": "the same prompt",
+    "near": "a near-duplicate prompt",
+    "ngram_cover": "more than half of its words, in runs of 8",
+    "ngram_13": "a run of 13 words",
+}
+# The rows of means in the table of tasks.
+_MEANS = {ALL_TASKS: "all together", OTHER_TASKS: "others together"}
 
 
 class ShownToken(Protocol):
@@ -133,10 +142,14 @@ class PlainProgress:
         self._done += count
         self._note = note or self._note
         now = time.monotonic()
-        if now - self._shown >= _PLAIN_SECONDS and not self._quiet:
-            self._shown = now
-            rate = self._done / (now - self._begun)
-            left = (self._total - self._done) / rate if rate else 0.0
+        # The last unit needs no line of its own: that of the end follows.
+        if now - self._shown >= _PLAIN_SECONDS and not self._quiet and self._done < self._total:
+            self._shown, seconds = now, now - self._begun
+            if not self._done:
+                self._print(f"{self._title}: {self._total:,} {noun(self._total, self._unit)}, {seconds:,.0f} s so far")
+                return
+            rate = self._done / seconds
+            left = (self._total - self._done) / rate
             self._print(
                 f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s, {left:,.0f} s left"
             )
@@ -177,23 +190,25 @@ def show_table(
 
 def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     """Print what `audit.json` says: rows, splits of each task, duplicates, overlap and lengths in tokens."""
-    dropped = ", ".join(f"{count:,} {reason}" for reason, count in sorted(audit["dropped"].items())) or "none"
+    unused, removed = unused_and_removed(audit["dropped"])
     near, groups = audit["near_duplicates"], audit["groups"]
     rows = [
         ("rows read", f"{audit['rows_in']:,}"),
         ("records kept", f"{audit['kept']:,}"),
-        ("dropped", dropped),
+        *((f"not used: {reason}", f"{count:,}") for reason, count in unused.items()),
+        *((f"removed: {reason}", f"{count:,}") for reason, count in removed.items()),
         ("exact duplicates", f"{audit['exact_duplicates']:,}"),
         ("near-duplicate pairs", f"{near['num_pairs']:,}"),
         ("groups kept in one split", f"{groups['num_groups']:,}, the largest of {groups['largest_group']:,}"),
         ("shortened to the limit", f"{audit['truncated']:,} ({100 * audit['tokens']['truncated_fraction']:.1f} %)"),
         ("completions cut", f"{audit['tokens']['completion_cut']:,}"),
-        ("tokens that carry loss", f"{audit['tokens']['supervised_tokens']:,}"),
+        ("target tokens, all splits", f"{audit['tokens']['supervised_tokens']:,}"),
     ]
+    overlaps = {kind: leak for kind, leak in audit["leaks"].items() if leak["num_train_records"]}
+    rows += [("train records that share with a held-out record", "")] if overlaps else []
     rows += [
-        (f"train records that overlap ({kind})", f"{leak['num_train_records']:,}, {leak['num_removed']:,} removed")
-        for kind, leak in audit["leaks"].items()
-        if leak["num_train_records"]
+        (f"  {_OVERLAPS[kind]}", f"{leak['num_train_records']:,}, {'removed' if leak['num_removed'] else 'kept'}")
+        for kind, leak in overlaps.items()
     ]
     show_table(console, "Audit", ("", ""), rows=rows)
     tasks = {**audit["tasks"], **({ALL_TASKS: audit["splits"]} if len(audit["tasks"]) > 1 else {})}
@@ -202,9 +217,9 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     table = [(named[task], *(f"{counts[split]:,}" for split in splits)) for task, counts in tasks.items()]
     show_table(console, "Records", ("task", *splits), rows=table)
     parts = ("prompt", "completion", "total")
-    quantiles = ("p50", "p90", "p99", "max")
+    quantiles = {"p50": "median", "p90": "90 % have at most", "p99": "99 % have at most", "max": "longest"}
     lengths = [(part, *(f"{audit['tokens'][part][q]:,}" for q in quantiles)) for part in parts]
-    show_table(console, "Tokens of a record", ("", *quantiles), rows=lengths)
+    show_table(console, "Tokens of a record", ("", *quantiles.values()), rows=lengths)
 
 
 def show_check(console: Console, outcome: Checked) -> None:
@@ -224,7 +239,10 @@ def show_check(console: Console, outcome: Checked) -> None:
         listed = ", ".join(
             f"{task} ({number:,} train {noun(number, 'records')})" for task, number in outcome.others.items()
         )
-        console.print(visible(f"No record shown of: {listed}\n"), highlight=False, soft_wrap=True)
+        # In turn: with some task left out, each of the records shown is of another one.
+        enough = len(outcome.previews) + len(outcome.others)
+        line = f"No record shown of: {listed}. With --records {enough}, one of each task is.\n"
+        console.print(visible(line), highlight=False, soft_wrap=True)
     if outcome.previews:
         show_token_table(console, tokens=outcome.previews[0][1], at_most=40)
 
@@ -285,9 +303,24 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
             before = f"{base['mean']:.3f} → " if base and base["mean"] is not None else ""
             cells.append(f"{before}{_with_doubt(score)}" if score else "–")
         num_records = next(s["num_records"] for (of, _), s in scores.items() if of == task)
-        rows.append((f"  {task}" if others else task, f"{num_records:,}", *cells))
-    title = f"Test split by task: {metric}, base → tuned"
+        label = _MEANS.get(task, task)
+        rows.append((f"  {label}" if others else label, f"{num_records:,}", *cells))
+    title = f"Test split by task: {metric}, base → tuned ± the 95 % interval of tuned"
     show_table(console, title, ("task", "records", *methods), rows=rows)
+
+
+def show_change(console: Console, report: Path) -> None:
+    """Print a line for each method of what `report.json` says: the main score before and after, learned and others."""
+    value = json.loads(report.read_text(encoding="utf-8"))
+    metric = value["main_metric"]
+    means = {(s["model"], s["task"]): s["mean"] for s in value["scores"] if s["metric"] == metric and not s["shots"]}
+    for method in value["selection"]["values"]:
+        changes = [
+            f"{label} {means['base', task]:.3f} → {means[method, task]:.3f}"
+            for label, task in (("learned", ALL_TASKS), ("the other tasks", OTHER_TASKS))
+            if means.get(("base", task)) is not None and means.get((method, task)) is not None
+        ]
+        console.print(visible(f"{method}: {', '.join(changes)} ({metric})"), highlight=False, soft_wrap=True)
 
 
 def _with_mean(tasks: Sequence[str], mean: str) -> list[str]:

@@ -137,11 +137,13 @@ def test_bad_tasks_are_refused(tmp_path: Path, tasks: str, message: str) -> None
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("model: [", "found no valid YAML"),
+        ("model: [", "recipe.yaml:1: found no valid YAML (expected the node content"),
+        ("model: a\noutput_dir: b: c\n", "recipe.yaml:2: found no valid YAML (mapping values are not allowed here)"),
+        ("model: \x01\n", "found no valid YAML (unacceptable character #x0001: special characters are not allowed at"),
         ("", "found an empty file; expected `key: value` lines"),
         ("- a\n", "found a list; expected `key: value` lines"),
-        ("a: &x 1\nb: *x\n", "aliases (*name) are not accepted"),
-        ("model: a\nmodel: b\n", "the key 'model' stands twice"),
+        ("a: &x 1\nb: *x\n", "recipe.yaml:2: found no valid YAML (aliases (*name) are not accepted)"),
+        ("model: a\nmodel: b\n", "recipe.yaml:2: found no valid YAML (the key 'model' stands twice)"),
         ("model: !!python/object/apply:os.system [ls]\n", "found no valid YAML"),
         ("[" * 20000, "found no valid YAML"),
     ],
@@ -150,6 +152,31 @@ def test_yaml_that_is_no_recipe_is_refused(tmp_path: Path, text: str, message: s
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, text))
     assert message in str(caught.value)
+    assert "unicode string" not in str(caught.value)
+
+
+def test_a_folder_in_the_place_of_a_recipe_names_the_recipes_in_it(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"found a folder; expected a recipe\. No \.yaml file is in it"):
+        load_recipe(tmp_path)
+    (tmp_path / "b.yaml").touch()
+    (tmp_path / "a.yaml").touch()
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: found a folder; expected a recipe. Name one of those in it: {tmp_path / 'a.yaml'}, "
+        f"{tmp_path / 'b.yaml'}."
+    )
+
+
+def test_data_in_the_place_of_a_recipe_are_told(tmp_path: Path) -> None:
+    # One line of JSON lines is a recipe's YAML too.
+    for name in ("rows.jsonl", "rows.csv", "rows.json.gz"):
+        (tmp_path / name).write_text('{"prompt": "a", "completion": "b"}')
+        with pytest.raises(RecipeError, match=r"found a file of data, by its name; .* Data are named in a recipe"):
+            load_recipe(tmp_path / name)
+    (tmp_path / "rows.json").write_text('[{"prompt": "a", "completion": "b"}]')
+    with pytest.raises(RecipeError, match=r"found a list; .* Data are named in a recipe: `data: "):
+        load_recipe(tmp_path / "rows.json")
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from keeptune.errors import DataError, KeeptuneError, RecipeError, import_extra, raise_collected
+from keeptune.errors import DataError, KeeptuneError, RecipeError, import_extra, raise_collected, relative_start
 
 
 def test_the_first_ten_problems_are_listed_and_the_rest_counted() -> None:
@@ -26,6 +28,16 @@ def test_every_kind_has_its_exit_code() -> None:
         "CheckpointError": 8,
         "Interrupted": 143,
     }
+
+
+def test_a_relative_path_is_said_to_start_from_the_folder_of_the_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert relative_start(Path("lab/models")) == (
+        f" Relative paths start from {tmp_path}, where the command was given, not from the recipe's folder."
+    )
+    assert relative_start(tmp_path) == ""
 
 
 def test_a_missing_library_names_the_extra_to_install() -> None:

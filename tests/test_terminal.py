@@ -7,14 +7,27 @@ import json
 import re
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 
+from keeptune import terminal
+from keeptune.progress import Joined
 from keeptune.report.page import write_report
 from keeptune.stages import CheckOutcome
 from keeptune.stages.check import CheckedMethod
-from keeptune.terminal import LiveProgress, PlainProgress, show_audit, show_check, show_scores, show_tokens, visible
+from keeptune.terminal import (
+    LiveProgress,
+    PlainProgress,
+    show_audit,
+    show_change,
+    show_check,
+    show_scores,
+    show_tokens,
+    visible,
+)
 from keeptune.text.tokens import PreviewToken
 from tests.report.run_folder import audit, write_json, write_run
+from tests.stages.world import Notes
 
 
 def plain() -> Console:
@@ -51,6 +64,43 @@ def test_one_is_not_a_plural_and_work_cut_short_says_of_how_much() -> None:
     first, second = text_of(console).splitlines()
     assert first.startswith("Reading: 1 task in ")
     assert second.startswith("Epoch 1 of 2: 300/900 tokens in ")
+
+
+def test_work_that_cannot_be_counted_yet_shows_its_time_and_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter([0.0, 20.0, 40.0, 60.0, 60.0])
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(seconds))
+    console = plain()
+    progress = PlainProgress(console, quiet=False)
+    progress.start("Reading", total=4, unit="tasks")
+    progress.advance(0, note="9,000 rows")
+    progress.advance(1)
+    progress.advance(3)
+    progress.finish()
+    assert text_of(console).splitlines() == [
+        "Reading: 4 tasks, 20 s so far, 9,000 rows",
+        "Reading: 1/4 tasks, 0.0/s, 120 s left, 9,000 rows",
+        "Reading: 4 tasks in 60.0 s, 9,000 rows",
+    ]
+
+
+def test_stages_that_stood_there_are_told_in_one_line() -> None:
+    notes = Notes()
+    progress = Joined(notes)
+    progress.say("run/data: prepared before and unchanged")
+    progress.say("run/full: trained before and unchanged")
+    assert notes.lines == []
+    progress.say("lora: 10 of 20 parameters train")
+    progress.say("run/base: evaluated before and unchanged")
+    progress.finish()
+    progress.finish()
+    assert notes.lines == [
+        "run/data: prepared, run/full: trained before and unchanged",
+        "lora: 10 of 20 parameters train",
+        "run/base: evaluated before and unchanged",
+    ]
+    progress.say("run/data: prepared before and unchanged")
+    progress.start("Epoch 1", total=2, unit="tokens")
+    assert notes.lines[3:] == ["run/data: prepared before and unchanged"]
 
 
 def test_quiet_progress_says_nothing() -> None:
@@ -92,19 +142,33 @@ def test_each_task_has_a_row_with_its_score_before_and_after(tmp_path: Path) -> 
     # 0.6 and 0.76 times the means over all; half of the interval is 1.96 standard errors.
     assert ["news", "100", "0.071 → 0.241 ± 0.038", "0.071 → 0.259 ± 0.041"] in rows
     assert ["boolq", "100", "0.090 → 0.306 ± 0.048", "0.090 → 0.328 ± 0.051"] in rows
-    assert ["all", "200", "0.118 → 0.402 ± 0.045", "0.118 → 0.431 ± 0.048"] in rows
+    assert ["all together", "200", "0.118 → 0.402 ± 0.045", "0.118 → 0.431 ± 0.048"] in rows
 
 
 def test_tasks_that_were_not_trained_on_stand_below_the_others(tmp_path: Path) -> None:
     run = write_run(tmp_path, tasks=("news", "qa"), others=("boolq", "wiki"), num_steps=1)
     rows = [cells(line) for line in scores_of(run).splitlines()]
     labels = [row[0] for row in rows[rows.index(["trained on", "", "", ""]) :] if row]
-    assert labels == ["trained on", "news", "qa", "all", "not trained on", "boolq", "wiki", "others"]
+    assert labels == ["trained on", "news", "qa", "all together", "not trained on", "boolq", "wiki", "others together"]
     assert ["boolq", "100", "0.106 → 0.042 ± 0.007", "0.106 → 0.042 ± 0.007"] in rows
-    assert ["others", "200", "0.106 → 0.042 ± 0.005", "0.106 → 0.042 ± 0.005"] in rows
+    assert ["others together", "200", "0.106 → 0.042 ± 0.005", "0.106 → 0.042 ± 0.005"] in rows
     console = plain()
     show_audit(console, audit(("news",), others=("boolq",)))
     assert ["boolq (not trained on)", "0", "0", "96"] in [cells(line) for line in text_of(console).splitlines()]
+
+
+def test_the_last_lines_say_what_each_method_learned_and_what_it_lost(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("news",), others=("boolq",), num_steps=1)
+    console = plain()
+    show_change(console, write_report(run).with_name("report.json"))
+    assert text_of(console).splitlines() == [
+        "full: learned 0.118 → 0.402, the other tasks 0.106 → 0.042 (rougeL)",
+        "lora: learned 0.118 → 0.431, the other tasks 0.106 → 0.042 (rougeL)",
+    ]
+    run = write_run(tmp_path / "alone", num_steps=1)
+    console = plain()
+    show_change(console, write_report(run).with_name("report.json"))
+    assert text_of(console).splitlines()[0] == "full: learned 0.118 → 0.402 (rougeL)"
 
 
 def test_a_single_task_is_shown_once(tmp_path: Path) -> None:
@@ -137,6 +201,26 @@ def test_the_audit_has_no_empty_header(tmp_path: Path) -> None:
     assert cells(lines[lines.index(next(line for line in lines if line.startswith("Audit"))) + 2])[0] == "rows read"
 
 
+def test_the_audit_tells_what_was_not_asked_for_from_what_was_taken_out_and_overlaps_in_words() -> None:
+    value = audit(("ag_news",))
+    value["dropped"] = {"leak": 6, "max_records": 7_900, "not_trained": 91_106, "empty_completion": 2}
+    console = plain()
+    show_audit(console, value)
+    rows = [cells(line) for line in text_of(console).splitlines()]
+    assert ["not used: above max_records", "7,900"] in rows
+    assert ["not used: non-test rows of tasks not trained on", "91,106"] in rows
+    assert ["removed: overlaps of train with validation or test", "6"] in rows
+    assert ["removed: empty completion", "2"] in rows
+    assert ["target tokens, all splits", "30,120"] in rows
+    first = rows.index(["train records that share with a held-out record", ""])
+    assert rows[first + 1 : first + 4] == [
+        ["a near-duplicate prompt", "4, removed"],
+        ["more than half of its words, in runs of 8", "2, removed"],
+        ["a run of 13 words", "31, kept"],
+    ]
+    assert ["", "median", "90 % have at most", "99 % have at most", "longest"] in rows
+
+
 def test_a_check_names_the_methods_and_the_tasks_of_which_it_shows_nothing() -> None:
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
     methods = [CheckedMethod("full", None, 2e-5, 1200, 505), CheckedMethod("lora", "LORA", 2e-4, 1200, 505)]
@@ -145,7 +229,9 @@ def test_a_check_names_the_methods_and_the_tasks_of_which_it_shows_nothing() -> 
     rows = [cells(line) for line in text_of(console).splitlines()]
     assert ["full", "all parameters", "2e-05", "1,200", "505"] in rows
     assert ["lora", "LORA", "0.0002", "1,200", "505"] in rows
-    assert "No record shown of: boolq (812 train records), one (1 train record)" in text_of(console)
+    assert (
+        "No record shown of: boolq (812 train records), one (1 train record). With --records 3, one of each task is.\n"
+    ) in text_of(console)
 
 
 def test_control_characters_cannot_steer_the_terminal() -> None:

@@ -14,6 +14,15 @@ from keeptune.data.split import LEAK_KINDS, LeakKind
 
 MAX_EXAMPLES = 20
 TOO_LONG = "too_long"
+# Rows that the recipe does not ask for; every other reason takes out a row that was asked for.
+_UNUSED = frozenset({"max_records", "not_trained"})
+_REASONS = {
+    "exact_duplicate": "exact copies",
+    "leak": "overlaps of train with validation or test",
+    "max_records": "above max_records",
+    "not_trained": "non-test rows of tasks not trained on",
+    TOO_LONG: "longer than max_length",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -191,12 +200,21 @@ class Audit:
 
     def summary(self) -> str:
         """Return the sum of rows as one line."""
-        reasons = ", ".join(f"{count:,} {reason}" for reason, count in sorted(self.dropped.items()))
-        dropped = sum(self.dropped.values())
         truncated = self.tokens.truncated if self.tokens is not None else 0
-        cut = f" ({truncated:,} of them truncated)" if truncated else ""
-        kept = f"{self.rows_in:,} rows = {self.kept:,} kept{cut}"
-        return f"{kept} + {dropped:,} dropped" + (f" ({reasons})" if reasons else "")
+        terms = [f"{self.kept:,} kept" + (f" ({truncated:,} of them truncated)" if truncated else "")]
+        for name, counts in zip(("not used", "removed"), unused_and_removed(self.dropped), strict=True):
+            reasons = ", ".join(f"{count:,} {reason}" for reason, count in counts.items())
+            terms += [f"{sum(counts.values()):,} {name} ({reasons})"] if counts else []
+        return f"{self.rows_in:,} rows = {' + '.join(terms)}"
+
+
+def unused_and_removed(dropped: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
+    """Return how many rows were not asked for, and how many were taken out, each by its reason in words."""
+    unused, removed = {}, {}
+    for reason, count in sorted(dropped.items()):
+        counts = unused if reason in _UNUSED else removed
+        counts[_REASONS.get(reason, reason.replace("_", " "))] = count
+    return unused, removed
 
 
 def _sum(tasks: Iterable[SplitCounts]) -> SplitCounts:

@@ -143,8 +143,9 @@ def prepare_records(
     placed = _read(sources, drop_incomplete=drop_incomplete, ledger=ledger, progress=progress)
     placed, num_copies = _without_copies(placed, duplicates=duplicates, ledger=ledger)
     records = [entry.record for entry in placed]
-    progress.start("Auditing", total=len(records), unit="records")
+    progress.start("Auditing for near-duplicates", total=len(records), unit="records")
     near = near_duplicates([record.prompt for record in records], tasks=[record.task for record in records])
+    progress.advance(len(records))
     assigned = assign_splits(
         records,
         near=near,
@@ -153,9 +154,9 @@ def prepare_records(
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
     )
-    progress.advance(0, note="near-duplicates")
+    progress.start("Auditing for overlaps", total=len(records), unit="records")
     found = find_leaks(records, splits=assigned.splits, near=near)
-    progress.advance(len(records), note="near-duplicates and overlaps")
+    progress.advance(len(records))
     progress.finish()
     removed = _REMOVED_KINDS if leaks == "drop" else frozenset[LeakKind]()
     kept = _kept(records, assigned.splits, leaking={leak.train_id for leak in found if leak.kind in removed}, to=ledger)

@@ -24,7 +24,7 @@ from keeptune.data.lines import (
     refuse_blown_up,
 )
 from keeptune.data.record import SPLIT_NAMES, SplitName
-from keeptune.errors import DataError, RecipeError, import_extra, raise_collected
+from keeptune.errors import DataError, RecipeError, import_extra, raise_collected, relative_start
 from keeptune.storage import file_sha256
 
 _ALIASES: dict[str, SplitName] = {
@@ -329,11 +329,13 @@ def _near(path: Path) -> str:
     """Return the remedy for a missing path: the nearest names in the folder where it should be."""
     folder = path.parent
     if not folder.is_dir():
-        return f"There is no folder {folder} either; check the path."
+        return f"There is no folder {folder} either; check the path.{relative_start(path)}"
     with reading(str(folder)):
         names = sorted(p.name for p in folder.iterdir())
     near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    return f"Did you mean {' or '.join(near)}?" if near else f"Nothing in {folder} has a similar name; check the path."
+    if near:
+        return f"Did you mean {' or '.join(near)}?"
+    return f"Nothing in {folder} has a similar name; check the path.{relative_start(path)}"
 
 
 def _folder_files(folder: Path, *, shown: str) -> list[_File]:

@@ -16,7 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from keeptune.errors import RecipeError, import_extra
+from keeptune.errors import RecipeError, import_extra, relative_start
 from keeptune.storage import file_sha256, read_json, storage_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
@@ -91,7 +91,7 @@ def _nearest(path: Path) -> str:
     parent = path.parent
     names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean {str(parent / near[0])!r}?" if near else "Mend the path."
+    return f"Did you mean {str(parent / near[0])!r}?" if near else f"Mend the path.{relative_start(path)}"
 
 
 def _hub_snapshot(path: str) -> Path:

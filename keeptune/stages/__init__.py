@@ -14,7 +14,7 @@ from keeptune.stages.data import Data, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
 from keeptune.stages.keep import KeepTexts
-from keeptune.stages.run import Context, Run, open_run
+from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import check_methods, train
 
@@ -34,6 +34,7 @@ __all__ = [
     "evaluate",
     "export",
     "keep_texts",
+    "naming_recipe",
     "open_run",
     "prepare",
     "report",

@@ -69,7 +69,7 @@ def answer_test(
         readers = [_reader(entry, run=opened, data=data, first=first, scratch=Path(scratch)) for entry in entries]
         waiting = [reader for reader in readers if not is_done(reader.folder, reader.key)]
         if waiting:
-            record_opening(opened, data, models=[reader.entry.name for reader in waiting])
+            record_opening(opened, data, keys={reader.entry.name: reader.key for reader in waiting})
         for reader in waiting:
             split = _split(reader, run=opened, data=data, scratch=Path(scratch))
             own = replace(data, base=reader.base)

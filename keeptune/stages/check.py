@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import Record
-from keeptune.stages.data import Data, read_base, rendering, write_data
+from keeptune.stages.data import Data, read_base, rendering, source_hashes, write_data
 from keeptune.stages.run import Context
 from keeptune.stages.training import learning_rate, tokens_per_step
 
@@ -53,6 +53,8 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
     with tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
         folder = Path(scratch)
         base = read_base(recipe, cache=folder)
+        # A wrong path is told by its key before any row is read.
+        source_hashes(recipe)
         write_data(recipe, base, folder, progress=context.progress)
         data = Data(base, folder, "")
         shown = _in_turn(data.records("train"))[:num_shown]

@@ -23,7 +23,7 @@ from keeptune.data.record import (
 )
 from keeptune.data.split import part_name
 from keeptune.errors import DataError, FolderInUseError, RecipeError
-from keeptune.progress import Progress
+from keeptune.progress import UNCHANGED, Progress
 from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
 from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
 
@@ -60,11 +60,15 @@ class Base:
 
 @dataclass(frozen=True, slots=True)
 class Data:
-    """What `prepare` left: the base model's text side, and the folder with splits, tokens and audit."""
+    """What `prepare` left: the base model's text side, and the folder with splits, tokens and audit.
+
+    `made_before`: they stood there, prepared by an earlier command.
+    """
 
     base: Base
     folder: Path
     key: str
+    made_before: bool = False
 
     @property
     def audit(self) -> Mapping[str, Any]:
@@ -116,11 +120,12 @@ def prepare(run: Run) -> Data:
     progress = run.progress
     base = read_base(run.recipe, cache=run.folder)
     note_facts(run, {"base": {"model_type": base.facts.model_type, "sha256": base.facts.sha256}})
-    sources = _source_hashes(run.recipe)
+    sources = source_hashes(run.recipe)
     key = _data_key(run.recipe, base, sources=sources)
     folder = run.folder / "data"
-    if is_done(folder, key):
-        progress.say(f"{folder}: prepared before and unchanged")
+    made_before = is_done(folder, key)
+    if made_before:
+        progress.say(f"{folder}: prepared {UNCHANGED}")
     else:
         _refuse_other_data(run.folder, folder)
         facts: dict[str, Any] = {
@@ -137,7 +142,7 @@ def prepare(run: Run) -> Data:
         }
         with staged_folder(folder, facts=facts) as staging:
             facts["counts"] = write_data(run.recipe, base, staging, progress=progress).counts()
-    return Data(base, folder, key)
+    return Data(base, folder, key, made_before=made_before)
 
 
 def _refuse_other_data(run_folder: Path, folder: Path) -> None:
@@ -231,14 +236,23 @@ def _max_positions(recipe: Recipe, base: Base) -> int | None:
     return max(1, base.facts.max_positions - most)
 
 
-def _source_hashes(recipe: Recipe) -> list[str]:
-    """Return the SHA-256 of each task's files, in the recipe's order."""
+def source_hashes(recipe: Recipe) -> list[str]:
+    """Return the SHA-256 of each task's files, in the recipe's order.
+
+    Raises:
+        DataError, RecipeError: a task's path or own file cannot be used; the message begins with its key.
+    """
     from keeptune.data.source import source_sha256
 
-    return [
-        source_sha256(task.path, revision=task.revision, validation=task.validation, test=task.test)
-        for task in recipe.data.tasks
-    ]
+    hashes = []
+    for i, task in enumerate(recipe.data.tasks):
+        try:
+            hashes.append(source_sha256(task.path, revision=task.revision, validation=task.validation, test=task.test))
+        except (DataError, RecipeError) as error:
+            own = {"validation": task.validation, "test": task.test}
+            key = next((key for key, path in own.items() if path and str(error).startswith(path)), "path")
+            raise type(error)(f"data.tasks.{i}.{key}: {error}") from error
+    return hashes
 
 
 def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
@@ -268,8 +282,6 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
     from keeptune.text.tokens import tokenize
 
     data = recipe.data
-    if _max_length(recipe, base) < data.max_length:
-        progress.say(f"data.max_length: {_max_length(recipe, base)} tokens, which is all that the model has room for")
     prepared = prepare_records(
         [TaskSource(**task.model_dump(exclude={"train"}), trained=task.train) for task in data.tasks],
         seed=recipe.seed,
@@ -280,6 +292,8 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
         leaks=data.leaks,
         progress=progress,
     )
+    if (room := _max_length(recipe, base)) < data.max_length:
+        progress.say(f"data.max_length lowered from {data.max_length} to {room}: the model has room for no more tokens")
     with storage_errors(folder):
         (folder / "tokens").mkdir()
     by_split = _divided(recipe, prepared)

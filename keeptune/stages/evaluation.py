@@ -67,7 +67,7 @@ def evaluate(run: Run, *, data: Data | None = None, texts: Texts | None = None) 
     entrants += [_entrant(run, data, method, kept=kept) for method in methods]
     waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
     if waiting:
-        record_opening(run, data, models=[entrant.name for entrant in waiting])
+        record_opening(run, data, keys={entrant.name: entrant.key for entrant in waiting})
         split = evaluation_split(data, "test")
         train = data.records("train") if any(entrant.shots for entrant in waiting) else []
         # The base model is loaded once for all of its rows.

@@ -100,7 +100,7 @@ def _repeat_base(run: Run, data: Data) -> None:
     if is_done(folder, key):
         return
     run.context.progress.say(f"{BASE}: answering test again, in smaller batches")
-    record_opening(run, data, models=[f"{BASE}, again"])
+    record_opening(run, data, keys={f"{BASE}, again": key})
     answer(
         run,
         data,
@@ -130,9 +130,9 @@ def _measure_method(run: Run, data: Data, method: Method, *, texts: Texts | None
             waiting.append((point, "texts", keys["texts"]))
     if not waiting:
         return
-    on_test = [point for point, kind, _ in waiting if kind == "test"]
+    on_test = {f"{method.name} at {point.alpha:g}": key or "" for point, kind, key in waiting if kind == "test"}
     if on_test:
-        record_opening(run, data, models=[f"{method.name} at {point.alpha:g}" for point in on_test])
+        record_opening(run, data, keys=on_test)
     path = open_way(run, data, method)
     base = load_base(run, data) if texts is not None else None
     for point, kind, key in waiting:

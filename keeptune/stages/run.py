@@ -17,7 +17,7 @@ import yaml
 
 from keeptune import __version__
 from keeptune.config import Recipe
-from keeptune.errors import FolderInUseError, Interrupted, RecipeError
+from keeptune.errors import FolderInUseError, Interrupted, KeeptuneError, RecipeError
 from keeptune.progress import Progress
 from keeptune.storage import (
     MANIFEST,
@@ -127,6 +127,22 @@ def is_run(folder: Path) -> bool:
     return path.is_file() and {"commands", "versions"} <= set(read_json(path))
 
 
+@contextmanager
+def naming_recipe(path: Path, recipe: Recipe) -> Iterator[None]:
+    """Put the recipe's path before what a message inside the block says of one of the recipe's keys."""
+    try:
+        yield
+    except KeeptuneError as error:
+        sections = recipe.model_dump(mode="json").items()
+        leaves = [key for section, value in sections for key, _ in _leaves(value, section)]
+        lines = []
+        for line in str(error).split("\n"):
+            where = line.partition(": ")[0]
+            is_key = any(key == where or key.startswith(f"{where}.") for key in leaves)
+            lines.append(f"{path}: {line}" if is_key else line)
+        raise type(error)("\n".join(lines)) from error
+
+
 def begun_methods(folder: Path) -> set[str]:
     """Return the names of the methods of which something is saved: what they were trained on must not change now."""
     checkpoints = {path.parent.parent.name for path in folder.glob("*/checkpoints/*")}
@@ -188,8 +204,8 @@ def _refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
         listed = [f"{key} was {_short(before.get(key))}, now {_short(after.get(key))}" for key in changed[:_MAX_LISTED]]
         more = [f"and {len(changed) - _MAX_LISTED} more"] if len(changed) > _MAX_LISTED else []
         raise FolderInUseError(
-            f"{folder}: found results of another recipe ({'; '.join([*listed, *more])}); expected the same settings to "
-            "go on. Choose another output_dir, or remove this folder."
+            f"output_dir: found results of another recipe in {folder} ({'; '.join([*listed, *more])}); expected the "
+            "same settings to go on. Choose another output_dir, or remove that folder."
         )
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from keeptune.config import MethodFields, Recipe
 from keeptune.errors import RecipeError, raise_collected
+from keeptune.progress import UNCHANGED
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.run import Run, is_done, note_facts, stage_key
@@ -29,6 +30,12 @@ if TYPE_CHECKING:
     from keeptune.training.settings import TrainingResult, TrainingSettings
 
 _DEFAULT_RATES = {False: 2e-5, True: 2e-4}
+# What a micro-batch is, in a person's words.
+_LAYOUTS = {
+    "packed": "whole records packed one behind the other",
+    "padded": "records padded to the longest beside them",
+    "pairs": "pairs of prompt and completion, padded to the longest beside them",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +187,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     key = training_key(run.recipe, data, method, texts=texts)
     done = folder / "training.json"
     if done.exists() and read_json(done).get("key") == key and is_done(artifact_folder(folder, method), key):
-        progress.say(f"{folder}: trained before and unchanged")
+        progress.say(f"{folder}: trained {UNCHANGED}")
         return folder
     device = pick_device(run.recipe.device)
     model = load_model(data.base.folder, device=device, dtype=_weight_type(run.recipe, device, method))
@@ -196,7 +203,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     note_facts(run, {"device": device.type, "dtype": dtype, "num_threads": torch.get_num_threads()})
     progress.say(
         f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
-        f"({100 * counts.trained / counts.total:.2f} %), {fit.layout} batches on {device.type}"
+        f"({100 * counts.trained / counts.total:.2f} %) on {device.type}; batches hold {_LAYOUTS[fit.layout]}"
     )
     own = own_facts(method, counts)
     if method.l2_base:

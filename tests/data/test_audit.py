@@ -101,10 +101,15 @@ def test_the_counts_of_a_manifest_are_those_of_the_audit() -> None:
 
 
 def test_the_summary_is_the_sum() -> None:
-    assert AUDIT.summary() == "12 rows = 9 kept + 3 dropped (1 empty_completion, 2 exact_duplicate)"
+    assert AUDIT.summary() == "12 rows = 9 kept + 3 removed (1 empty completion, 2 exact copies)"
     audit = AUDIT.with_tokens(tokens(truncated=2, completion_cut=1, too_long=1), too_long=[("a", "test")])
     # As in the audit's table, what is truncated is kept.
-    assert audit.summary().startswith(f"12 rows = {audit.kept} kept (2 of them truncated) + 4 dropped (")
+    assert audit.summary().startswith(f"12 rows = {audit.kept} kept (2 of them truncated) + 4 removed (")
+    assert replace(AUDIT, dropped={"leak": 1, "max_records": 1, "not_trained": 1}).summary() == (
+        "12 rows = 9 kept + 2 not used (1 above max_records, 1 non-test rows of tasks not trained on) "
+        "+ 1 removed (1 overlaps of train with validation or test)"
+    )
+    assert replace(AUDIT, rows_in=9, dropped={}).summary() == "9 rows = 9 kept"
 
 
 def test_quantiles_are_lengths_that_occur() -> None:

@@ -261,6 +261,15 @@ def test_a_missing_file_names_its_neighbours(tmp_path: Path) -> None:
     assert f"There is no folder {tmp_path / 'none'} either; check the path." in refusal(tmp_path / "none" / "a.csv")
 
 
+@pytest.mark.parametrize("path", ["lab/tasks/sums.jsonl", "zzz.jsonl"])
+def test_a_relative_path_that_is_missing_says_where_it_starts(
+    path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=rf"check the path\. Relative paths start from {tmp_path}, where"):
+        list(read_rows(path, revision=None, validation=None, test=None))
+
+
 @pytest.mark.parametrize(
     "path", ["./alpaca", "../no/such", "owner/data.jsonl", "owner/table.txt", "~/no-such-x", "x", ""]
 )

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -14,9 +16,9 @@ import torch
 import yaml
 
 from benchmarks import lab as benchmark
-from keeptune import stages
-from keeptune.errors import FolderInUseError
-from keeptune.lab.folder import MODELS, RECIPES, write_lab
+from keeptune import cli, stages
+from keeptune.errors import FolderInUseError, StorageError
+from keeptune.lab.folder import CONTENT, MODELS, RECIPES, write_lab
 from keeptune.lab.world import make_world
 from keeptune.model.folder import check_model_folder
 from keeptune.progress import Silent
@@ -107,9 +109,108 @@ def test_folders_of_somebody_elses_are_left_alone(name: str, tmp_path: Path) -> 
     mine = tmp_path / name / "mine.txt"
     mine.parent.mkdir()
     mine.write_text("precious")
-    with pytest.raises(FolderInUseError, match="did not write.*Choose another folder"):
+    with pytest.raises(FolderInUseError, match=f"found {name} and no lab; .* as in `keeptune demo my-lab`"):
         write_lab(tmp_path, progress=Silent())
     assert mine.read_text() == "precious" and [path.name for path in tmp_path.iterdir()] == [name]
+    (tmp_path / "lab-demo.yaml").touch()
+    with pytest.raises(FolderInUseError, match="did not write; .* as in `keeptune demo my-lab`"):
+        write_lab(tmp_path, progress=Silent())
+    assert mine.read_text() == "precious"
+
+
+def test_a_folder_of_other_things_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("precious")
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FolderInUseError) as caught:
+        write_lab(tmp_path, progress=Silent())
+    assert str(caught.value) == (
+        f"{tmp_path}: found mine, notes.txt and no lab; expected an empty or a new folder, or a lab. Name another "
+        "folder, as in `keeptune demo my-lab`."
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["mine", "notes.txt"]
+
+
+def test_a_file_in_the_place_of_the_lab_is_told(tmp_path: Path) -> None:
+    (tmp_path / "lab").touch()
+    for folder in (tmp_path / "lab", tmp_path / "lab" / "inside"):
+        with pytest.raises(StorageError, match=f"{folder}: found a file on this path; expected a folder for the lab"):
+            write_lab(folder, progress=Silent())
+    with pytest.raises(StorageError, match="found no way to make it .* as in `keeptune demo my-lab`"):
+        write_lab(Path("/proc/lab"), progress=Silent())
+
+
+def small_lab(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Write a lab of one task with few rows."""
+    monkeypatch.setattr("keeptune.lab.folder.TASKS", ())
+    monkeypatch.setattr("keeptune.lab.folder._COUNTS", {"train": 5, "validation": 2, "test": 2})
+    assert write_lab(folder, progress=Silent()) == CONTENT
+    assert write_lab(folder, progress=Silent()) == ()
+    return folder
+
+
+def test_files_that_were_changed_or_added_are_never_written_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tasks = small_lab(tmp_path / "lab", monkeypatch) / "tasks"
+    rows = tasks / "span_sentence" / "train.jsonl"
+    written = rows.read_text()
+    (tasks / "mine.jsonl").write_text("precious")
+    # Nothing is in the way of a lab that need not be written anew.
+    assert write_lab(tasks.parent, progress=Silent()) == ()
+    rows.write_text(written + '{"messages": []}\n')
+    with pytest.raises(FolderInUseError) as caught:
+        write_lab(tasks.parent, progress=Silent())
+    own, changed = str(caught.value).splitlines()
+    assert own.startswith(f"{tasks / 'mine.jsonl'}: found a file of your own; expected the lab's files alone")
+    assert changed == (
+        f"{rows}: found it changed since keeptune wrote it; expected the lab's files alone, as they are written anew. "
+        f"Move it, or remove {tasks} to have that anew."
+    )
+    assert (tasks / "mine.jsonl").exists() and rows.read_text() != written
+    (tasks / "mine.jsonl").unlink()
+    rows.unlink()
+    assert write_lab(tasks.parent, progress=Silent()) == ("tasks",)
+    assert rows.read_text() == written
+
+
+def test_a_lab_of_older_code_is_replaced_unless_it_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = small_lab(tmp_path / "lab", monkeypatch) / "models"
+    manifest = read_json(models / "manifest.json")
+    (models / "manifest.json").write_text(json.dumps(manifest | {"key": "older"}))
+    assert write_lab(models.parent, progress=Silent()) == ("models",)
+    assert read_json(models / "manifest.json") == manifest
+    card = models / "lab-base" / "README.md"
+    card.write_text("mine")
+    (models / "manifest.json").write_text(json.dumps(manifest | {"key": "older"}))
+    with pytest.raises(FolderInUseError, match=f"{card}: found it changed"):
+        write_lab(models.parent, progress=Silent())
+    assert card.read_text() == "mine"
+
+
+def test_the_command_says_what_it_wrote_and_what_it_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.shutil, "which", lambda name: f"/usr/bin/{name}")
+    small_lab(Path("lab"), monkeypatch)
+    cli.lab(Path("lab"), quiet=True)
+    shutil.rmtree(tmp_path / "lab" / "tasks")
+    cli.lab(Path("lab"), quiet=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "Lab: lab (kept models, tasks, lab-demo.yaml, lab-multitask.yaml)",
+        "  keeptune run lab/lab-demo.yaml",
+        "  keeptune run lab/lab-multitask.yaml",
+        "Lab: lab (wrote tasks; kept models, lab-demo.yaml, lab-multitask.yaml)",
+        "  keeptune run lab/lab-demo.yaml",
+        "  keeptune run lab/lab-multitask.yaml",
+    ]
+
+
+def test_the_demo_says_what_it_will_do(lab: Path) -> None:
+    assert cli._plan(world.recipe(lab / "lab-demo.yaml")) == (
+        "Teaching lab-instruct the task span_sentence by full and lora; measuring what that brings there and costs on "
+        "12 other tasks. About three minutes on two cores, where all is still to be done."
+    )
 
 
 def test_a_recipe_that_was_changed_stays_as_it_is(lab: Path, tmp_path: Path) -> None:
@@ -141,7 +242,14 @@ def test_the_instruct_model_answers_as_was_recorded_and_learns_a_new_wording(lab
 def test_the_demo_ends_in_its_report_and_goes_on_from_what_is_done(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "keeptune.cli", "demo", "lab"]
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    page = first.stdout.strip().splitlines()[-1].removeprefix("Open it in a browser: file://")
+    *_, full, lora, took, last = first.stdout.strip().splitlines()
+    assert re.fullmatch(r"full: learned 0\.000 → [01]\.\d+, the other tasks 0\.\d+ → 0\.\d+ \(exact_match\)", full)
+    assert lora.startswith("lora: learned 0.000 → ") and took.startswith("The demo took ")
+    page = last.removeprefix("Open it in a browser: file://")
     assert "How to read this page" in Path(page).read_text(encoding="utf-8")
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert "trained before and unchanged" in second.stderr and "evaluated before and unchanged" in second.stderr
+    assert second.stderr == (
+        "lab/runs/demo/data: prepared, lab/runs/demo/full: trained, lab/runs/demo/lora: trained, lab/runs/demo: "
+        "evaluated before and unchanged\n"
+    )
+    assert "Records" in first.stdout and "Records" not in second.stdout

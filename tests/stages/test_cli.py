@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from keeptune import cli
+from keeptune.errors import DataError
 from tests.stages import world
 
 
@@ -44,8 +46,10 @@ def test_a_fault_is_one_message_and_its_exit_code(path: Path) -> None:
 @pytest.mark.parametrize(
     ("command", "override", "code", "message"),
     [
-        ("prepare", "data.tasks.0.path=none.jsonl", 3, "none.jsonl"),
-        ("prepare", "model=./none", 2, "found no folder './none'"),
+        ("prepare", "data.tasks.0.path=none.jsonl", 3, "recipe.yaml: data.tasks.0.path: none.jsonl: found no such"),
+        ("prepare", "model=./none", 2, "recipe.yaml: model: found no folder './none'"),
+        ("check", "model=./none", 2, "recipe.yaml: model: found no folder './none'"),
+        ("check", "methods.lora.peft_type=LORRA", 2, "recipe.yaml: methods.lora.peft_type: found 'LORRA'"),
         ("prepare", "evaluation.metrics=[rougL]", 2, "Did you mean rougeL?"),
         ("train", "methods.lora.rank=4", 2, "expected an argument of PEFT's LoraConfig"),
         ("prepare", "output_dir=/dev/null/x", 4, "a file stands where a folder is expected"),
@@ -66,6 +70,17 @@ def test_a_run_prints_its_outcome_and_quiet_prints_less(path: Path) -> None:
     assert loud.returncode == 0, loud.stderr
     assert "Selected on validation:" in loud.stdout
     assert "steps" in loud.stderr
+    assert "Records" in loud.stdout
+    again = keeptune("run", path)
+    assert "Records" not in again.stdout and "Selected on validation:" in again.stdout
+    run = path.parent / "run"
+    assert again.stderr == (
+        f"{run / 'data'}: prepared, {run / 'full'}: trained, {run / 'lora'}: trained, {run}: evaluated before and "
+        "unchanged\n"
+    )
+    other = keeptune("run", path, "--set", "seed=5")
+    assert other.returncode == 7
+    assert f"keeptune: {path}: output_dir: found results of another recipe in {run} (seed was 0, now 5)" in other.stderr
     quiet = keeptune("report", path, "--quiet")
     assert quiet.stderr == ""
     assert quiet.stdout == f"Report: {path.parent / 'run' / 'report.html'}\n"
@@ -94,6 +109,47 @@ def test_check_prints_audit_mask_and_tokens(path: Path) -> None:
     assert "⟦" in result.stdout
     assert "near-duplicate pairs" in result.stdout
     assert "learning rate" in result.stdout and "LORA" in result.stdout
+    checked, ready = result.stdout.splitlines()[-2:]
+    assert checked.startswith("Checked: 40 rows, 40 records kept (")
+    # The command that it names is one that works, whether the shell finds keeptune or not.
+    command = shlex.split(ready.removeprefix("Ready. Next: "))
+    assert command[-2:] == ["run", str(path)] and shutil.which(command[0])
+
+
+def test_commands_that_are_named_start_the_program_that_named_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["/my tools/bin/keeptune", "lab"])
+    monkeypatch.setattr(cli.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert cli._command("run", "a b.yaml") == "keeptune run 'a b.yaml'"
+    monkeypatch.setattr(cli.shutil, "which", lambda name: None)
+    assert cli._command("run", "a.yaml") == "'/my tools/bin/keeptune' run a.yaml"
+    monkeypatch.setattr(sys, "argv", ["/x/keeptune/cli.py", "lab"])
+    assert cli._command("run", "a.yaml") == f"{sys.executable} -m keeptune.cli run a.yaml"
+
+
+def test_a_remedy_names_a_command_that_works_here(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise DataError("x: found y; expected z. Run `keeptune train` first.")
+
+    monkeypatch.setattr(cli, "_load", refused)
+    monkeypatch.setattr(cli.shutil, "which", lambda name: None)
+    monkeypatch.setattr(sys, "argv", [".venv/bin/keeptune", "check", "recipe.yaml"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    assert capsys.readouterr().err == "keeptune: x: found y; expected z. Run `.venv/bin/keeptune train` first.\n"
+
+
+def test_every_command_is_summed_up_without_being_cut() -> None:
+    lines = keeptune("--help", COLUMNS="80").stdout.partition("Commands:")[2].splitlines()
+    assert len(lines) > 8
+    assert not [line for line in lines if line.endswith("...")]
+
+
+def test_help_names_what_an_argument_is() -> None:
+    assert "[FOLDER]" in (shown := keeptune("lab", "--help").stdout) and "[[" not in shown
+    assert "--records NUMBER" in keeptune("check", "--help").stdout
+    assert "--method NAME" in keeptune("train", "--help").stdout
 
 
 def test_a_quiet_check_prints_its_outcome_alone(path: Path) -> None:

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from keeptune import stages
 from keeptune.data.source import source_sha256
-from keeptune.errors import DataError, FolderInUseError, Interrupted, RecipeError
+from keeptune.errors import DataError, FolderInUseError, Interrupted, KeeptuneError, RecipeError
+from keeptune.progress import UNCHANGED
 from keeptune.stages.run import stage_key
 from keeptune.stages.training import make_bench
 from keeptune.storage import read_json, verify_folder
@@ -110,6 +111,15 @@ def test_the_same_command_again_runs_nothing_again(done: tuple[Path, Path]) -> N
     assert (folder / "test_openings.jsonl").read_text() == openings
     unchanged = [line for line in notes.lines if "unchanged" in line]
     assert {line.split(":")[0].rsplit("/", 1)[-1] for line in unchanged} == {"data", "full", "lora", "run"}
+    # So are they joined into one line.
+    assert all(line.endswith(f" {UNCHANGED}") for line in unchanged)
+
+
+def test_data_that_stood_there_are_known_from_those_just_made(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, _ = done
+    for made_before in (False, True):
+        with stages.open_run(world.recipe(path, output_dir=str(tmp_path / "run")), context=world.context()) as run:
+            assert stages.prepare(run).made_before is made_before
 
 
 def test_the_test_split_is_opened_once_for_all_models(done: tuple[Path, Path]) -> None:
@@ -152,8 +162,8 @@ def test_a_model_that_cannot_be_packed_is_padded_and_says_so(tmp_path: Path) -> 
     data = world.records(tmp_path / "data.jsonl", number=40)
     path = world.recipe_file(tmp_path, model=base, data=data, methods=methods)
     run, notes = finished(path, **{"data.over_length": "cut"})
-    assert any("padded batches on cpu" in line for line in notes.lines)
-    assert any("data.max_length: 43 tokens, which is all" in line for line in notes.lines)
+    assert any("on cpu; batches hold records padded to the longest beside them" in line for line in notes.lines)
+    assert "data.max_length lowered from 1024 to 43: the model has room for no more tokens" in notes.lines
     assert read_json(run.folder / "prompts" / "training.json")["layout"] == "padded"
     assert read_json(run.folder / "data" / "audit.json")["tokens"]["total"]["max"] > 43
     assert all("padded" not in line for line in notes.lines if line.startswith("data"))
@@ -254,7 +264,7 @@ def test_bf16_trains_fp32_weights_close_to_those_of_fp32(done: tuple[Path, Path]
 
 def test_settings_that_decide_weights_may_not_change_in_a_used_folder(done: tuple[Path, Path]) -> None:
     with pytest.raises(
-        FolderInUseError, match=r"found results of another recipe \(training\.num_train_epochs was 2, now 5"
+        FolderInUseError, match=r"found results of another recipe in .* \(training\.num_train_epochs was 2, now 5"
     ):
         finished(done[0], **{"training.num_train_epochs": 5})
 
@@ -299,8 +309,8 @@ def test_only_the_settings_that_differ_are_shown_and_short(done: tuple[Path, Pat
         finished(other)
     name, path = "x" * 64, "x" * 59
     assert (
-        f"another recipe (data.tasks.1.name was unset, now '{name[:59]}…; data.tasks.1.path was unset, now '{path}…; "
-        "methods.lora.r was 4, now 8; and 1 more); expected the same settings to go on. Choose"
+        f"another recipe in {done[1]} (data.tasks.1.name was unset, now '{name[:59]}…; data.tasks.1.path was unset, "
+        f"now '{path}…; methods.lora.r was 4, now 8; and 1 more); expected the same settings to go on. Choose"
     ) in str(caught.value)
 
 
@@ -312,7 +322,8 @@ def test_metrics_may_change_and_the_second_look_at_test_is_written_down(tmp_path
     weights = (tmp_path / "run" / "lora" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns
     finished(path, **{"evaluation.metrics": ["exact_match", "rougeL", "token_f1"]})
     assert (tmp_path / "run" / "lora" / "adapter" / "adapter_model.safetensors").stat().st_mtime_ns == weights
-    assert len((tmp_path / "run" / "test_openings.jsonl").read_text().splitlines()) == 2
+    lines = (tmp_path / "run" / "test_openings.jsonl").read_text().splitlines()
+    assert [json.loads(line).get("resumes") for line in lines] == [None, None]
     metrics = {score["metric"] for score in read_json(tmp_path / "run" / "report.json")["scores"]}
     assert metrics == {"exact_match", "rougeL", "token_f1", "loss", "perplexity"}
 
@@ -351,6 +362,27 @@ def test_a_stopped_run_goes_on_to_the_same_weights(done: tuple[Path, Path], tmp_
     assert (tmp_path / "run" / samples).read_text() == (reference / samples).read_text()
 
 
+def test_going_on_with_an_interrupted_look_at_test_is_no_second_look(done: tuple[Path, Path], tmp_path: Path) -> None:
+    path, folder = done
+    shutil.copytree(folder, tmp_path / "run")
+    openings = tmp_path / "run" / "test_openings.jsonl"
+    # What a power cut may leave.
+    openings.write_text(openings.read_text() + '{"models"\n')
+    shutil.rmtree(tmp_path / "run" / "lora" / "test")
+    metrics = ["exact_match", "rougeL", "token_f1"]
+    for changed in ({}, {"evaluation.metrics": metrics}, {"evaluation.metrics": metrics}):
+        recipe = world.recipe(path, output_dir=str(tmp_path / "run"), **changed)
+        with (
+            stages.open_run(recipe, context=world.context(stop_requested=lambda: True)) as run,
+            pytest.raises(Interrupted),
+        ):
+            stages.evaluate(run)
+    lines = openings.read_text().splitlines()
+    seen = [(line["models"], line.get("resumes")) for line in map(json.loads, [lines[0], *lines[2:]])]
+    every = ["base", "full", "lora"]
+    assert seen == [(every, None), (["lora"], True), (every, None), (every, True)]
+
+
 def test_an_encoder_decoder_model_runs_from_end_to_end(tmp_path: Path) -> None:
     base = world.t5(tmp_path / "base")
     data = world.records(tmp_path / "data.jsonl", number=40)
@@ -359,7 +391,7 @@ def test_an_encoder_decoder_model_runs_from_end_to_end(tmp_path: Path) -> None:
     _, notes = finished(path)
     report = read_json(tmp_path / "run" / "report.json")
     assert {score["model"] for score in report["scores"]} == {"base", "full", "lora"}
-    assert any("pairs batches" in line for line in notes.lines)
+    assert any("batches hold pairs of prompt and completion" in line for line in notes.lines)
     config = read_json(tmp_path / "run" / "lora" / "adapter" / "adapter_config.json")
     assert config["task_type"] == "SEQ_2_SEQ_LM"
 
@@ -457,6 +489,48 @@ def test_a_task_that_is_scored_only_fills_no_split_of_the_others(tmp_path: Path)
 def test_check_names_no_task_that_is_scored_only_as_one_without_a_train_record(tmp_path: Path) -> None:
     outcome = stages.check(world.recipe(two_tasks(tmp_path)), context=world.context(), num_shown=0)
     assert list(outcome.others) == ["one"]
+
+
+@pytest.mark.parametrize(
+    ("own", "key", "found"),
+    [
+        ({"path": "none.jsonl"}, "data.tasks.1.path", "none.jsonl: found no such file or folder"),
+        ({"path": "one.jsonl", "name": "b", "test": "gone.csv"}, "data.tasks.1.test", "gone.csv: found no such"),
+        ({"path": "one.jsonl", "name": "b", "revision": "v1"}, "data.tasks.1.path", "one.jsonl: found revision 'v1'"),
+    ],
+)
+def test_a_wrong_path_is_told_by_its_key(
+    own: dict[str, str], key: str, found: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    one = world.records(Path("one.jsonl"), number=10)
+    path = world.recipe_file(tmp_path, model=world.llama(tmp_path / "base"), data=one)
+    value = json.loads(path.read_text())
+    value["data"]["tasks"].append(own)
+    path.write_text(json.dumps(value))
+    with pytest.raises(KeeptuneError) as of_check:
+        stages.check(world.recipe(path), context=world.context(), num_shown=1)
+    with stages.open_run(world.recipe(path), context=world.context()) as run, pytest.raises(KeeptuneError) as of_run:
+        stages.prepare(run)
+    assert str(of_check.value) == str(of_run.value)
+    assert str(of_check.value).startswith(f"{key}: {found}")
+
+
+def test_what_is_said_of_a_recipes_key_names_the_recipe(tmp_path: Path) -> None:
+    path = world.recipe_file(tmp_path, model=tmp_path / "base", data=tmp_path / "data.jsonl")
+    recipe = world.recipe(path)
+
+    def named(message: str) -> str:
+        with pytest.raises(DataError) as caught, stages.naming_recipe(path, recipe):
+            raise DataError(message)
+        return str(caught.value)
+
+    for key in ("model", "data", "data.tasks.0.path", "methods.lora.r", "methods.full", "output_dir"):
+        assert named(f"{key}: found x; expected y.") == f"{path}: {key}: found x; expected y."
+    # The second is a file of data, the third no key of this recipe.
+    for where in ("runs/x", "data.jsonl:3", "data.tasks.7.path", f"{path}: model", "--set seed"):
+        assert named(f"{where}: found x; expected y.") == f"{where}: found x; expected y."
+    assert named("model: a\nb\nmethods.lora: c") == f"{path}: model: a\nb\n{path}: methods.lora: c"
 
 
 def test_an_empty_split_is_told(tmp_path: Path) -> None:
