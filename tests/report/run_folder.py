@@ -249,9 +249,8 @@ SHOT_MEANS = {
 
 
 def shot_name(shots: int, draw: int | str) -> str:
-    return (
-        f"base, {shots} nearest shots" if draw == "nearest" else f"base, {shots} shot{'s' * (shots > 1)}, draw {draw}"
-    )
+    drawn = f"base, {shots} shot{'s' * (shots > 1)}, draw {draw}"
+    return f"base, {shots} nearest shots" if draw == "nearest" else drawn
 
 
 def write_shots(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_records: int = 100) -> Path:
@@ -286,5 +285,5 @@ def write_shots(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_records: 
         }
         folder = "4-shot-nearest" if draw == "nearest" else f"{shots}-shot-draw-{draw}"
         write_json(run / "base" / folder / "scores.json", header)
-    write_json(run / "paired.json", {"paired": pairs})
+    write_json(run / "paired.json", {"paired": pairs[::-1]})
     return run

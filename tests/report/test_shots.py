@@ -49,9 +49,9 @@ def test_a_single_draw_and_the_nearest_keep_their_interval() -> None:
 
 
 def test_numbers_of_shots_stand_in_their_order_and_the_nearest_last() -> None:
-    rows = [row(0.1, draw=None, shots=16), row(0.1, draw=1, shots=16), row(0.1, draw=1, shots=4)]
+    rows = [row(0.1, draw=None, shots=8), row(0.1, draw=1, shots=16), row(0.1, draw=1, shots=4)]
     names = [found.name for found in few_shot_scores(rows, higher_is_better={})]
-    assert names == ["base, 4 shots", "base, 16 shots", "base, 16 nearest shots"]
+    assert names == ["base, 4 shots", "base, 16 shots", "base, 8 nearest shots"]
 
 
 def test_a_training_pays_after_three_times_its_tokens_over_the_examples_and_with_peft_after_two() -> None:
