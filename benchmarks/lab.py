@@ -196,7 +196,9 @@ def run(name: str, recipe: dict[str, Any], *, out: Path) -> dict[str, Any]:
     """Run one recipe and return its scores, differences and costs."""
     path = out / f"{name}.yaml"
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump({**recipe, "output_dir": str(out / "runs" / name)}), encoding="utf-8")
+    evaluation = {**recipe["evaluation"], "baselines": ["zero-shot"]}
+    made = {**recipe, "evaluation": evaluation, "output_dir": str(out / "runs" / name)}
+    path.write_text(yaml.safe_dump(made), encoding="utf-8")
     subprocess.run([sys.executable, "-m", "keeptune.cli", "run", str(path)], check=True)
     report = json.loads((out / "runs" / name / "report.json").read_text(encoding="utf-8"))
     return {key: report[key] for key in ("scores", "paired", "cost", "selection")}

@@ -262,6 +262,7 @@ def show_scores(console: Console, report: Path) -> None:
         rows.append((score["model"], score["metric"], _with_doubt(score), difference))
     title = "Test split; ± and [ ] show the 95 % interval"
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
+    _show_few_shot(console, value)
     _show_tasks(console, value)
     console.print(visible(_choice(value)), highlight=False, soft_wrap=True)
 
@@ -283,6 +284,22 @@ def _with_doubt(score: Mapping[str, Any]) -> str:
     # Perplexity's interval is not symmetric.
     ends = f"[{low:.{places}f}, {high:.{places}f}]"
     return f"{mean:.{places}f} {ends if score['metric'] == 'perplexity' else f'± {(high - low) / 2:.{places}f}'}"
+
+
+def _show_few_shot(console: Console, value: Mapping[str, Any]) -> None:
+    """Print the base model's scores behind solved examples, a line for each number of them."""
+    cells: dict[str, dict[str, str]] = {}
+    for score in (score for score in value["few_shot"] if score["task"] == ALL_TASKS):
+        single, places = score["num_draws"] == 1, decimals_for(score["mean"])
+        low, high = (score["low"], score["high"]) if single else (score["lowest"], score["highest"])
+        ends = "" if low is None or high is None else f" [{low:.{places}f}, {high:.{places}f}]"
+        name = score["name"] if single else f"{score['name']}, {score['num_draws']} draws"
+        cells.setdefault(name, {})[score["metric"]] = f"{score['mean']:.{places}f}{ends}"
+    if cells:
+        metrics = [metric["name"] for metric in value["metrics"]]
+        rows = [(name, *(of.get(metric, "–") for metric in metrics)) for name, of in cells.items()]
+        title = "Solved examples in the base's prompt; [ ] show the lowest and highest draw, of one the 95 % interval"
+        show_table(console, title, ("prompt", *metrics), rows=rows)
 
 
 def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:

@@ -26,7 +26,7 @@ from keeptune.terminal import (
     visible,
 )
 from keeptune.text.tokens import PreviewToken
-from tests.report.run_folder import audit, write_json, write_run
+from tests.report.run_folder import audit, write_json, write_run, write_shots
 from tests.stages.world import Notes
 
 
@@ -177,6 +177,19 @@ def test_a_single_task_is_shown_once(tmp_path: Path) -> None:
     assert [row[:3] for row in map(cells, shown.splitlines()) if row[:2] == ["lora", "rougeL"]] == [
         ["lora", "rougeL", "0.431 ± 0.068"]
     ]
+
+
+def test_few_shot_scores_take_a_line_for_each_number_of_examples(tmp_path: Path) -> None:
+    run = write_shots(write_run(tmp_path, num_steps=1))
+    rows = [row for row in map(cells, scores_of(run).splitlines()) if row and ("shot" in row[0] or row[0] == "prompt")]
+    # The nearest have no draws: their 95 % interval is 1.96 standard errors, of 0.8 x 0.28 / 10, to each side.
+    assert [row[:2] for row in rows] == [
+        ["prompt", "rougeL"],
+        ["base, 1 shot, 3 draws", "0.180 [0.160, 0.200]"],
+        ["base, 4 shots, 3 draws", "0.250 [0.210, 0.300]"],
+        ["base, 4 nearest shots", "0.280 [0.236, 0.324]"],
+    ]
+    assert "solved examples" not in scores_of(write_run(tmp_path / "without", num_steps=1)).lower()
 
 
 def test_the_choice_says_what_each_method_reached(tmp_path: Path) -> None:

@@ -27,7 +27,8 @@ _MEANINGS = {
 
 def guide(report: Report) -> tuple[str, ...]:
     """Return at most twelve sentences, from the run's own facts; fewer where facts are missing."""
-    return (*_what_was_done(report), *_what_is_shown(report), *_other_tasks(report), _first_look(report))
+    shown = (*_what_is_shown(report), *_examples_in_the_prompt(report))
+    return (*_what_was_done(report), *shown, *_other_tasks(report), _first_look(report))
 
 
 def _what_was_done(report: Report) -> Iterator[str]:
@@ -83,6 +84,14 @@ def _what_is_shown(report: Report) -> Iterator[str]:
         "Where the interval of a difference holds 0, the test is too small to tell better from worse, and the page "
         "says unclear."
     )
+
+
+def _examples_in_the_prompt(report: Report) -> Iterator[str]:
+    if report.few_shot:
+        yield (
+            "Shots are solved examples that stand before the question in the base’s prompt, which can help without any "
+            "training."
+        )
 
 
 def _other_tasks(report: Report) -> Iterator[str]:

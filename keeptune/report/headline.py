@@ -109,6 +109,35 @@ def others_sentence(report: Report) -> tuple[Phrase, ...]:
     return (*phrases, Phrase(found, strong=True), Phrase(f": {span} ({change}, {doubt}).{note}"))
 
 
+def shots_sentence(report: Report) -> tuple[Phrase, ...]:
+    """Return whether the chosen method beats the base with solved examples in its prompt; nothing where none has been.
+
+    The best number of examples stands for all; of its random choices the one in the middle is compared, by record.
+    """
+    method, metric = report.selection.selected, report.main_metric
+    best = report.best_few_shot(metric) if metric else None
+    paired = report.difference_from_shots(method, metric) if method and metric else None
+    if method is None or metric is None or best is None or paired is None or paired.difference is None:
+        return ()
+    base = next((row.score(metric) for row in report.shot_rows if row.name == best.median_row), None)
+    tuned = report.score(method, metric)
+    places = decimals_for(base, tuned.mean if tuned else None)
+    number = f"{count(best.shots)} solved {noun(best.shots, 'examples')}"
+    which = f"the {number} most like the question" if best.is_nearest else number
+    middle = f" (the middle one of {count(best.num_draws)} random choices)" if best.num_draws > 1 else ""
+    verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
+    found = {"better": "beats that", "worse": "does worse", "unclear": "shows no clear difference from that"}[verdict]
+    doubt = f"95 % interval {interval(paired.low, paired.high, places, signed=True)}"
+    return (
+        Phrase(
+            f"Without training, the base with {which} in its prompt reaches {metric_label(metric)} "
+            f"{decimal(base, places)}{middle}; {method} "
+        ),
+        Phrase(found, strong=True),
+        Phrase(f" (difference {decimal(paired.difference, places, signed=True)}, {doubt})."),
+    )
+
+
 def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:
     label, records = metric_label(metric), f"{count(score.num_records)} test {noun(score.num_records, 'records')}"
     paired = report.difference(score.model, metric)
@@ -145,7 +174,7 @@ def _cost(cost: Cost | None) -> str:
 
 
 def key_numbers(report: Report) -> list[KeyNumber]:
-    """Return up to four numbers below the headline; none of them where nothing was chosen."""
+    """Return up to five numbers below the headline; none of them where nothing was chosen."""
     method, metric = report.selection.selected, report.main_metric
     if method is None:
         return []
@@ -170,13 +199,16 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
     note = f"{before}, {count(score.num_records)} test {noun(score.num_records, 'records')}"
     found = [KeyNumber(metric_label(metric), decimal(score.mean, places), note)]
     if paired is not None:
-        found.append(_difference_number(paired, places=places))
+        found.append(_difference_number(paired, "Difference from the base", places=places))
+    behind_examples = report.difference_from_shots(method, metric)
+    if behind_examples is not None:
+        found.append(_difference_number(behind_examples, "… with examples in its prompt", places=places))
     return found
 
 
-def _difference_number(paired: Paired, *, places: int) -> KeyNumber:
+def _difference_number(paired: Paired, label: str, *, places: int) -> KeyNumber:
     return KeyNumber(
-        "Difference from the base",
+        label,
         decimal(paired.difference, places, signed=True),
         f"95 %: {interval(paired.low, paired.high, places, signed=True)}",
     )

@@ -11,6 +11,7 @@ from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
 from keeptune.report.scores import Score
+from keeptune.report.shots import FewShot
 from keeptune.report.tables import Metric, Paired, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 
@@ -21,7 +22,7 @@ _MARKS = {"better": "▲", "worse": "▼", "unclear": "≈"}
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """A model's mean with its interval."""
+    """A model's mean with its interval; `hint` says where that is no 95 % interval."""
 
     model: str
     colour: str
@@ -29,6 +30,7 @@ class ScoreRow:
     figure: Markup
     mean: str
     interval: str
+    hint: str
     num_records: str
 
 
@@ -99,10 +101,11 @@ class TaskGroup:
 
 @dataclass(frozen=True, slots=True)
 class TaskTable:
-    """One metric, every task."""
+    """One metric, every task; `columns` name the models."""
 
     label: str
     better: str
+    columns: tuple[str, ...]
     groups: tuple[TaskGroup, ...]
 
 
@@ -118,7 +121,7 @@ class CurvePanel:
 
 def colours(report: Report) -> dict[str, str]:
     """Return each model's colour class: grey for what was not tuned, then one after the other."""
-    found = dict.fromkeys(report.models, "c0")
+    found = dict.fromkeys([*report.models, *(f.name for f in report.few_shot)], "c0")
     return found | {name: f"c{1 + i % _NUM_COLOURS}" for i, name in enumerate(report.methods)}
 
 
@@ -135,10 +138,11 @@ def score_groups(report: Report) -> list[ScoreGroup]:
     """Return the score table over all tasks; metrics that no model was scored by are absent."""
     found = []
     for metric in report.metrics:
-        scores = [s for name in report.models if (s := report.score(name, metric.name)) is not None]
+        names = _columns(report, few_shot=True)
+        scores = [s for name in names if (s := _shown(report, name, metric.name, task=ALL_TASKS)) is not None]
         if not scores:
             continue
-        axis = axis_for([v for s in scores for v in (s.low, s.mean, s.high) if v is not None])
+        axis = axis_for([v for s in scores for v in (s.mean, *_ends(s)) if v is not None])
         places = decimals_for(*(s.mean for s in scores))
         rows = tuple(_score_row(report, s, axis=axis, places=places) for s in scores)
         figure = Markup(axis_svg(axis, places=_places(axis)))
@@ -146,7 +150,28 @@ def score_groups(report: Report) -> list[ScoreGroup]:
     return found
 
 
-def _score_row(report: Report, score: Score, *, axis: Axis, places: int) -> ScoreRow:
+def _columns(report: Report, *, few_shot: bool) -> tuple[str, ...]:
+    """Return the base's names, those of its few-shot scores where asked for, then the methods'."""
+    of_base = [name for name in report.models if name not in report.methods]
+    return tuple(dict.fromkeys([*of_base, *(f.name for f in report.few_shot if few_shot), *report.methods]))
+
+
+def _shown(report: Report, name: str, metric: str, *, task: str) -> Score | FewShot | None:
+    few_shot = (f for f in report.few_shot if (f.name, f.metric, f.task) == (name, metric, task))
+    return next(few_shot, None) or report.score(name, metric, task=task)
+
+
+def _ends(score: Score | FewShot) -> tuple[float | None, float | None]:
+    return score.ends if isinstance(score, FewShot) else (score.low, score.high)
+
+
+def _score_row(report: Report, score: Score | FewShot, *, axis: Axis, places: int) -> ScoreRow:
+    low, high = _ends(score)
+    figure = Markup(interval_svg(axis, low=low, middle=score.mean, high=high, mark_zero=False))
+    mean, ends = decimal(score.mean, places), interval(low, high, places)
+    if isinstance(score, FewShot):
+        hint = f"of {count(score.num_draws)} draws" if score.num_draws > 1 else ""
+        return ScoreRow(score.name, "c0", False, figure, mean, ends, hint, count(score.num_records))
     clusters = score.num_clusters
     shared = (
         f" in {count(clusters)} {noun(clusters, 'clusters')}"
@@ -154,21 +179,25 @@ def _score_row(report: Report, score: Score, *, axis: Axis, places: int) -> Scor
         else ""
     )
     return ScoreRow(
-        model=score.name,
-        colour=colours(report).get(score.name, "c0"),
-        selected=score.name == report.selection.selected,
-        figure=Markup(interval_svg(axis, low=score.low, middle=score.mean, high=score.high, mark_zero=False)),
-        mean=decimal(score.mean, places),
-        interval=interval(score.low, score.high, places),
+        model=score.model,
+        colour=colours(report).get(score.model, "c0"),
+        selected=score.model == report.selection.selected,
+        figure=figure,
+        mean=mean,
+        interval=ends,
+        hint="",
         num_records=f"{count(score.num_records)}{shared}",
     )
 
 
 def paired_groups(report: Report) -> list[PairedGroup]:
-    """Return every paired difference over all tasks, by metric."""
-    found = []
+    """Return the paired differences over all tasks, by metric; of the few-shot rows, those from the best one."""
+    found, behind_examples = [], {row.name for row in report.shot_rows}
     for metric in report.metrics:
-        pairs = [p for p in report.paired if p.metric == metric.name and p.task == ALL_TASKS]
+        best = report.best_few_shot(metric.name)
+        hidden = behind_examples - {best.median_row if best else ""}
+        of_metric = [p for p in report.paired if p.metric == metric.name and p.task == ALL_TASKS]
+        pairs = [p for p in of_metric if p.against not in hidden]
         if not pairs:
             continue
         values = [v for p in pairs for v in (p.low, p.difference, p.high) if v is not None]
@@ -206,8 +235,13 @@ def task_tables(report: Report) -> list[TaskTable]:
         places = decimals_for(*(s.mean for s in scores))
         groups = [_task_group(report, tasks, metric=metric, places=places) for tasks in _kinds(report)]
         if scores:
-            found.append(TaskTable(metric_label(metric.name), _better(metric), tuple(groups)))
+            found.append(TaskTable(metric_label(metric.name), _better(metric), _task_columns(report), tuple(groups)))
     return found
+
+
+def _task_columns(report: Report) -> tuple[str, ...]:
+    """Return the models of a task table: few-shot scores where tasks are told apart that have some."""
+    return _columns(report, few_shot=len(report.tasks) > 1)
 
 
 def _kinds(report: Report) -> list[tuple[str, str, tuple[str, ...]]]:
@@ -226,18 +260,21 @@ def _task_group(report: Report, kind: tuple[str, str, tuple[str, ...]], *, metri
 
 
 def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> TaskRow:
-    scores = [report.score(name, metric.name, task=task) for name in report.models]
+    names = _task_columns(report)
+    scores = [_shown(report, name, metric.name, task=task) for name in names]
     counts = dict.fromkeys(count(s.num_records) for s in scores if s is not None)
     cells = tuple(
         _task_cell(score, report.difference(name, metric.name, task=task), metric=metric, places=places)
-        for name, score in zip(report.models, scores, strict=True)
+        for name, score in zip(names, scores, strict=True)
     )
     return TaskRow(task, task in (ALL_TASKS, OTHER_TASKS), " / ".join(counts), cells)
 
 
-def _task_cell(score: Score | None, pair: Paired | None, *, metric: Metric, places: int) -> TaskCell:
+def _task_cell(score: Score | FewShot | None, pair: Paired | None, *, metric: Metric, places: int) -> TaskCell:
     if score is None:
         return TaskCell(decimal(None), "", "", "", "")
+    if isinstance(score, FewShot):
+        return TaskCell(decimal(score.mean, places), f"({interval(*score.ends, places)})", "", "", "")
     verdict = pair.verdict(higher_is_better=metric.higher_is_better) if pair else ""
     change = decimal(pair.difference, places, signed=True) if pair else ""
     doubt = _doubt(score, places=places)

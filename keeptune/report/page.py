@@ -18,7 +18,7 @@ from keeptune import __version__
 from keeptune.progress import noun
 from keeptune.report import wording
 from keeptune.report.guide import guide
-from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence
+from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
 from keeptune.report.tables import Report, read_report
 from keeptune.storage import write_atomic
@@ -26,6 +26,7 @@ from keeptune.storage import write_atomic
 VERSION = 1
 _HERE = Path(__file__).parent
 _FILTERS = (
+    wording.about,
     wording.clipped,
     wording.count,
     wording.decimal,
@@ -72,7 +73,7 @@ def render_page(report: Report) -> str:
         style_sha256=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         version=__version__,
         headline=headline(report),
-        others_sentence=others_sentence(report),
+        more_sentences=[sentence for sentence in (shots_sentence(report), others_sentence(report)) if sentence],
         guide=guide(report),
         key_numbers=key_numbers(report),
         colours=colours(report),
@@ -92,7 +93,9 @@ def report_json(report: Report) -> str:
     value = {
         "version": VERSION,
         "keeptune": __version__,
-        "headline": " ".join(filter(None, map(_text, (headline(report), others_sentence(report))))),
+        "headline": " ".join(
+            filter(None, map(_text, (headline(report), shots_sentence(report), others_sentence(report))))
+        ),
         "selected": report.selection.selected,
         "selection": {
             "metric": report.selection.metric,
@@ -104,6 +107,8 @@ def report_json(report: Report) -> str:
         "metrics": [dataclasses.asdict(metric) for metric in report.metrics],
         "scores": [dataclasses.asdict(score) for score in report.scores],
         "paired": [dataclasses.asdict(paired) for paired in report.paired],
+        "few_shot": [dataclasses.asdict(few_shot) for few_shot in report.few_shot],
+        "prompting": [{**dataclasses.asdict(p), "queries": dict(p.queries)} for p in report.prompting],
         "cost": [dataclasses.asdict(cost) for cost in report.costs],
         "decoding": [{**dataclasses.asdict(d), "settings": dict(d.settings)} for d in report.decodings],
         "answers": _answers(report),

@@ -36,11 +36,6 @@ class Score:
     num_clusters: int | None
 
     @property
-    def name(self) -> str:
-        """The model as the page names it: examples in the prompt make a model of its own."""
-        return f"{self.model}, {self.shots} shots" if self.shots else self.model
-
-    @property
     def half_width(self) -> float | None:
         """Half the width of the 95 % interval, None without one and where it is not symmetric."""
         if self.metric == "perplexity" or self.standard_error is None:

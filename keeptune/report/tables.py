@@ -18,6 +18,15 @@ from keeptune.report.audit import Audit, read_audit
 from keeptune.report.curves import Curve, read_curve
 from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, strings, whole
 from keeptune.report.scores import Score, read_scores
+from keeptune.report.shots import (
+    FewShot,
+    Prompting,
+    ShotRow,
+    few_shot_scores,
+    num_shots,
+    prompting_costs,
+    read_shot_row,
+)
 
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
@@ -101,6 +110,8 @@ class Selection:
 class Report:
     """All that the page shows; `models` are the base's names, then the methods', in the order of the recipe.
 
+    Answers of the base behind examples stand apart, each choice of examples in `shot_rows`, means in `few_shot`.
+
     The tasks in `untrained_tasks` are scored only: scores of "all" leave them out, those of "others" are theirs.
     `command` makes the run again from the recipe in its folder; `commands` are those that were given, with their time.
     """
@@ -126,6 +137,8 @@ class Report:
     recipe: str
     missing: tuple[str, ...]
     untrained_tasks: frozenset[str] = frozenset()
+    shot_rows: tuple[ShotRow, ...] = ()
+    few_shot: tuple[FewShot, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -138,19 +151,38 @@ class Report:
         return tuple(task for task in self._scored if task in self.untrained_tasks)
 
     @property
+    def prompting(self) -> tuple[Prompting, ...]:
+        """What examples in the prompt cost, beside what each trained method did."""
+        trained = [(cost.model, cost.num_train_tokens, cost.peft_type is None) for cost in self.costs]
+        return tuple(prompting_costs(self.shot_rows, trained=trained))
+
+    @property
     def _scored(self) -> Iterator[str]:
         yield from dict.fromkeys(s.task for s in self.scores if s.task not in (ALL_TASKS, OTHER_TASKS))
 
     def score(self, model: str, metric: str, *, task: str = ALL_TASKS) -> Score | None:
         """Return one score, None where it was not measured."""
-        found = (s for s in self.scores if (s.name, s.metric, s.task) == (model, metric, task))
+        found = (s for s in self.scores if (s.model, s.metric, s.task) == (model, metric, task))
         return next(found, None)
 
     def difference(self, model: str, metric: str, *, task: str = ALL_TASKS) -> Paired | None:
-        """Return a model's paired difference from the base, None where it was not measured."""
+        """Return a model's paired difference from the base without examples, None where it was not measured."""
         wanted = (model, metric, task)
-        against_base = (p for p in self.paired if p.against not in self.methods)
+        others = {*self.methods, *(row.name for row in self.shot_rows)}
+        against_base = (p for p in self.paired if p.against not in others)
         return next((p for p in against_base if (p.model, p.metric, p.task) == wanted), None)
+
+    def best_few_shot(self, metric: str, *, task: str = ALL_TASKS) -> FewShot | None:
+        """Return the best few-shot score, of equals the one of fewer examples; None where there is none."""
+        sign = 1 if self.higher_is_better(metric) else -1
+        found = [f for f in self.few_shot if (f.metric, f.task) == (metric, task)]
+        return max(found, key=lambda f: sign * f.mean, default=None)
+
+    def difference_from_shots(self, model: str, metric: str) -> Paired | None:
+        """Return a model's paired difference from the best few-shot score's middle choice, None where not measured."""
+        best = self.best_few_shot(metric)
+        wanted = (model, best.median_row if best else None, metric, ALL_TASKS)
+        return next((p for p in self.paired if (p.model, p.against, p.metric, p.task) == wanted), None)
 
     def cost(self, model: str | None) -> Cost | None:
         """Return a method's cost, None where it was not trained to the end."""
@@ -171,12 +203,14 @@ def read_report(run: Path) -> Report:
     manifest = folder.object("manifest.json")
     selection = _selection(folder.object("selection.json"))
     methods = _methods(run, selection, named=manifest.get("methods"))
-    baselines = tuple(f"base/{path.name}" for path in _folders(run / BASE))
-    evaluated = [(place, folder.object(f"{place}/scores.json")) for place in baselines]
-    evaluated += [(f"{name}/test", folder.object(f"{name}/test/scores.json")) for name in methods]
-    if not baselines:
+    of_base = {f"base/{path.name}": folder.object(f"base/{path.name}/scores.json") for path in _folders(run / BASE)}
+    shot_rows = tuple(read_shot_row(value) for value in of_base.values() if num_shots(value))
+    baselines = [place for place, value in of_base.items() if not num_shots(value)]
+    if not of_base:
         folder.notes.append("base/: not there")
-    values = [value for _, value in evaluated]
+    folder.notes.extend(row.left_out for row in shot_rows if row.left_out is not None)
+    values = [of_base[place] for place in baselines]
+    values += [folder.object(f"{name}/test/scores.json") for name in methods]
     scores = tuple(score for value in values for score in read_scores(value))
     audit = read_audit(folder)
     untrained_tasks = frozenset(audit.untrained_tasks).union(*(strings(v.get("untrained_tasks")) for v in values))
@@ -196,7 +230,7 @@ def read_report(run: Path) -> Report:
             higher_is_better=next(m.higher_is_better for m in metrics if m.name == main_metric),
             untrained_tasks=untrained_tasks,
         )
-    base_names = dict.fromkeys(s.name for s in scores if s.model not in methods)
+    base_names = dict.fromkeys(s.model for s in scores if s.model not in methods)
     return Report(
         name=run.resolve().name,
         models=(*base_names, *methods),
@@ -207,7 +241,7 @@ def read_report(run: Path) -> Report:
         paired=tuple(_paired(folder.object("paired.json"))),
         costs=tuple(_costs(folder, methods)),
         curves=tuple(curve for name in methods if (curve := read_curve(folder, name)) is not None),
-        decodings=tuple(_decodings(values)),
+        decodings=tuple(_decodings([*values, *(value for value in of_base.values() if num_shots(value))])),
         selection=selection,
         answers=answers,
         audit=audit,
@@ -219,6 +253,8 @@ def read_report(run: Path) -> Report:
         recipe=folder.text("recipe.yaml"),
         missing=tuple(dict.fromkeys(folder.notes)),
         untrained_tasks=untrained_tasks,
+        shot_rows=shot_rows,
+        few_shot=tuple(few_shot_scores(shot_rows, higher_is_better={m.name: m.higher_is_better for m in metrics})),
     )
 
 
@@ -318,9 +354,9 @@ def _costs(folder: RunFolder, methods: Sequence[str]) -> Iterator[Cost]:
 
 def _decodings(values: Sequence[Mapping[str, Any]]) -> Iterator[Decoding]:
     for value in values:
-        if value:
+        if value and "left_out" not in value:
             yield Decoding(
-                model=string(value.get("model")) or "?",
+                model=string(value.get("row")) or string(value.get("model")) or "?",
                 split=string(value.get("split")),
                 num_left_out=whole(value.get("num_left_out")),
                 cut_fraction=_finite(value.get("cut_fraction")),

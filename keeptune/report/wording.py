@@ -72,6 +72,11 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else NOT_FINITE
 
 
+def about(value: float | None) -> str:
+    """Return an estimate with the two digits that it is good for, as in 26,000."""
+    return count(value if value is None or not math.isfinite(value) else float(f"{value:.2g}"))
+
+
 def decimals_for(*values: float | None) -> int:
     """Return how many decimals keep three digits of the largest of the values."""
     largest = max((abs(v) for v in values if v is not None and math.isfinite(v)), default=0.0)

@@ -234,3 +234,56 @@ def write_run(
     opening = {"opened": "2026-11-23T21:02:11Z", "models": ["base", "full", "lora"], "test_sha256": "ab12"}
     write_lines(run / "test_openings.jsonl", [opening])
     return run
+
+
+# Mean ROUGE-L and loss of the base behind examples, by shots and draw.
+SHOT_MEANS = {
+    (1, 1): (0.16, 3.1),
+    (1, 2): (0.18, 3.0),
+    (1, 3): (0.20, 2.9),
+    (4, 1): (0.21, 2.8),
+    (4, 2): (0.30, 2.5),
+    (4, 3): (0.24, 2.6),
+    (4, "nearest"): (0.28, 2.4),
+}
+
+
+def shot_name(shots: int, draw: int | str) -> str:
+    drawn = f"base, {shots} shot{'s' * (shots > 1)}, draw {draw}"
+    return f"base, {shots} nearest shots" if draw == "nearest" else drawn
+
+
+def write_shots(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_records: int = 100) -> Path:
+    """Add few-shot answers of the base to a run: 1 and 4 shots in three draws, 4 nearest; lora is paired with each."""
+    pairs = json.loads((run / "paired.json").read_text(encoding="utf-8"))["paired"]
+    for (shots, draw), (rouge, loss) in SHOT_MEANS.items():
+        rows = []
+        for task in (*tasks, "all"):
+            number = num_records * (len(tasks) if task == "all" else 1)
+            means = {"rougeL": rouge, "exact_match": rouge / 2, "loss": loss}
+            rows += [score("base", task, metric, mean, number) | {"shots": shots} for metric, mean in means.items()]
+            for metric, mean in means.items():
+                difference = MEANS["lora"][metric] - mean
+                ends = {"difference": difference, "low": difference - 0.05, "high": difference + 0.05}
+                name = {"model": "lora", "against": shot_name(shots, draw), "task": task, "metric": metric}
+                pairs.append({**name, **ends, "better": 50, "worse": 10})
+        header = {
+            "model": "base",
+            "shots": shots,
+            "row": shot_name(shots, draw),
+            "num_records": num_records * len(tasks),
+            "prompt_tokens_mean": 70.0 + 75.0 * shots,
+            "own_prompt_tokens_mean": 70.0,
+            "num_fitted": 3 if shots == 4 else 0,
+            "num_without_exemplars": 1 if shots == 4 else 0,
+            "num_refused": 0,
+            "num_shown_mean": shots - 0.05 * (shots == 4),
+            "exemplars": {"draw": draw, "ids": {}},
+            "cut_fraction": 0.02,
+            "metrics": METRICS,
+            "scores": rows,
+        }
+        folder = "4-shot-nearest" if draw == "nearest" else f"{shots}-shot-draw-{draw}"
+        write_json(run / "base" / folder / "scores.json", header)
+    write_json(run / "paired.json", {"paired": pairs[::-1]})
+    return run

@@ -67,11 +67,18 @@ def test_the_interval_of_a_perplexity_is_that_of_its_loss_and_never_below_one() 
     assert without_loss.low is None
 
 
-def test_examples_in_the_prompt_make_a_base_of_its_own(tmp_path: Path) -> None:
+def test_examples_in_the_prompt_make_no_second_base(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     value = scores_file("base", ["ag_news"])
-    write_json(run / "base/three-shot/scores.json", value | {"scores": [r | {"shots": 3} for r in value["scores"]]})
-    assert read_report(run).models == ("base, 3 shots", "base", "full", "lora")
+    rows = [r | {"shots": 3, "mean": r["mean"] + 0.1} for r in value["scores"]]
+    write_json(run / "base/3-shot/scores.json", value | {"scores": rows})
+    report = read_report(run)
+    assert report.models == ("base", "full", "lora")
+    base = report.score("base", "rougeL")
+    assert base is not None and base.mean == 0.118
+    assert [(f.name, f.mean) for f in report.few_shot if (f.task, f.metric) == ("all", "rougeL")] == [
+        ("base, 3 shots", pytest.approx(0.218))
+    ]
 
 
 @pytest.mark.parametrize(
