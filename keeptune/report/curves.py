@@ -18,7 +18,10 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Curve:
-    """Loss in nats per target token by step. Of a long run, each train point is the mean over `steps_per_point`."""
+    """Loss in nats per target token by step. Of a long run, each train point is the mean over `steps_per_point`.
+
+    `drift` is KL(base‖tuned) on general text in nats per token, empty where it was not measured.
+    """
 
     model: str
     train: tuple[Point, ...]
@@ -31,6 +34,7 @@ class Curve:
     num_resumed: int
     stopped_at: int | None
     best_step: int | None
+    drift: tuple[Point, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -64,6 +68,7 @@ def read_curve(folder: RunFolder, model: str) -> Curve | None:
         num_resumed=log.num_resumed,
         stopped_at=log.stopped_at,
         best_step=whole(training.get("best_step")),
+        drift=_thinned(log.drift),
     )
 
 
@@ -75,6 +80,7 @@ class _Log:
     losses: array[float] = field(default_factory=lambda: array("d"))
     validation: list[Point] = field(default_factory=list)
     values: list[Point] = field(default_factory=list)
+    drift: list[Point] = field(default_factory=list)
     value_metric: str | None = None
     num_left_out: int = 0
     num_resumed: int = 0
@@ -90,6 +96,8 @@ class _Log:
             self.stopped_at = whole(step)
         elif kind in {"step", "validation"} and step is not None and math.isfinite(step):
             self._take_loss(event, step, validation=kind == "validation")
+        elif kind == "drift" and step is not None and (kl := _shown(event.get("kl"))) is not None:
+            self.drift.append((step, kl))
 
     def _take_loss(self, event: Mapping[str, Any], step: float, *, validation: bool) -> None:
         loss, value = _shown(event.get("loss")), _shown(event.get("value"))

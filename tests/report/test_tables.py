@@ -239,6 +239,16 @@ def test_a_curve_leaves_out_and_counts_what_is_not_finite(tmp_path: Path) -> Non
     assert (curve.num_left_out, curve.stopped_at) == (3, 5)
 
 
+def test_a_curve_has_the_drift_where_it_was_measured(tmp_path: Path) -> None:
+    lines: list[dict[str, object]] = [{"event": "drift", "step": step, "kl": step / 4} for step in (1, 2)]
+    lines += [{"event": "drift", "step": 3, "kl": None}, {"event": "drift", "step": None, "kl": 1.0}]
+    write_lines(tmp_path / "lora/events.jsonl", lines)
+    curve = read_curve(RunFolder(tmp_path), "lora")
+    assert curve is not None
+    assert curve.drift == ((1.0, 0.25), (2.0, 0.5))
+    assert curve.is_empty and curve.num_left_out == 0
+
+
 def test_a_long_curve_is_averaged_to_a_bounded_number_of_points(tmp_path: Path) -> None:
     write_lines(tmp_path / "lora/events.jsonl", events(20_000))
     curve = read_curve(RunFolder(tmp_path), "lora")

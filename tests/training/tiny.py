@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from keeptune.progress import Progress, Silent
 from keeptune.text.batches import Batch, pack
-from keeptune.text.tokens import Example
+from keeptune.text.tokens import Example, Examples
 from keeptune.training.loop import TrainingResult, TrainingSettings, train
 from keeptune.training.world import SINGLE, World
 
@@ -118,7 +118,7 @@ def run(
     folder: Path,
     *,
     settings: TrainingSettings = SETTINGS,
-    train_table: Table = TRAIN,
+    train_table: Examples = TRAIN,
     validation_table: Table = VALIDATION,
     loss: Callable[[nn.Module, Batch], Tensor] = tiny_loss,
     collate: Callable[..., Batch] = pack,
@@ -128,6 +128,8 @@ def run(
     progress: Progress | None = None,
     stop_requested: Callable[[], bool] = lambda: False,
     run_key: str = "key",
+    l2_base: float = 0.0,
+    drift: Callable[[nn.Module], float] | None = None,
     **changed: Any,
 ) -> TrainingResult:
     folder.mkdir(parents=True, exist_ok=True)
@@ -147,6 +149,8 @@ def run(
         progress=progress or Silent(),
         stop_requested=stop_requested,
         run_key=run_key,
+        l2_base=l2_base,
+        drift=drift,
     )
 
 
