@@ -196,7 +196,7 @@ def compare(
     models: Annotated[
         list[str],
         typer.Argument(
-            metavar="RUN_OR_MODEL...",
+            metavar="RUN_OR_MODEL",
             help="Run folders, methods' folders in them (runs/x/lora), model or adapter folders, hub ids.",
         ),
     ],

@@ -182,7 +182,7 @@ def show_table(
     """Print a table; every column after the first `num_left` is right-aligned. A header without names is left out."""
     table = Table(title=title, title_justify="left", title_style="bold", show_header=any(header))
     for i, name in enumerate(header):
-        table.add_column(name, justify="left" if i < num_left else "right")
+        table.add_column(name, justify="left" if i < num_left else "right", overflow="fold")
     for row in rows:
         table.add_row(*(visible(cell) for cell in row))
     console.print(table)
@@ -271,7 +271,9 @@ def show_comparison(console: Console, path: Path) -> None:
     """Print what `comparison.json` says: scores, differences in the main metric, costs, and what they come to."""
     value = json.loads(path.read_text(encoding="utf-8"))
     for table in comparison.tables(value):
-        show_table(console, table.title, table.header, rows=table.rows, num_left=table.num_left)
+        # Between a number and its unit a page has a space that a terminal may not have.
+        rows = [[cell.replace("\u00a0", " ") for cell in row] for row in table.rows]
+        show_table(console, table.title, table.header, rows=rows, num_left=table.num_left)
     for sentence in comparison.sentences(value):
         console.print(visible(sentence), highlight=False, soft_wrap=True)
 

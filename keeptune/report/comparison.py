@@ -13,7 +13,6 @@ from keeptune.report.wording import (
     count,
     decimal,
     decimals_for,
-    interval,
     key_label,
     metric_label,
     num_bytes,
@@ -35,11 +34,14 @@ class Table:
     num_left: int = 1
 
 
-def tables(value: Mapping[str, Any]) -> list[Table]:
-    """Return what a terminal shows: scores, the differences in the main metric, costs, and estimated memory if any."""
-    found = [_scores(value), _pairs(value, value["main_metric"], task=ALL_TASKS)]
+def tables(value: Mapping[str, Any], *, wide: bool = False) -> list[Table]:
+    """Return scores, the differences in the main metric, costs, and estimated memory if any.
+
+    They fit a terminal of 80 columns where names are short, unless they are to be `wide` and hold McNemar's p too.
+    """
+    found = [_scores(value), _pairs(value, value["main_metric"], wide=wide)]
     if value["untrained_tasks"]:
-        found.append(_pairs(value, value["main_metric"], task=OTHER_TASKS))
+        found.append(_pairs(value, value["main_metric"], task=OTHER_TASKS, wide=wide))
     found.append(_costs(value))
     return [*found, *_estimates(value)]
 
@@ -49,10 +51,14 @@ def sentences(value: Mapping[str, Any]) -> list[str]:
     metric = next(metric for metric in value["metrics"] if metric["name"] == value["main_metric"])
     pairs = [pair for pair in value["pairs"] if (pair["metric"], pair["task"]) == (metric["name"], ALL_TASKS)]
     clear = [pair for pair in pairs if pair["holm_p_value"] is not None and pair["holm_p_value"] < _CLEAR_BELOW]
-    better = ", ".join(_better(pair, higher_is_better=metric["higher_is_better"]) for pair in clear)
-    unclear = ", ".join(f"{pair['model']} and {pair['against']}" for pair in pairs if pair not in clear)
+    beaten: dict[str, list[str]] = {}
+    for pair in clear:
+        better, worse = _ranked(pair, higher_is_better=metric["higher_is_better"])
+        beaten.setdefault(better, []).append(worse)
+    found_clear = "; ".join(f"{better} better than {_listed(worse)}" for better, worse in beaten.items())
+    unclear = "; ".join(f"{pair['model']} and {pair['against']}" for pair in pairs if pair not in clear)
     label = metric_label(metric["name"])
-    found = [f"Clear in {label} (Holm p below 0.05): {better or 'nothing'}."]
+    found = [f"Clear in {label} (Holm p below 0.05): {found_clear or 'nothing'}."]
     if unclear:
         found.append(f"No clear difference in {label}: {unclear}.")
     return [*found, *value["notes"]]
@@ -65,13 +71,13 @@ def markdown(value: Mapping[str, Any]) -> str:
     inputs = f"{count(test['num_clusters'])} distinct {noun(test['num_clusters'], 'inputs')}"
     parts = [
         f"# {len(value['models'])} models on the test set of {test['run']}",
-        f"{records}, {inputs}; answers are greedy and at most {count(test['max_new_tokens'])} tokens long. ± and the "
-        "ranges are 95 % intervals. Differences are paired by record; p is two-sided, clustered by input.",
-        *(f"- {sentence}" for sentence in sentences(value)),
-        *map(_markdown, tables(value)),
+        f"{records}, {inputs}; answers are greedy and at most {count(test['max_new_tokens'])} tokens long. ± and [ ] "
+        "show the 95 % interval. Differences are paired by record. p is two-sided and clustered by input; Holm's is "
+        f"corrected for all pairs in {metric_label(value['main_metric'])}, any other for nothing.",
+        "\n".join(f"- {sentence}" for sentence in sentences(value)),
+        *map(_markdown, tables(value, wide=True)),
     ]
-    others = [metric["name"] for metric in value["metrics"] if metric["name"] != value["main_metric"]]
-    more = [_pairs(value, metric, task=ALL_TASKS) for metric in others]
+    more = [_pairs(value, metric, wide=True) for metric in _main_first(value)[1:]]
     more += _tasks(value)
     return "\n\n".join([*parts, *(_markdown(table) for table in more if table.rows)]) + "\n"
 
@@ -84,65 +90,72 @@ def _markdown(table: Table) -> str:
     return "\n".join([f"**{table.title}**", "", *(f"| {' | '.join(line)} |" for line in cells)])
 
 
-def _better(pair: Mapping[str, Any], *, higher_is_better: bool) -> str:
+def _ranked(pair: Mapping[str, Any], *, higher_is_better: bool) -> tuple[str, str]:
+    """Return the better model of a pair, then the other."""
     wins = (pair["difference"] > 0) == higher_is_better
-    names = (pair["model"], pair["against"]) if wins else (pair["against"], pair["model"])
-    return f"{names[0]} better than {names[1]}"
+    return (pair["model"], pair["against"]) if wins else (pair["against"], pair["model"])
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
 
 def _scores(value: Mapping[str, Any]) -> Table:
     """Return every metric of every model over all trained tasks and, where there are some, over the others."""
     names, together = _names(value), [ALL_TASKS, *([OTHER_TASKS] if value["untrained_tasks"] else [])]
     by_place = {(score["metric"], score["model"], score["task"]): score for score in value["scores"]}
-    rows = []
-    for metric in _main_first(value):
-        scores = [score for (name, _, _), score in by_place.items() if name == metric]
-        places = decimals_for(*(score["mean"] for score in scores))
-        for name in names:
-            cells = [_score(by_place.get((metric, name, task)), places=places) for task in together]
-            rows.append((metric_label(metric), name, *cells))
-    header = ("metric", "model", *(["trained tasks", "other tasks"] if len(together) > 1 else ["score"]))
+    rows = tuple(
+        (metric_label(metric), name, *(_score(by_place.get((metric, name, task))) for task in together))
+        for metric in _main_first(value)
+        for name in names
+    )
+    num_records = {score["task"]: count(score["num_records"]) for score in value["scores"]}
+    scored = [f"trained tasks ({num_records[ALL_TASKS]})", f"other tasks ({num_records.get(OTHER_TASKS, '')})"]
+    header = ("metric", "model", *(scored if len(together) > 1 else ["score"]))
     records = f"{count(value['test']['num_records'])} {noun(value['test']['num_records'], 'records')}"
-    return Table(f"Test set of {value['test']['run']}: {records}", header, tuple(rows), num_left=2)
+    title = f"Test set of {value['test']['run']}: {records}; ± and [ ] show the 95 % interval"
+    return Table(title, header, rows, num_left=2)
 
 
-def _score(score: Mapping[str, Any] | None, *, places: int) -> str:
+def _score(score: Mapping[str, Any] | None) -> str:
     if score is None:
         return MISSING
-    low, high = score["low"], score["high"]
+    mean, low, high = score["mean"], score["low"], score["high"]
+    places = decimals_for(mean)
     if low is None or high is None:
-        return decimal(score["mean"], places)
+        return decimal(mean, places)
     # Perplexity's interval is not symmetric.
     if score["metric"] == "perplexity":
-        return f"{decimal(score['mean'], places)} ({interval(low, high, places)})"
-    return f"{decimal(score['mean'], places)} ± {decimal((high - low) / 2, places)}"
+        return f"{decimal(mean, places)} [{decimal(low, places)}, {decimal(high, places)}]"
+    return f"{decimal(mean, places)} ± {decimal((high - low) / 2, places)}"
 
 
-def _pairs(value: Mapping[str, Any], metric: str, *, task: str) -> Table:
-    """Return every pair's difference in a metric; p is corrected where it is of the declared family."""
+def _pairs(value: Mapping[str, Any], metric: str, *, task: str = ALL_TASKS, wide: bool) -> Table:
+    """Return every pair's difference in a metric; p is Holm's in the declared family."""
     pairs = [pair for pair in value["pairs"] if (pair["metric"], pair["task"]) == (metric, task)]
-    family = [pair for pair in pairs if pair["holm_p_value"] is not None]
-    places = decimals_for(*(pair["difference"] for pair in pairs))
+    family = (metric, task) == (value["main_metric"], ALL_TASKS)
+    mcnemar = wide and any(pair["mcnemar_p_value"] is not None for pair in pairs)
     rows = tuple(
         (
             pair["model"],
             pair["against"],
-            _difference(pair, places=places),
+            _difference(pair),
             _p_value(pair["holm_p_value"] if family else pair["p_value"]),
+            *([_p_value(pair["mcnemar_p_value"])] if mcnemar else []),
             f"{count(pair['better'])} : {count(pair['worse'])}",
         )
         for pair in pairs
     )
     where = ", tasks not trained on" if task == OTHER_TASKS else ""
-    header = ("model", "against", "difference", f"p, {'Holm' if family else 'alone'}", "better : worse")
+    p_values = ("Holm p" if family else "p", *(["McNemar p"] if mcnemar else []))
+    header = ("model", "against", "difference", *p_values, "better:worse")
     return Table(f"Model − against in {metric_label(metric)}{where}", header, rows, num_left=2)
 
 
-def _difference(pair: Mapping[str, Any], *, places: int) -> str:
-    if pair["low"] is None:
-        return decimal(pair["difference"], places, signed=True)
-    ends = (decimal(pair[end], places, signed=True) for end in ("low", "high"))
-    return f"{decimal(pair['difference'], places, signed=True)} ({' to '.join(ends)})"
+def _difference(pair: Mapping[str, Any]) -> str:
+    places = decimals_for(pair["difference"])
+    middle, low, high = (decimal(pair[name], places, signed=True) for name in ("difference", "low", "high"))
+    return middle if pair["low"] is None else f"{middle} [{low}, {high}]"
 
 
 def _p_value(value: float | None) -> str:
@@ -165,8 +178,8 @@ def _costs(value: Mapping[str, Any]) -> Table:
         )
         for model in value["models"]
     )
-    header = ("model", "trained", "peak memory", "time", "tokens/s", "saved", "cut answers")
-    return Table("What training cost, as measured; answers cut at the limit", header, rows)
+    header = ("model", "trained", "memory", "time", "tokens/s", "saved", "cut")
+    return Table("Training as measured (memory: its peak), and answers cut at the limit", header, rows)
 
 
 def _estimates(value: Mapping[str, Any]) -> Iterator[Table]:
@@ -187,13 +200,12 @@ def _tasks(value: Mapping[str, Any]) -> Iterator[Table]:
     tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task not in (ALL_TASKS, OTHER_TASKS)]
     if len(tasks) < 2:
         return
-    places = decimals_for(*(score["mean"] for score in scores.values()))
     rows = []
     for task in tasks:
         found = [scores.get((task, name)) for name in names]
         num_records = next(score["num_records"] for score in found if score is not None)
         label = f"{task} (not trained on)" if task in value["untrained_tasks"] else task
-        rows.append((label, count(num_records), *(_score(score, places=places) for score in found)))
+        rows.append((label, count(num_records), *map(_score, found)))
     yield Table(f"{metric_label(metric)} by task", ("task", "records", *names), tuple(rows))
 
 

@@ -33,6 +33,7 @@ def pair(
         "worse": 2,
         "p_value": p,
         "holm_p_value": holm,
+        "mcnemar_p_value": 0.18 if metric == "exact_match" else None,
     }
 
 
@@ -73,6 +74,12 @@ def test_the_better_model_comes_first_in_whatever_direction_is_good() -> None:
     assert sentences(worse)[0].endswith("x/base better than x/lora.")
     loss = value(main_metric="loss", pairs=[pair("x/lora", "x/base", -0.3, p=0.001, holm=0.001, metric="loss")])
     assert sentences(loss)[0].endswith("x/lora better than x/base.")
+    three = [pair(*names, 0.3, p=0.001, holm=0.001) for names in (("b", "a"), ("c", "a"), ("c", "b"))]
+    three.append(pair("d", "c", 0.01, p=0.5, holm=0.5))
+    assert sentences(value(pairs=three)) == [
+        "Clear in Exact match (Holm p below 0.05): b better than a; c better than a and b.",
+        "No clear difference in Exact match: d and c.",
+    ]
 
 
 def test_the_main_metric_comes_first_and_its_p_is_holms() -> None:
@@ -83,16 +90,19 @@ def test_the_main_metric_comes_first_and_its_p_is_holms() -> None:
         ("Loss", "x/base", "2.000 ± 0.100"),
         ("Loss", "x/lora", "1.000 ± 0.100"),
     )
-    assert pairs.header == ("model", "against", "difference", "p, Holm", "better : worse")
-    assert pairs.rows == (("x/lora", "x/base", "+0.300 (+0.200 to +0.400)", "< 0.001", "7 : 2"),)
+    assert pairs.header == ("model", "against", "difference", "Holm p", "better:worse")
+    assert pairs.rows == (("x/lora", "x/base", "+0.300 [+0.200, +0.400]", "< 0.001", "7 : 2"),)
     cells = [cell.replace("\u00a0", " ") for cell in costs.rows[1]]
     assert cells == ["x/lora", "1.20 k", "2.00 GB", "1 min 15 s", "–", "–", "0 %"]
 
 
-def test_markdown_holds_the_other_metrics_with_p_alone_and_says_so() -> None:
+def test_markdown_holds_mcnemars_p_and_the_other_metrics_with_no_correction() -> None:
     text = markdown(value())
-    assert "| model | against | difference | p, alone | better : worse |" in text
-    assert "| x/lora | x/base | −1.000 (−1.100 to −0.900) | 0.030 | 7 : 2 |" in text
+    assert "| model | against | difference | Holm p | McNemar p | better:worse |" in text
+    assert "| x/lora | x/base | +0.300 [+0.200, +0.400] | < 0.001 | 0.180 | 7 : 2 |" in text
+    assert "| model | against | difference | p | better:worse |" in text
+    assert "| x/lora | x/base | −1.000 [−1.100, −0.900] | 0.030 | 7 : 2 |" in text
+    assert "Holm's is corrected for all pairs in Exact match, any other for nothing." in text
     assert "40 records, 38 distinct inputs" in text
 
 
@@ -111,18 +121,19 @@ def test_tasks_that_were_not_trained_on_stand_apart() -> None:
     ]
     lost = {**pair("x/lora", "x/base", -0.4, p=0.001, holm=None), "task": "others"}
     found = value(scores=scores, untrained_tasks=["old"], pairs=[*value()["pairs"], lost])
+    assert tables(found)[0].header == ("metric", "model", "trained tasks (40)", "other tasks (40)")
     assert tables(found)[0].rows[0] == ("Exact match", "x/base", "0.100 ± 0.100", "0.900 ± 0.100")
     assert tables(found)[2].title == "Model − against in Exact match, tasks not trained on"
-    assert tables(found)[2].rows == (("x/lora", "x/base", "−0.400 (−0.500 to −0.300)", "0.001", "7 : 2"),)
+    assert tables(found)[2].rows == (("x/lora", "x/base", "−0.400 [−0.500, −0.300]", "0.001", "7 : 2"),)
     assert "| old (not trained on) | 40 | 0.900 ± 0.100 | 0.900 ± 0.100 |" in markdown(found)
 
 
 def test_a_score_that_is_left_out_is_a_dash_and_perplexity_shows_its_ends() -> None:
-    scores = [score("x/base", 7.0, metric="perplexity"), score("x/lora", 0.5)]
+    scores = [score("x/base", 12.0, metric="perplexity"), score("x/lora", 0.5)]
     metrics = [{"name": name, "higher_is_better": True} for name in ("exact_match", "perplexity")]
     rows = tables(value(scores=scores, metrics=metrics))[0].rows
     assert rows[0] == ("Exact match", "x/base", "–")
-    assert rows[2] == ("Perplexity", "x/base", "7.000 (6.900 to 7.100)")
+    assert rows[2] == ("Perplexity", "x/base", "12.00 [11.90, 12.10]")
 
 
 def test_one_input_has_no_interval_and_no_p() -> None:
