@@ -528,7 +528,7 @@ def test_what_is_said_of_a_recipes_key_names_the_recipe(tmp_path: Path) -> None:
     for key in ("model", "data", "data.tasks.0.path", "methods.lora.r", "methods.full", "output_dir"):
         assert named(f"{key}: found x; expected y.") == f"{path}: {key}: found x; expected y."
     # The second is a file of data, the third no key of this recipe.
-    for where in ("runs/x", "data.jsonl:3", "data.tasks.7.path", f"{path}: model", "--set seed"):
+    for where in ("runs/x", "data.jsonl:3", "data.tasks.7.path", "out", f"{path}: model", "--set seed"):
         assert named(f"{where}: found x; expected y.") == f"{where}: found x; expected y."
     assert named("model: a\nb\nmethods.lora: c") == f"{path}: model: a\nb\n{path}: methods.lora: c"
 
