@@ -391,12 +391,10 @@ def show_certificate(console: Console, path: Path) -> None:
     """Print the verdict on what may be lost, and what it stands on."""
     value = read_json(path)
     console.print(f"\n{value['verdict']}", style="bold", highlight=False)
-    console.print(value["sentence"], markup=False, highlight=False)
-    artifact, fallback = value["artifact"], value["fallback"]
-    if artifact:
-        console.print(f"Instruct model: {path.parent / artifact['folder']}", markup=False, highlight=False)
+    if value["artifact"]:
+        outcome = f"Instruct model: {path.parent / value['artifact']['folder']}"
     else:
-        shots = fallback["shots"]
-        prompt = f"with {shots} solved examples in the prompt" if shots else "as it is"
-        console.print(f"No tuned model is delivered: use the base model {prompt}.", markup=False, highlight=False)
-    console.print(f"Certificate: {path}", markup=False, highlight=False)
+        prompt = f"with {shots} solved examples in the prompt" if (shots := value["fallback"]["shots"]) else "as it is"
+        outcome = f"No tuned model is delivered: use the base model {prompt}."
+    for line in (value["sentence"], outcome, f"Certificate: {path}"):
+        console.print(line, markup=False, highlight=False)

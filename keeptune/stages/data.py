@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 from keeptune import __version__
 from keeptune.config import Recipe
 from keeptune.data.record import (
-    OTHER_TASKS,
     PART_NAMES,
     SPLIT_NAMES,
     PartName,
@@ -21,15 +20,14 @@ from keeptune.data.record import (
     record_from_json,
     record_to_json,
 )
-from keeptune.data.split import part_name
 from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import UNCHANGED, Progress
+from keeptune.stages.parts import divided, part_shares
 from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
 from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from keeptune.data.audit import Audit, TokenAudit
-    from keeptune.data.prepare import Prepared
     from keeptune.evaluation.evaluate import Split
     from keeptune.model.folder import ModelFacts
     from keeptune.text.table import TokenTable
@@ -38,10 +36,6 @@ if TYPE_CHECKING:
     from keeptune.text.tokens import Tokenized
 
 
-# Of a suite that a certificate is made from; the rest is reported on.
-_PROBE_SHARE, _CERTIFY_SHARE = 0.2, 0.4
-# Of a suite that is trained on again.
-_REPLAY_SHARE = 0.3
 # Part of every key: raise it when the same rows and settings give other splits.
 _CODE_VERSION = 1
 
@@ -296,7 +290,7 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
         progress.say(f"data.max_length lowered from {data.max_length} to {room}: the model has room for no more tokens")
     with storage_errors(folder):
         (folder / "tokens").mkdir()
-    by_split = _divided(recipe, prepared)
+    by_split = divided(recipe, prepared)
     tables: dict[SplitName | PartName, TokenTable] = {}
     too_long: list[tuple[str, SplitName | PartName]] = []
     for split, records in by_split.items():
@@ -332,29 +326,6 @@ def _part_counts(folder: Path, tables: Mapping[SplitName | PartName, TokenTable]
             of_task = counts.setdefault(record.task, {})
             of_task[part] = of_task.get(part, 0) + 1
     return counts
-
-
-def _divided(recipe: Recipe, prepared: Prepared) -> dict[SplitName | PartName, Sequence[Record]]:
-    """Return the records of each split, those of suites under a budget or of replay divided into parts by group."""
-    by_split: dict[SplitName | PartName, list[Record]] = {split: [] for split in SPLIT_NAMES}
-    by_split["train"], by_split["validation"] = list(prepared.records["train"]), list(prepared.records["validation"])
-    for record in prepared.records["test"]:
-        group = prepared.groups.get(record.id)
-        shares = part_shares(recipe, record.task) if group is not None else {}
-        part = part_name(group, seed=recipe.seed, shares=shares) if group is not None else None
-        by_split.setdefault(part or "test", []).append(record)
-    return dict(by_split)
-
-
-def part_shares(recipe: Recipe, suite: str) -> dict[PartName, float]:
-    """Return the expected share of each part of a suite; what is left, all without a budget, is reported on."""
-    retention = recipe.retention
-    other = OTHER_TASKS if any(task.name == suite for task in recipe.data.tasks) else suite
-    shares: dict[PartName, float] = {"replay": _REPLAY_SHARE} if retention.replay in (suite, other) else {}
-    if retention.budget.keys() & {suite, other}:
-        rest = 1.0 - sum(shares.values())
-        shares |= {"probe": _PROBE_SHARE * rest, "certify": _CERTIFY_SHARE * rest}
-    return shares
 
 
 def require_embeddings(table: TokenTable, *, base: Base) -> None:

@@ -22,7 +22,8 @@ from keeptune.data.record import (
     record_to_json,
 )
 from keeptune.errors import DataError
-from keeptune.stages.data import Data, open_table, part_shares, read_records
+from keeptune.stages.data import Data, open_table, read_records
+from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
 
