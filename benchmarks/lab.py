@@ -34,6 +34,7 @@ from keeptune.lab.folder import MODELS, write_lab
 from keeptune.lab.tasks import TASKS, LabTask, examples
 from keeptune.lab.world import Fact, make_world
 from keeptune.model.load import load_model
+from keeptune.model.divergence import pair_divergences
 from keeptune.model.loss import target_losses
 from keeptune.progress import Silent
 from keeptune.text.batches import pack
@@ -133,6 +134,7 @@ def prompted(lab: Path, *, shots: int) -> dict[str, Any]:
         decoding=decoding(tokenizer),
         collate=pack,
         target_losses=target_losses,
+        pair_divergences=pair_divergences,
         autocast=None,
         progress=Silent(),
         stop_requested=lambda: False,

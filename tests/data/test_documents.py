@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from keeptune.data.documents import place_documents, read_documents
-from keeptune.data.record import Message, Record
+from keeptune.data.record import Message, PartName, Record
 from keeptune.data.split import part_name
 from keeptune.errors import DataError
 
-SHARES = {"probe": 0.2, "certify": 0.4}
+SHARES: dict[PartName, float] = {"probe": 0.2, "certify": 0.4}
 
 
 def story(i: int, num_words: int = 30) -> str:

@@ -30,6 +30,7 @@ from keeptune.errors import DataError, Interrupted, NonFiniteError, OutOfMemoryE
 from keeptune.evaluation.evaluate import Bench, Split, evaluate_model, read_answers, validation_value
 from keeptune.evaluation.generate import Decoding
 from keeptune.evaluation.scores import paired_differences, score_answers
+from keeptune.model.divergence import pair_divergences
 from keeptune.model.loss import target_losses
 from keeptune.progress import Silent
 from keeptune.storage import read_json, verify_folder
@@ -131,6 +132,7 @@ def bench_of(tokenizer: Tokenizer, *, layout: str = "packed", tokens_per_batch: 
         decoding=decoding,
         collate=collate[layout],
         target_losses=target_losses,
+        pair_divergences=pair_divergences,
         autocast=None,
         progress=Silent(),
         stop_requested=lambda: False,

@@ -69,7 +69,8 @@ def test_a_base_learns_to_name_people_and_places_in_seconds(
         "data": {"template": template, "tasks": [{"path": str(lab / "tasks/names"), "max_records": 400}]},
         "methods": {"full": {"learning_rate": 2e-3}},
         "training": {"num_train_epochs": 3, "tokens_per_step": 1024, "evals_per_epoch": 1},
-        "evaluation": {"metrics": ["exact_match"]},
+        "evaluation": {"metrics": ["exact_match"], "baselines": ["zero-shot"]},
+        "retention": {"self_texts": 0},
     }
     report = run_recipe(tmp_path, recipe)
     assert exact_match(report, "base", "names") < 0.05
