@@ -82,6 +82,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("methods: {lora: {peft_type: LORA, lr: 1e-3}}\n", "found lr; expected learning_rate. Rename the key."),
         ("methods: {full: {r: 8}}\n", "found r without peft_type; expected only learning_rate"),
         ("methods: {base: {}}\n", "found the method name 'base'"),
+        ("methods: {comparisons: {}}\n", "found the method name 'comparisons'"),
         ("methods: {'../x': {}}\n", "found the method name '../x'"),
         ("training: {eval_steps: 5, evals_per_epoch: 3}\n", "found eval_steps and evals_per_epoch; expected one"),
         ("training: {cooldown_fraction: 0.5}\n", "found cooldown_fraction without effect"),

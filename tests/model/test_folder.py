@@ -14,7 +14,7 @@ import pytest
 
 from keeptune.errors import RecipeError
 from keeptune.model import folder as folder_module
-from keeptune.model.folder import check_model_folder, resolve_model
+from keeptune.model.folder import adapter_base, check_model_folder, resolve_model
 
 CONFIG = {"model_type": "llama", "vocab_size": 11, "max_position_embeddings": 64}
 SHARED = Path(__file__).resolve().parents[3] / "shared"
@@ -211,3 +211,16 @@ def test_the_facts_of_a_real_model() -> None:
         pytest.skip(f"{path} is not here")
     facts = check_model_folder(path)
     assert (facts.model_type, facts.vocab_size, facts.max_positions) == ("llama", 4096, 1024)
+
+
+def test_an_adapter_names_its_base_model_or_is_refused(tmp_path: Path) -> None:
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": "owner/name", "revision": None}))
+    assert adapter_base(tmp_path) == "owner/name"
+    config.write_text(json.dumps({"base_model_name_or_path": "owner/name", "revision": "abc"}))
+    assert adapter_base(tmp_path) == "owner/name@abc"
+    config.write_text(json.dumps({"base_model_name_or_path": None}))
+    with pytest.raises(
+        RecipeError, match=r"found no name of the base model; expected one\. Write it into adapter_config"
+    ):
+        adapter_base(tmp_path)
