@@ -43,6 +43,16 @@ def test_numbers_without_a_point_are_numbers(tmp_path: Path) -> None:
     assert recipe.methods["lora"].peft_type == "LORA"
 
 
+def test_what_keeps_the_base_is_no_argument_of_peft(tmp_path: Path) -> None:
+    lora = "{peft_type: LORA, r: 4, replay_fraction: 0.05, replay_kl: 0.1}"
+    recipe = load_recipe(
+        write(tmp_path, MINIMAL + f"methods: {{full: {{frozen_layers: 2, l2_base: 0.1}}, lora: {lora}}}\n")
+    )
+    assert recipe.methods["lora"].model_extra == {"r": 4}
+    assert (recipe.methods["lora"].replay_fraction, recipe.methods["lora"].replay_kl) == (0.05, 0.1)
+    assert (recipe.methods["full"].frozen_layers, recipe.methods["full"].l2_base) == (2, 0.1)
+
+
 def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
     text = (
         "output_dir: x\n"
@@ -81,6 +91,24 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("evaluation: {metrics: rougeL}\n", "evaluation.metrics: found 'rougeL'; expected a list. Mend this value."),
         ("methods: {lora: {peft_type: LORA, lr: 1e-3}}\n", "found lr; expected learning_rate. Rename the key."),
         ("methods: {full: {r: 8}}\n", "found r without peft_type; expected only learning_rate"),
+        (
+            "methods: {lora: {peft_type: LORA, frozen_layers: 2}}\n",
+            "methods.lora: found frozen_layers with peft_type, where the base model stays as it is; expected it for "
+            "full fine-tuning alone. Use layers_to_transform, PEFT's own list of the layers that it adapts.",
+        ),
+        (
+            "methods: {lora: {peft_type: LORA, l2_base: 1e-3}}\n",
+            "methods.lora: found l2_base with peft_type; expected it for full fine-tuning alone. Use "
+            "training.weight_decay, which pulls an adapter to the base model already.",
+        ),
+        (
+            "methods: {full: {replay_kl: 0.1}}\n",
+            "methods.full: found replay_kl without replay_fraction, where it has no effect; expected both. Set "
+            "replay_fraction, or remove replay_kl.",
+        ),
+        ("methods: {full: {replay_fraction: 1.0}}\n", "methods.full.replay_fraction: found 1.0; expected"),
+        ("methods: {full: {frozen_layers: -1}}\n", "methods.full.frozen_layers: found -1; expected"),
+        ("methods: {full: {frozen_layer: 1}}\n", "fine-tuning. Did you mean 'frozen_layers'?"),
         ("methods: {base: {}}\n", "found the method name 'base'"),
         ("methods: {comparisons: {}}\n", "found the method name 'comparisons'"),
         ("methods: {'../x': {}}\n", "found the method name '../x'"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -26,7 +27,7 @@ from keeptune.model.methods import (
     check_method,
     count_parameters,
 )
-from tests.model.tiny import trained_state
+from tests.model.tiny import CONFIGS, T5, make_model, trained_state
 
 # Pyright does not see through the decorator of transformers' `to`.
 META: Any = torch.device("meta")
@@ -252,6 +253,39 @@ def test_only_linear_layers_are_listed_to_choose_from() -> None:
     listed = "down_proj, gate_proj, k_proj, lm_head, o_proj, q_proj, up_proj, v_proj"
     expected = "methods.mine.target_modules: found 'zzz'; expected a module of the model. Choose from: "
     assert str(caught.value) == f"{expected}{listed}."
+
+
+@pytest.mark.parametrize("name", [*CONFIGS, "t5"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_the_embeddings_and_the_first_layers_stay_frozen(name: str, number: int) -> None:
+    model = make_model(T5 if name == "t5" else CONFIGS[name])
+    head: Any = model.get_output_embeddings()
+    tied = model.get_input_embeddings().weight is head.weight
+    apply_method(model, Method("mine", None, 1e-3, {}, frozen_layers=number), seed=0)
+    trained = set(trained_state(model))
+    layer = re.compile(r"(?:layers|h|encoder\.block)\.(\d+)\.")
+    for full_name, _ in model.named_parameters():
+        found = None if full_name.startswith("decoder.") else layer.search(full_name)
+        embeds = bool(re.search(r"(embed_tokens|embed_positions|embed_in|wte|wpe|shared)\.weight", full_name))
+        frozen = embeds or (found is not None and int(found[1]) < number)
+        assert (full_name not in trained) == frozen, full_name
+    assert sum(layer.search(n) is not None and not n.startswith("decoder.") for n in trained) == 0 or number == 1
+    assert head.weight.requires_grad != tied
+
+
+@pytest.mark.parametrize(
+    ("make", "parts"),
+    [
+        (llama, "found 3; expected at most 2, the number of the model's layers. Lower it."),
+        (t5, "found 3; expected at most 2, the number of the encoder's layers. Lower it."),
+    ],
+)
+def test_more_frozen_layers_than_there_are_are_refused(make: Callable[[], PreTrainedModel], parts: str) -> None:
+    chosen = Method("mine", None, 1e-3, {}, frozen_layers=3)
+    with pytest.raises(RecipeError) as caught:
+        check_fit(make().to(META), chosen)
+    assert str(caught.value) == f"methods.mine.frozen_layers: {parts}"
+    check_fit(make().to(META), Method("mine", None, 1e-3, {}, frozen_layers=2))
 
 
 def test_a_model_of_which_nothing_would_train_is_refused() -> None:

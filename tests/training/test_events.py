@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from keeptune.errors import CheckpointError, StorageError
-from keeptune.training.events import EventLog, ResumedEvent, StepEvent, ValidationEvent
+from keeptune.training.events import DriftEvent, EventLog, ResumedEvent, StepEvent, ValidationEvent
 
 
 def step_event(step: int, *, loss: float = 1.5) -> StepEvent:
@@ -47,6 +48,26 @@ def test_a_number_that_is_not_finite_is_written_as_null(tmp_path: Path) -> None:
     EventLog(tmp_path / "events.jsonl").append("validation", ValidationEvent(1, 1.0, float("nan"), "f1", float("inf")))
     event = json.loads((tmp_path / "events.jsonl").read_text())
     assert event == {"event": "validation", "step": 1, "epoch": 1.0, "loss": None, "metric": "f1", "value": None}
+
+
+def test_a_field_at_its_default_is_left_out(tmp_path: Path) -> None:
+    log = EventLog(tmp_path / "events.jsonl")
+    log.append("step", replace(step_event(1), l2_penalty=0.0))
+    log.append("step", step_event(2))
+    first, second = (json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines())
+    assert first["l2_penalty"] == 0.0 and "l2_penalty" not in second
+
+
+def test_truncation_takes_back_what_will_be_done_again(tmp_path: Path) -> None:
+    path = tmp_path / "events.jsonl"
+    log = filled(path)
+    log.append("drift", DriftEvent(2, 0.5, 0.1))
+    log.append("drift", DriftEvent(3, 0.75, 0.2))
+    before = path.read_bytes().splitlines()
+    log.truncate_after(3, without=["drift"])
+    assert path.read_bytes().splitlines() == before[:5]
+    log.truncate_after(3, without=["drift", "validation"])
+    assert path.read_bytes().splitlines() == [*before[:3], before[4]]
 
 
 def test_truncation_keeps_the_lines_up_to_a_step(tmp_path: Path) -> None:

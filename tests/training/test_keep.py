@@ -21,7 +21,8 @@ from keeptune.text.batches import Step, pack
 from keeptune.text.mixture import Chosen, Mixed, choose_replay
 from keeptune.text.tokens import Examples
 from keeptune.training.drift import drift_meter
-from keeptune.training.plan import num_probe_examples, plan_validation
+from keeptune.training.plan import num_probe_examples, plan_steps, plan_validation
+from keeptune.training.schedule import learning_rate_factor
 from keeptune.training.settings import TrainingSettings
 from keeptune.training.step import Work, accumulate, add_pull, pull_to
 from keeptune.training.tensors import trained_parameters
@@ -34,6 +35,7 @@ from .tiny import (
     TRAIN,
     VOCABULARY,
     StopAt,
+    Table,
     digest_run,
     log_without_measures,
     make_model,
@@ -109,7 +111,7 @@ def test_a_run_that_keeps_and_is_stopped_anywhere_ends_with_the_same_bits(
     expected, num_polls = start_keeping(peft_type, tmp_path / "reference")
     events = [event["event"] for event in read_events(tmp_path / "reference")]
     assert events.count("drift") == events.count("step") == 3
-    for position in range(1, num_polls, 4 if peft_type is None else 9):
+    for position in range(0, num_polls, 1 if peft_type is None else 4):
         folder = tmp_path / str(position)
         with pytest.raises(Interrupted, match="found a request to stop at step"):
             start_keeping(peft_type, folder, stop_at=position)
@@ -158,6 +160,29 @@ def test_the_gradient_of_the_pull_is_that_of_the_squared_distance() -> None:
     for ours, theirs in zip(model.parameters(), reference.parameters(), strict=True):
         assert ours.grad is not None and theirs.grad is not None
         assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+
+
+def test_training_with_a_pull_equals_a_plain_loop_that_clips_the_whole_gradient(tmp_path: Path) -> None:
+    model, plain, base = (make_model(dropout=0.0) for _ in range(3))
+    changed: dict[str, Any] = {"num_train_epochs": 1, "weight_decay": 0.0, "max_grad_norm": 0.05}
+    run(model, tmp_path, l2_base=2.0, adam_epsilon=1.0, validation_table=Table((), ()), **changed)
+    optimizer = torch.optim.AdamW(plain.parameters(), betas=(0.9, 0.99), eps=1.0, weight_decay=0.0)
+    norms = []
+    for number, step in enumerate(plan_steps(TRAIN, settings=SETTINGS, epoch=0), 1):
+        factor = learning_rate_factor(number, num_steps=3, num_warmup_steps=1, kind="linear", cooldown_fraction=0.2)
+        optimizer.param_groups[0]["lr"] = 0.05 * factor
+        loss = torch.stack([tiny_loss(plain, pack([TRAIN[i]])) for m in step.micro_batches for i in m]).sum()
+        pairs = zip(plain.parameters(), base.parameters(), strict=True)
+        (
+            loss / step.num_targets + 2.0 * torch.stack([((p - q.detach()) ** 2).sum() for p, q in pairs]).sum()
+        ).backward()
+        norms.append(nn.utils.clip_grad_norm_(plain.parameters(), 0.05).item())
+        optimizer.step()
+        optimizer.zero_grad()
+    found = [event["grad_norm"] for event in read_events(tmp_path) if event["event"] == "step"]
+    assert found == pytest.approx(norms, rel=1e-5)
+    for ours, theirs in zip(model.parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours, theirs, rtol=0, atol=1e-6)
 
 
 def test_a_weight_without_a_gradient_is_pulled_too() -> None:
