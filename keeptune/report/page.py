@@ -112,6 +112,11 @@ def report_json(report: Report) -> str:
         "cost": [dataclasses.asdict(cost) for cost in report.costs],
         "decoding": [{**dataclasses.asdict(d), "settings": dict(d.settings)} for d in report.decodings],
         "answers": _answers(report),
+        "forgetting": [dataclasses.asdict(row) for row in report.forgotten.rows],
+        "canaries": [dataclasses.asdict(canary) for canary in report.forgotten.canaries],
+        "noise": dataclasses.asdict(report.forgotten.noise) if report.forgotten.noise else None,
+        "certificate": _certificate(report),
+        "drift": {c.model: [{"step": step, "kl": kl} for step, kl in c.drift] for c in report.curves if c.drift},
         "audit": _audit(report),
         "test_openings": [dict(opening) for opening in report.openings],
         "command": report.command,
@@ -137,6 +142,17 @@ def _answers(report: Report) -> dict[str, Any] | None:
         "num_records": answers.num_records,
         "best": [answer.id for answer in answers.best],
         "worst": [answer.id for answer in answers.worst],
+    }
+
+
+def _certificate(report: Report) -> dict[str, Any] | None:
+    certificate = report.forgotten.certificate
+    if certificate is None:
+        return None
+    return {
+        **dataclasses.asdict(certificate),
+        "items": dict(certificate.items),
+        "sha256": dict(certificate.sha256),
     }
 
 

@@ -178,7 +178,7 @@ def test_tasks_that_were_not_trained_on_stand_apart(tmp_path: Path) -> None:
         "boolq not trained on 0 0 96",
         "Of 20 test answers of lora to what was trained on, ranked by",
         "Beyond the other tasks of this page, what the tuned model lost",
-        "To see it, boolq and wiki were answered before and after tuning, and never trained on.",
+        "To see it, boolq and wiki were answered before and after tuning, and not trained on in this run.",
     ):
         assert words in page.words, words
     assert "What the tuned model lost outside these tasks was not measured." not in page.words
