@@ -139,6 +139,9 @@ class Forgotten:
         return next((r for r in self.rows if (r.model, r.alpha, r.suite) == (model, alpha, suite)), None)
 
 
+NOTHING_FORGOTTEN = Forgotten()
+
+
 def read_forgotten(
     folder: RunFolder, *, methods: Sequence[str], shown: str | None, base: str | None, lower: frozenset[str]
 ) -> Forgotten:

@@ -68,6 +68,8 @@ def headline(report: Report) -> tuple[Phrase, ...]:
 def _unfinished(report: Report) -> str:
     if not report.methods:
         return "No method has been trained in this run yet."
+    if report.forgotten.certificate is not None:
+        return "No tuned model is delivered by this run: the answer is the base model."
     done = [cost.model for cost in report.costs]
     begun = [name for name in report.methods if name not in done]
     parts = [f"{series(done)} trained to the end" if done else "", f"{series(begun)} unfinished" if begun else ""]
@@ -100,6 +102,8 @@ def others_sentence(report: Report) -> tuple[Phrase, ...]:
     places = decimals_for(score.mean, base.mean)
     verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
     found = {"better": "gains", "worse": "loses", "unclear": "shows no clear change"}[verdict]
+    if base.mean == 0 == score.mean and report.higher_is_better(metric):
+        found = "has no score to lose"
     change = f"difference {decimal(paired.difference, places, signed=True)}"
     doubt = f"95 % interval {interval(paired.low, paired.high, places, signed=True)}"
     span = f"{label} went from {decimal(base.mean, places)} to {decimal(score.mean, places)}"

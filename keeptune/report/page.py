@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from keeptune import __version__
 from keeptune.progress import noun
-from keeptune.report import wording
+from keeptune.report import losses, wording
 from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
@@ -36,6 +36,7 @@ _FILTERS = (
     wording.parameters,
     wording.percent,
     wording.seconds,
+    wording.thousands,
     noun,
 )
 
@@ -73,15 +74,36 @@ def render_page(report: Report) -> str:
         style_sha256=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         version=__version__,
         headline=headline(report),
-        more_sentences=[sentence for sentence in (shots_sentence(report), others_sentence(report)) if sentence],
+        more_sentences=_more_sentences(report),
         guide=guide(report),
-        key_numbers=key_numbers(report),
+        key_numbers=[*key_numbers(report), *filter(None, [losses.forgotten_number(report)])],
+        **_forgotten(report),
         colours=colours(report),
         score_groups=score_groups(report),
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
     )
+
+
+def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
+    sentences = (losses.alpha_sentence, shots_sentence, others_sentence, losses.forgetting_sentence)
+    return [found for sentence in sentences if (found := sentence(report))]
+
+
+def _forgotten(report: Report) -> dict[str, Any]:
+    """Return what the section on forgetting and its neighbours are made of."""
+    forgotten = report.forgotten
+    return {
+        "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
+        "verdict": losses.verdict_sentence(forgotten.certificate) if forgotten.certificate else "",
+        "frontier": losses.frontier(report),
+        "matrix": losses.matrix(report),
+        "canaries": [row for row in forgotten.canaries if any(row.counts)],
+        "drift_panels": losses.drift_panels(report),
+        "not_measured": losses.not_measured(report),
+        "flip_model": report.answers.model if report.answers else "tuned",
+    }
 
 
 def _foreign(value: Any) -> Any:
@@ -94,7 +116,11 @@ def report_json(report: Report) -> str:
         "version": VERSION,
         "keeptune": __version__,
         "headline": " ".join(
-            filter(None, map(_text, (headline(report), shots_sentence(report), others_sentence(report))))
+            [
+                _text(headline(report)),
+                *([_verdict(report)] if report.forgotten.certificate else []),
+                *map(_text, _more_sentences(report)),
+            ]
         ),
         "selected": report.selection.selected,
         "selection": {
@@ -126,6 +152,11 @@ def report_json(report: Report) -> str:
     }
     # ASCII escapes keep a lone surrogate from a broken answer exact, where UTF-8 could not hold it.
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _verdict(report: Report) -> str:
+    certificate = report.forgotten.certificate
+    return f"{certificate.verdict}: {losses.verdict_sentence(certificate)}" if certificate else ""
 
 
 def _text(phrases: Sequence[Phrase]) -> str:

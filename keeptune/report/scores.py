@@ -14,7 +14,11 @@ from keeptune.report.reading import number, rows, string, whole
 _NORMAL_975 = 1.959964
 # The least and the greatest that a metric can be; no interval reaches beyond.
 _SHARES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "raw_exact_match", "token_f1")
-BOUNDS = {**dict.fromkeys(_SHARES, (0.0, 1.0)), **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0)), "loss": (0.0, math.inf)}
+BOUNDS = {
+    **dict.fromkeys(_SHARES, (0.0, 1.0)),
+    **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0)),
+    "loss": (0.0, math.inf),
+}
 # exp of more is no finite float.
 _LARGEST_EXPONENT = 700.0
 

@@ -16,7 +16,7 @@ from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.report.answers import Answers, read_answers
 from keeptune.report.audit import Audit, read_audit
 from keeptune.report.curves import Curve, read_curve
-from keeptune.report.forgotten import Forgotten, read_forgotten
+from keeptune.report.forgotten import NOTHING_FORGOTTEN, Forgotten, read_forgotten
 from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, strings, whole
 from keeptune.report.scores import Score, read_scores
 from keeptune.report.shots import (
@@ -140,7 +140,7 @@ class Report:
     untrained_tasks: frozenset[str] = frozenset()
     shot_rows: tuple[ShotRow, ...] = ()
     few_shot: tuple[FewShot, ...] = ()
-    forgotten: Forgotten = Forgotten()
+    forgotten: Forgotten = NOTHING_FORGOTTEN
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -224,19 +224,9 @@ def read_report(run: Path) -> Report:
     answered = [name for name in methods if (run / name / "test/samples.jsonl").is_file()]
     shown = selection.selected if selection.selected in methods else next(iter(answered), None)
     base_answers = f"{baselines[0]}/samples.jsonl" if baselines else None
-    answers = None
-    if shown is not None and main_metric is not None:
-        answers = read_answers(
-            folder,
-            model=shown,
-            base=base_answers,
-            metric=main_metric,
-            higher_is_better=next(m.higher_is_better for m in metrics if m.name == main_metric),
-            untrained_tasks=untrained_tasks,
-        )
-    forgotten = read_forgotten(
-        folder, methods=methods, shown=shown, base=base_answers, lower=_LOWER_IS_BETTER
-    )
+    judged = next((m for m in metrics if m.name == main_metric), None)
+    answers = _answers(folder, shown, judged, base=base_answers, untrained_tasks=untrained_tasks)
+    forgotten = read_forgotten(folder, methods=methods, shown=shown, base=base_answers, lower=_LOWER_IS_BETTER)
     base_names = dict.fromkeys(s.model for s in scores if s.model not in methods)
     return Report(
         name=run.resolve().name,
@@ -264,6 +254,15 @@ def read_report(run: Path) -> Report:
         shot_rows=shot_rows,
         few_shot=tuple(few_shot_scores(shot_rows, higher_is_better={m.name: m.higher_is_better for m in metrics})),
     )
+
+
+def _answers(
+    folder: RunFolder, shown: str | None, metric: Metric | None, *, base: str | None, untrained_tasks: frozenset[str]
+) -> Answers | None:
+    if shown is None or metric is None:
+        return None
+    how = {"metric": metric.name, "higher_is_better": metric.higher_is_better, "untrained_tasks": untrained_tasks}
+    return read_answers(folder, model=shown, base=base, **how)
 
 
 def _folders(path: Path) -> list[Path]:

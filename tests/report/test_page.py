@@ -224,7 +224,7 @@ def test_a_run_without_other_tasks_says_that_nothing_outside_was_measured(tmp_pa
 def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     text = write_report(run).read_text(encoding="utf-8")
-    assert "<details>\n<summary>How to read this page</summary>" in text
+    assert "<details open>\n<summary>How to read this page</summary>" in text
     sentences = guide(read_report(run))
     assert len(re.findall(r"[.](?= |$)", " ".join(sentences))) <= 12
     for words in (
