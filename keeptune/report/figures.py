@@ -286,6 +286,9 @@ def _paint(prop: str, setting: str, attributes: dict[str, str]) -> list[str]:
     """Turn one style declaration into an attribute, or return the class that stands for its colour."""
     if prop in {"fill", "stroke"} and setting in _CLASSES:
         return [f"{prop}-{_CLASSES[setting]}"]
+    if prop == "fill-opacity" and float(setting) == 0:
+        attributes["fill"] = "none"
+        return []
     if prop in {"stroke-opacity", "fill-opacity", "opacity"}:
         return ["pale"]
     if prop in _ATTRIBUTES or (prop in {"fill", "stroke"} and setting == "none"):

@@ -83,7 +83,9 @@ def _trained(report: Report, method: str) -> str:
     data = f" on {records}{f' of {series(tasks)}' if tasks else ''}" if num_train is not None or tasks else ""
     cost = report.cost(method)
     kind = f" ({cost.peft_type})" if cost and cost.peft_type and cost.peft_type.lower() != method.lower() else ""
-    return f"{base_label(report)}, tuned with {method}{kind}{data},"
+    delivered = report.forgotten.delivered
+    whole = " to the end (alpha 1)" if delivered is not None and delivered[1] < 1.0 else ""
+    return f"{base_label(report)}, tuned with {method}{kind}{data}{whole},"
 
 
 def others_sentence(report: Report) -> tuple[Phrase, ...]:
@@ -201,7 +203,9 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
     places = decimals_for(score.mean, base.mean if base else None)
     before = f"base {decimal(base.mean, places)}" if base else "base not scored"
     note = f"{before}, {count(score.num_records)} test {noun(score.num_records, 'records')}"
-    found = [KeyNumber(metric_label(metric), decimal(score.mean, places), note)]
+    delivered = report.forgotten.delivered
+    whole = ", alpha 1" if delivered is not None and delivered[1] < 1.0 else ""
+    found = [KeyNumber(f"{metric_label(metric)}{whole}", decimal(score.mean, places), note)]
     if paired is not None:
         found.append(_difference_number(paired, "Difference from the base", places=places))
     behind_examples = report.difference_from_shots(method, metric)

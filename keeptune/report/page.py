@@ -87,7 +87,10 @@ def render_page(report: Report) -> str:
 
 
 def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
-    sentences = (losses.alpha_sentence, shots_sentence, others_sentence, losses.forgetting_sentence)
+    delivered = report.forgotten.delivered
+    # The scores of other tasks are the trained model's: of one delivered on the way to it, its own losses are said.
+    of_trained = (others_sentence,) if delivered is None or delivered[1] == 1.0 else ()
+    sentences = (losses.alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
     return [found for sentence in sentences if (found := sentence(report))]
 
 

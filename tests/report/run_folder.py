@@ -289,7 +289,9 @@ def write_shots(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_records: 
     return run
 
 
-def lost_row(model: str, suite: str, forgetting: float, *, alpha: float = 1.0, metric: str = "rougeL") -> dict[str, Any]:
+def lost_row(
+    model: str, suite: str, forgetting: float, *, alpha: float = 1.0, metric: str = "rougeL"
+) -> dict[str, Any]:
     base = 2.1 if metric == "loss" else 0.6
     tuned = base + forgetting if metric == "loss" else base - forgetting
     return {
@@ -314,7 +316,7 @@ def lost_row(model: str, suite: str, forgetting: float, *, alpha: float = 1.0, m
 
 
 def write_forgetting(run: Path, *, verdict: str | None = None) -> Path:
-    """Add to a run with the other tasks boolq and wiki what it forgot; with a verdict, lora at alpha 0.3 is its choice."""
+    """Add to a run with the other tasks boolq and wiki what it forgot; with a verdict, its choice too."""
     rows = []
     for alpha, share in ((0.3, 0.2), (1.0, 1.0)):
         for model, most in (("full", 0.3), ("lora", 0.2)):
