@@ -102,6 +102,8 @@ def _other_tasks(report: Report) -> Iterator[str]:
             f"To see it, {series(report.other_tasks)} {was} answered before and after tuning, and not trained on in "
             "this run."
         )
+    elif report.forgotten.rows:
+        yield "To see it, texts that nothing was trained on were weighed before and after tuning: “What was forgotten”."
     else:
         yield "This run measured none of that: it has no task with train: false."
 

@@ -219,3 +219,19 @@ def test_the_fields_of_forgetting_are_documented(tmp_path: Path) -> None:
         for key in part:
             assert f"`{key}`" in documented, key
     assert value["certificate"]["budgets"][0]["amount"] == 0.05
+
+
+def test_where_texts_alone_were_weighed_the_page_does_not_say_that_nothing_was(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    rows = [lost_row("lora", "self", 0.1, metric="loss")]
+    write_json(run / "forgetting.json", {"metric": "rougeL", "rows": rows, "noise": None})
+    words = page_of(run).words
+    assert "texts that nothing was trained on were weighed before and after tuning" in words
+    assert "Forgotten at worst: texts of the base itself lost 0.100 nats per token" in words
+    assert "outside these tasks was not measured" not in words and "nothing else was measured" not in words
+
+
+def test_a_run_that_delivers_nothing_says_why(tmp_path: Path) -> None:
+    words = page_of(a_run(tmp_path, verdict="NOT CERTIFIED")).words
+    assert "No tuned model is delivered by this run: the answer is the base model." in words
+    assert "No method was shown to keep the budgets, so none is delivered." in words
