@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keeptune.report.reading import RunFolder, mapping, number, string
+from keeptune.report.scores import BOUNDS
 
 NUM_SHOWN = 6
 
@@ -61,7 +62,8 @@ def read_answers(
 
     Those to `untrained_tasks` are left out: they would fill the worst.
     They are ranked by the metric, then by the gain over the base (best: the largest first; worst: the largest loss
-    first), then by id. Fewer than twelve records are shared out, the larger half to the best.
+    first), then by id. Fewer than twelve records are shared out, the larger half to the best. An answer with the
+    highest score that there is, is never among the worst.
 
     Raises:
         StorageError: the disk refuses to read a file that exists.
@@ -87,7 +89,8 @@ def read_answers(
     num_best = min(NUM_SHOWN, math.ceil(len(values) / 2))
     best = heapq.nsmallest(num_best, values, key=lambda v: (-v[0], -v[1], v[2], v[3]))
     taken = {v[3] for v in best}
-    worst = heapq.nsmallest(NUM_SHOWN, (v for v in values if v[3] not in taken))
+    perfect = BOUNDS[metric][1] if higher_is_better and metric in BOUNDS else math.inf
+    worst = heapq.nsmallest(NUM_SHOWN, (v for v in values if v[3] not in taken and v[0] < perfect))
     wanted = taken | {v[3] for v in worst}
     found = {
         position: _answer(line, metric=metric, bases=bases)
@@ -133,3 +136,32 @@ def _answer(line: Mapping[str, Any], *, metric: str, bases: Mapping[str, _Base])
         base_prediction=base.prediction if base else None,
         base_value=base.value if base else None,
     )
+
+
+def read_flips(
+    folder: RunFolder, *, tuned: str, base: str, metric: str, higher_is_better: bool, tasks: Collection[str]
+) -> tuple[Answer, ...]:
+    """Return for up to six of `tasks` the record that lost most: the base had it right, or nearer, and `tuned` wrong.
+
+    `tuned` and `base` are the files with their answers. Tasks that lost most on a single record come first.
+
+    Raises:
+        StorageError: the disk refuses to read a file that exists.
+    """
+    bases = {id_: found for id_, found in _base_answers(folder.lines(base), metric=metric)}
+    sign = 1.0 if higher_is_better else -1.0
+    most: dict[str, tuple[float, str, int]] = {}
+    for position, line in enumerate(folder.lines(tuned)):
+        task, id_, value = string(line.get("task")) or "", string(line.get("id")) or "", _value(line, metric)
+        before = bases[id_].value if id_ in bases else None
+        if task not in tasks or value is None or before is None or sign * (before - value) <= 0:
+            continue
+        # Of equals the least id, so that the same folder gives the same page.
+        most[task] = min(most.get(task, (math.inf, "", 0)), (sign * (value - before), id_, position))
+    wanted = [position for _, _, position in sorted(most.values())[:NUM_SHOWN]]
+    found = {
+        position: _answer(line, metric=metric, bases=bases)
+        for position, line in enumerate(folder.lines(tuned))
+        if position in wanted
+    }
+    return tuple(found[position] for position in wanted)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import io
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from xml.etree import ElementTree
@@ -22,7 +22,10 @@ _POINTS_PER_INCH = 72
 _FONT_PX = 11
 # Colours that only mark what is drawn; each becomes a class of the page.
 _INK, _GRID, _TRAIN, _VALIDATION = "#010101", "#020202", "#030303", "#040404"
+NUM_COLOURS = 6
+_SERIES = tuple(f"#1010{i:02d}" for i in range(1, NUM_COLOURS + 1))
 _CLASSES = {_INK: "ink", _GRID: "grid", _TRAIN: "train", _VALIDATION: "valid"}
+_CLASSES |= {colour: f"s{i}" for i, colour in enumerate(_SERIES, 1)}
 _STROKES = ("width", "dasharray", "dashoffset", "linejoin", "linecap")
 _ATTRIBUTES = frozenset({*(f"stroke-{end}" for end in _STROKES), "fill-rule", "text-anchor"})
 _NAMESPACE = re.compile(r"^\{[^}]*\}")
@@ -84,6 +87,55 @@ def _line(x1: float, x2: float, class_: str, *, top: str = "0", bottom: str = "1
     return f'<line class="{class_}" x1="{x1}%" x2="{x2}%" y1="{top}" y2="{bottom}"/>'
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A point of the frontier: what was lost and what was reached, each with the ends of its interval.
+
+    `colour` counts from 1, 0 for what was not tuned; marks of one `colour` and `shape` are joined in their order.
+    """
+
+    lost: float
+    score: float
+    lost_ends: tuple[float, float] | None
+    score_ends: tuple[float, float] | None
+    shape: str
+    colour: int
+    delivered: bool = False
+
+
+def frontier_svg(marks: Sequence[Mark], *, budget: float | None, name: str) -> str:
+    """Return score over loss: a point with error bars a mark, the budget as a vertical line, a ring for the delivered.
+
+    The same marks give the same bytes.
+    """
+
+    def draw(axes: Any) -> None:
+        axes.axvline(0.0, color=_GRID, linewidth=1.0)
+        if budget is not None:
+            axes.axvline(budget, color=_INK, linewidth=1.5, linestyle=(0, (5, 3)))
+        for shape, colour in dict.fromkeys((mark.shape, mark.colour) for mark in marks):
+            of_one = [mark for mark in marks if (mark.shape, mark.colour) == (shape, colour)]
+            _draw_series(axes, of_one, colour=_SERIES[(colour - 1) % NUM_COLOURS] if colour else _INK)
+        axes.margins(0.08)
+        dress(axes, x_label="lost (further right: more)", y_label="score on the target")
+
+    return draw_svg(draw, name=name, label="Score over what was lost", height_px=330, left_px=62)
+
+
+def _draw_series(axes: Any, marks: Sequence[Mark], *, colour: str) -> None:
+    if marks[0].colour:
+        axes.plot([m.lost for m in marks], [m.score for m in marks], color=colour, linewidth=1.0, linestyle=(0, (1, 2)))
+    for mark in marks:
+        if mark.lost_ends is not None:
+            axes.plot(mark.lost_ends, (mark.score, mark.score), color=colour, linewidth=1.2)
+        if mark.score_ends is not None:
+            axes.plot((mark.lost, mark.lost), mark.score_ends, color=colour, linewidth=1.2)
+        axes.plot([mark.lost], [mark.score], color=colour, marker=mark.shape, markersize=7, linestyle="none")
+        if mark.delivered:
+            ring = {"marker": "o", "markersize": 15, "markerfacecolor": "none", "markeredgewidth": 1.6}
+            axes.plot([mark.lost], [mark.score], color=_INK, linestyle="none", **ring)
+
+
 def loss_limits(curves: Sequence[Curve]) -> tuple[float, float]:
     """Return the least and the greatest loss that every curve's axis shows, so that the figures compare.
 
@@ -104,24 +156,48 @@ def loss_svg(curve: Curve, *, limits: tuple[float, float], name: str) -> str:
 
     The same curve gives the same bytes.
     """
+    return draw_svg(lambda axes: _draw(axes, curve, limits=limits), name=name, label="Loss by step")
+
+
+def drift_svg(curve: Curve, *, highest: float, name: str) -> str:
+    """Return a method's divergence from the base over steps, its axis from 0 to `highest` nats per token."""
+
+    def draw(axes: Any) -> None:
+        marker = "o" if len(curve.drift) <= 40 else None
+        axes.plot(*zip(*curve.drift, strict=True), color=_TRAIN, linewidth=1.8, marker=marker, markersize=5)
+        axes.set_ylim(0, highest * 1.06 or 1.0)
+        axes.set_xlim(0, max(curve.num_steps, *(x for x, _ in curve.drift), 1) * 1.02)
+        dress(axes, x_label="step", whole_steps=True)
+
+    return draw_svg(draw, name=name, label="Divergence from the base by step", height_px=150)
+
+
+def draw_svg(
+    draw: Callable[[Any], None],
+    *,
+    name: str,
+    label: str,
+    height_px: int = _HEIGHT_PX,
+    left_px: int = 46,
+) -> str:
+    """Return what `draw` draws on matplotlib's axes; `name` keeps its ids apart, `label` says what it is."""
     from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": name}):
-        size = (_WIDTH_PX / _POINTS_PER_INCH, _HEIGHT_PX / _POINTS_PER_INCH)
-        figure = Figure(figsize=size, dpi=_POINTS_PER_INCH)
+        figure = Figure(figsize=(_WIDTH_PX / _POINTS_PER_INCH, height_px / _POINTS_PER_INCH), dpi=_POINTS_PER_INCH)
         FigureCanvasSVG(figure)
-        _draw(figure.add_axes((0.105, 0.165, 0.875, 0.805)), curve, limits=limits)
+        left, low = left_px / _WIDTH_PX, 41 / height_px
+        axes = figure.add_axes((left, low, 0.98 - left, 1 - 7 / height_px - low))
+        draw(axes)
         buffer = io.StringIO()
         metadata = {"Date": None, "Creator": None, "Format": None, "Type": None}
         figure.savefig(buffer, format="svg", metadata=metadata)
-    return _inline(buffer.getvalue(), name=name)
+    return _inline(buffer.getvalue(), name=name, label=label)
 
 
 def _draw(axes: Any, curve: Curve, *, limits: tuple[float, float]) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     smooth = _running_mean(curve.train) if len(curve.train) >= _SMOOTH_FROM else curve.train
     if smooth is not curve.train:
         axes.plot(*zip(*curve.train, strict=True), color=_TRAIN, linewidth=1.0, alpha=0.3)
@@ -136,9 +212,17 @@ def _draw(axes: Any, curve: Curve, *, limits: tuple[float, float]) -> None:
         axes.axvline(curve.best_step, color=_INK, linewidth=1.0, linestyle=(0, (1, 2)))
     axes.set_ylim(*limits)
     axes.set_xlim(0, max(curve.num_steps, *(x for x, _ in curve.validation), curve.best_step or 0, 1) * 1.02)
-    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=True))
+    dress(axes, x_label="step", whole_steps=True)
+
+
+def dress(axes: Any, *, x_label: str, y_label: str = "", whole_steps: bool = False) -> None:
+    """Give axes the looks that every figure of the page has."""
+    from matplotlib.ticker import MaxNLocator
+
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=5, integer=whole_steps))
     axes.yaxis.set_major_locator(MaxNLocator(nbins=5))
-    axes.set_xlabel("step", color=_INK, fontsize=_FONT_PX, labelpad=3)
+    axes.set_xlabel(x_label, color=_INK, fontsize=_FONT_PX, labelpad=3)
+    axes.set_ylabel(y_label, color=_INK, fontsize=_FONT_PX, labelpad=4)
     axes.tick_params(length=0, labelsize=_FONT_PX, labelcolor=_INK, pad=5)
     axes.grid(True, axis="y", color=_GRID, linewidth=1.0)
     axes.set_facecolor("none")
@@ -159,7 +243,7 @@ def _running_mean(points: Sequence[Point]) -> list[Point]:
     return found
 
 
-def _inline(svg: str, *, name: str) -> str:
+def _inline(svg: str, *, name: str, label: str) -> str:
     """Return matplotlib's SVG as an HTML fragment whose looks are attributes and classes, not styles."""
     root = ElementTree.fromstring(svg)
     for parent in list(root.iter()):
@@ -176,7 +260,7 @@ def _inline(svg: str, *, name: str) -> str:
             element.set("d", " ".join(element.get("d", "").split()))
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    root.attrib.update({"class": "curve", "role": "img", "aria-label": "Loss by step", "focusable": "false"})
+    root.attrib.update({"class": "curve", "role": "img", "aria-label": label, "focusable": "false"})
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
@@ -202,6 +286,9 @@ def _paint(prop: str, setting: str, attributes: dict[str, str]) -> list[str]:
     """Turn one style declaration into an attribute, or return the class that stands for its colour."""
     if prop in {"fill", "stroke"} and setting in _CLASSES:
         return [f"{prop}-{_CLASSES[setting]}"]
+    if prop == "fill-opacity" and float(setting) == 0:
+        attributes["fill"] = "none"
+        return []
     if prop in {"stroke-opacity", "fill-opacity", "opacity"}:
         return ["pale"]
     if prop in _ATTRIBUTES or (prop in {"fill", "stroke"} and setting == "none"):

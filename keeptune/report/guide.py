@@ -98,7 +98,12 @@ def _other_tasks(report: Report) -> Iterator[str]:
     yield "A model tuned on one task can get worse at others, which is called catastrophic forgetting."
     if report.other_tasks:
         was = "was" if len(report.other_tasks) == 1 else "were"
-        yield f"To see it, {series(report.other_tasks)} {was} answered before and after tuning, and never trained on."
+        yield (
+            f"To see it, {series(report.other_tasks)} {was} answered before and after tuning, and not trained on in "
+            "this run."
+        )
+    elif report.forgotten.rows:
+        yield "To see it, texts that nothing was trained on were weighed before and after tuning: “What was forgotten”."
     else:
         yield "This run measured none of that: it has no task with train: false."
 

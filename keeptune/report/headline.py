@@ -68,6 +68,8 @@ def headline(report: Report) -> tuple[Phrase, ...]:
 def _unfinished(report: Report) -> str:
     if not report.methods:
         return "No method has been trained in this run yet."
+    if report.forgotten.certificate is not None:
+        return "No tuned model is delivered by this run: the answer is the base model."
     done = [cost.model for cost in report.costs]
     begun = [name for name in report.methods if name not in done]
     parts = [f"{series(done)} trained to the end" if done else "", f"{series(begun)} unfinished" if begun else ""]
@@ -81,7 +83,9 @@ def _trained(report: Report, method: str) -> str:
     data = f" on {records}{f' of {series(tasks)}' if tasks else ''}" if num_train is not None or tasks else ""
     cost = report.cost(method)
     kind = f" ({cost.peft_type})" if cost and cost.peft_type and cost.peft_type.lower() != method.lower() else ""
-    return f"{base_label(report)}, tuned with {method}{kind}{data},"
+    delivered = report.forgotten.delivered
+    whole = " to the end (alpha 1)" if delivered is not None and delivered[1] < 1.0 else ""
+    return f"{base_label(report)}, tuned with {method}{kind}{data}{whole},"
 
 
 def others_sentence(report: Report) -> tuple[Phrase, ...]:
@@ -100,6 +104,8 @@ def others_sentence(report: Report) -> tuple[Phrase, ...]:
     places = decimals_for(score.mean, base.mean)
     verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
     found = {"better": "gains", "worse": "loses", "unclear": "shows no clear change"}[verdict]
+    if base.mean == 0 == score.mean and report.higher_is_better(metric):
+        found = "has no score to lose"
     change = f"difference {decimal(paired.difference, places, signed=True)}"
     doubt = f"95 % interval {interval(paired.low, paired.high, places, signed=True)}"
     span = f"{label} went from {decimal(base.mean, places)} to {decimal(score.mean, places)}"
@@ -197,7 +203,9 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
     places = decimals_for(score.mean, base.mean if base else None)
     before = f"base {decimal(base.mean, places)}" if base else "base not scored"
     note = f"{before}, {count(score.num_records)} test {noun(score.num_records, 'records')}"
-    found = [KeyNumber(metric_label(metric), decimal(score.mean, places), note)]
+    delivered = report.forgotten.delivered
+    whole = ", alpha 1" if delivered is not None and delivered[1] < 1.0 else ""
+    found = [KeyNumber(f"{metric_label(metric)}{whole}", decimal(score.mean, places), note)]
     if paired is not None:
         found.append(_difference_number(paired, "Difference from the base", places=places))
     behind_examples = report.difference_from_shots(method, metric)

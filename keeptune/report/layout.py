@@ -16,8 +16,8 @@ from keeptune.report.tables import Metric, Paired, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 
 _NUM_COLOURS = 6
-_VERDICTS = {"better": "▲ better", "worse": "▼ worse", "unclear": "≈ unclear"}
-_MARKS = {"better": "▲", "worse": "▼", "unclear": "≈"}
+_VERDICTS = {"better": "▲ better", "worse": "▼ worse", "unclear": "≈ unclear", "nothing": "no score to lose"}
+_MARKS = {"better": "▲", "worse": "▼", "unclear": "≈", "nothing": "∅"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,9 +165,15 @@ def _ends(score: Score | FewShot) -> tuple[float | None, float | None]:
     return score.ends if isinstance(score, FewShot) else (score.low, score.high)
 
 
+def _places_of(score: Score | FewShot, places: int) -> int:
+    """Return a perplexity's own decimals: beside one of thousands, a small one would lose its digits."""
+    return max(places, decimals_for(score.mean)) if score.metric == "perplexity" else places
+
+
 def _score_row(report: Report, score: Score | FewShot, *, axis: Axis, places: int) -> ScoreRow:
     low, high = _ends(score)
     figure = Markup(interval_svg(axis, low=low, middle=score.mean, high=high, mark_zero=False))
+    places = _places_of(score, places)
     mean, ends = decimal(score.mean, places), interval(low, high, places)
     if isinstance(score, FewShot):
         hint = f"of {count(score.num_draws)} draws" if score.num_draws > 1 else ""
@@ -184,8 +190,8 @@ def _score_row(report: Report, score: Score | FewShot, *, axis: Axis, places: in
         selected=score.model == report.selection.selected,
         figure=figure,
         mean=mean,
-        interval=ends,
-        hint="",
+        interval=ends if not score.agreement else "",
+        hint=score.agreement,
         num_records=f"{count(score.num_records)}{shared}",
     )
 
@@ -209,8 +215,22 @@ def paired_groups(report: Report) -> list[PairedGroup]:
     return found
 
 
+def _verdict(report: Report, pair: Paired, *, metric: Metric) -> str:
+    """Return the pair's verdict, "nothing" where both scored 0 and could not have scored less."""
+    means = [
+        s.mean for s in report.scores if (s.metric, s.task) == (pair.metric, pair.task) and s.model in _names(pair)
+    ]
+    if metric.higher_is_better and len(means) == 2 and not any(means):
+        return "nothing"
+    return pair.verdict(higher_is_better=metric.higher_is_better)
+
+
+def _names(pair: Paired) -> tuple[str, str]:
+    return pair.model, pair.against
+
+
 def _paired_row(report: Report, pair: Paired, *, metric: Metric, axis: Axis, places: int) -> PairedRow:
-    verdict = pair.verdict(higher_is_better=metric.higher_is_better)
+    verdict = _verdict(report, pair, metric=metric)
     return PairedRow(
         model=pair.model,
         against=pair.against,
@@ -264,24 +284,29 @@ def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> Task
     scores = [_shown(report, name, metric.name, task=task) for name in names]
     counts = dict.fromkeys(count(s.num_records) for s in scores if s is not None)
     cells = tuple(
-        _task_cell(score, report.difference(name, metric.name, task=task), metric=metric, places=places)
+        _task_cell(report, score, report.difference(name, metric.name, task=task), metric=metric, places=places)
         for name, score in zip(names, scores, strict=True)
     )
     return TaskRow(task, task in (ALL_TASKS, OTHER_TASKS), " / ".join(counts), cells)
 
 
-def _task_cell(score: Score | FewShot | None, pair: Paired | None, *, metric: Metric, places: int) -> TaskCell:
+def _task_cell(
+    report: Report, score: Score | FewShot | None, pair: Paired | None, *, metric: Metric, places: int
+) -> TaskCell:
     if score is None:
         return TaskCell(decimal(None), "", "", "", "")
+    places = _places_of(score, places)
     if isinstance(score, FewShot):
         return TaskCell(decimal(score.mean, places), f"({interval(*score.ends, places)})", "", "", "")
-    verdict = pair.verdict(higher_is_better=metric.higher_is_better) if pair else ""
+    verdict = _verdict(report, pair, metric=metric) if pair else ""
     change = decimal(pair.difference, places, signed=True) if pair else ""
     doubt = _doubt(score, places=places)
     return TaskCell(decimal(score.mean, places), doubt, _MARKS.get(verdict, ""), verdict, change)
 
 
 def _doubt(score: Score, *, places: int) -> str:
+    if score.agreement:
+        return score.agreement
     if score.half_width is not None:
         return f"± {decimal(score.half_width, places)}"
     return "" if score.low is None else f"({interval(score.low, score.high, places)})"

@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from keeptune import __version__
 from keeptune.progress import noun
-from keeptune.report import wording
+from keeptune.report import losses, wording
 from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
@@ -36,6 +36,7 @@ _FILTERS = (
     wording.parameters,
     wording.percent,
     wording.seconds,
+    wording.thousands,
     noun,
 )
 
@@ -73,15 +74,39 @@ def render_page(report: Report) -> str:
         style_sha256=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
         version=__version__,
         headline=headline(report),
-        more_sentences=[sentence for sentence in (shots_sentence(report), others_sentence(report)) if sentence],
+        more_sentences=_more_sentences(report),
         guide=guide(report),
-        key_numbers=key_numbers(report),
+        key_numbers=[*key_numbers(report), *filter(None, [losses.forgotten_number(report)])],
+        **_forgotten(report),
         colours=colours(report),
         score_groups=score_groups(report),
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
     )
+
+
+def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
+    delivered = report.forgotten.delivered
+    # The scores of other tasks are the trained model's: of one delivered on the way to it, its own losses are said.
+    of_trained = (others_sentence,) if delivered is None or delivered[1] == 1.0 else ()
+    sentences = (losses.alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
+    return [found for sentence in sentences if (found := sentence(report))]
+
+
+def _forgotten(report: Report) -> dict[str, Any]:
+    """Return what the section on forgetting and its neighbours are made of."""
+    forgotten = report.forgotten
+    return {
+        "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
+        "verdict": losses.verdict_sentence(forgotten.certificate) if forgotten.certificate else "",
+        "frontier": losses.frontier(report),
+        "matrix": losses.matrix(report),
+        "canaries": [row for row in forgotten.canaries if any(row.counts)],
+        "drift_panels": losses.drift_panels(report),
+        "not_measured": losses.not_measured(report),
+        "flip_model": report.answers.model if report.answers else "tuned",
+    }
 
 
 def _foreign(value: Any) -> Any:
@@ -94,7 +119,11 @@ def report_json(report: Report) -> str:
         "version": VERSION,
         "keeptune": __version__,
         "headline": " ".join(
-            filter(None, map(_text, (headline(report), shots_sentence(report), others_sentence(report))))
+            [
+                _text(headline(report)),
+                *([_verdict(report)] if report.forgotten.certificate else []),
+                *map(_text, _more_sentences(report)),
+            ]
         ),
         "selected": report.selection.selected,
         "selection": {
@@ -112,6 +141,11 @@ def report_json(report: Report) -> str:
         "cost": [dataclasses.asdict(cost) for cost in report.costs],
         "decoding": [{**dataclasses.asdict(d), "settings": dict(d.settings)} for d in report.decodings],
         "answers": _answers(report),
+        "forgetting": [dataclasses.asdict(row) for row in report.forgotten.rows],
+        "canaries": [dataclasses.asdict(canary) for canary in report.forgotten.canaries],
+        "noise": dataclasses.asdict(report.forgotten.noise) if report.forgotten.noise else None,
+        "certificate": _certificate(report),
+        "drift": {c.model: [{"step": step, "kl": kl} for step, kl in c.drift] for c in report.curves if c.drift},
         "audit": _audit(report),
         "test_openings": [dict(opening) for opening in report.openings],
         "command": report.command,
@@ -121,6 +155,11 @@ def report_json(report: Report) -> str:
     }
     # ASCII escapes keep a lone surrogate from a broken answer exact, where UTF-8 could not hold it.
     return json.dumps(_finite(value), indent=2, allow_nan=False) + "\n"
+
+
+def _verdict(report: Report) -> str:
+    certificate = report.forgotten.certificate
+    return f"{certificate.verdict}: {losses.verdict_sentence(certificate)}" if certificate else ""
 
 
 def _text(phrases: Sequence[Phrase]) -> str:
@@ -137,6 +176,17 @@ def _answers(report: Report) -> dict[str, Any] | None:
         "num_records": answers.num_records,
         "best": [answer.id for answer in answers.best],
         "worst": [answer.id for answer in answers.worst],
+    }
+
+
+def _certificate(report: Report) -> dict[str, Any] | None:
+    certificate = report.forgotten.certificate
+    if certificate is None:
+        return None
+    return {
+        **dataclasses.asdict(certificate),
+        "items": dict(certificate.items),
+        "sha256": dict(certificate.sha256),
     }
 
 

@@ -12,6 +12,13 @@ from keeptune.report.reading import number, rows, string, whole
 
 # 97.5 % point of the normal distribution: mean ± 1.96 standard errors covers 95 %.
 _NORMAL_975 = 1.959964
+# The least and the greatest that a metric can be; no interval reaches beyond.
+_SHARES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "raw_exact_match", "token_f1")
+BOUNDS = {
+    **dict.fromkeys(_SHARES, (0.0, 1.0)),
+    **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0)),
+    "loss": (0.0, math.inf),
+}
 # exp of more is no finite float.
 _LARGEST_EXPONENT = 700.0
 
@@ -20,8 +27,8 @@ _LARGEST_EXPONENT = 700.0
 class Score:
     """A mean of `metric` over `num_records` records; `standard_error` is that of the mean, clustered by input.
 
-    [`low`, `high`] is the 95 % interval: the mean ± 1.96 standard errors. Perplexity's is the loss's, exponentiated:
-    it is not symmetric, and never below 1.
+    [`low`, `high`] is the 95 % interval: the mean ± 1.96 standard errors, cut where the metric cannot reach.
+    Perplexity's is the loss's, exponentiated: it is not symmetric, and never below 1.
     """
 
     model: str
@@ -38,9 +45,27 @@ class Score:
     @property
     def half_width(self) -> float | None:
         """Half the width of the 95 % interval, None without one and where it is not symmetric."""
-        if self.metric == "perplexity" or self.standard_error is None:
+        if self.metric == "perplexity" or self.standard_error is None or self.mean is None:
             return None
-        return _NORMAL_975 * self.standard_error
+        half = _NORMAL_975 * self.standard_error
+        return half if (self.low, self.high) == (self.mean - half, self.mean + half) else None
+
+    @property
+    def agreement(self) -> str:
+        """What can be said where all records have one value, and the interval has no width; else empty.
+
+        Source: the rule of three; Hanley & Lippman-Hand 1983, JAMA 249(13), "If nothing goes wrong, is everything all
+        right?".
+        """
+        number, bounds = self.num_clusters or self.num_records, BOUNDS.get(self.metric)
+        if self.low is None or self.low != self.high or not number or bounds is None:
+            return ""
+        share = min(1.0, 3 / number) * bounds[1]
+        if self.mean == bounds[1]:
+            return f"all {number:,} agree; true mean above {bounds[1] - share:.3g}"
+        if self.mean == bounds[0] and math.isfinite(share):
+            return f"all {number:,} agree; true mean below {share:.3g}"
+        return f"all {number:,} agree"
 
 
 def read_scores(value: Mapping[str, Any]) -> tuple[Score, ...]:
@@ -77,7 +102,8 @@ def _interval(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     mean, error = number(row.get("mean")), number(row.get("standard_error"))
     if mean is None or error is None:
         return None, None
-    return mean - _NORMAL_975 * error, mean + _NORMAL_975 * error
+    least, greatest = BOUNDS.get(string(row.get("metric")) or "", (-math.inf, math.inf))
+    return max(mean - _NORMAL_975 * error, least), min(mean + _NORMAL_975 * error, greatest)
 
 
 def _exponential(value: float | None) -> float | None:

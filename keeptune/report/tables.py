@@ -16,6 +16,7 @@ from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.report.answers import Answers, read_answers
 from keeptune.report.audit import Audit, read_audit
 from keeptune.report.curves import Curve, read_curve
+from keeptune.report.forgotten import NOTHING_FORGOTTEN, Forgotten, read_forgotten
 from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, strings, whole
 from keeptune.report.scores import Score, read_scores
 from keeptune.report.shots import (
@@ -30,7 +31,7 @@ from keeptune.report.shots import (
 
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
-_NO_METHOD = frozenset({BASE, "data", "instruct-model", "tokenizer"})
+_NO_METHOD = frozenset({BASE, "data", "instruct-model", "texts", "tokenizer"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +140,7 @@ class Report:
     untrained_tasks: frozenset[str] = frozenset()
     shot_rows: tuple[ShotRow, ...] = ()
     few_shot: tuple[FewShot, ...] = ()
+    forgotten: Forgotten = NOTHING_FORGOTTEN
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -203,7 +205,9 @@ def read_report(run: Path) -> Report:
     manifest = folder.object("manifest.json")
     selection = _selection(folder.object("selection.json"))
     methods = _methods(run, selection, named=manifest.get("methods"))
-    of_base = {f"base/{path.name}": folder.object(f"base/{path.name}/scores.json") for path in _folders(run / BASE)}
+    # The base also weighs texts, answers again and is certified against: of those, none is a baseline.
+    asked = [path.name for path in _folders(run / BASE) if "-shot" in path.name]
+    of_base = {f"base/{name}": folder.object(f"base/{name}/scores.json") for name in asked}
     shot_rows = tuple(read_shot_row(value) for value in of_base.values() if num_shots(value))
     baselines = [place for place, value in of_base.items() if not num_shots(value)]
     if not of_base:
@@ -220,16 +224,9 @@ def read_report(run: Path) -> Report:
     answered = [name for name in methods if (run / name / "test/samples.jsonl").is_file()]
     shown = selection.selected if selection.selected in methods else next(iter(answered), None)
     base_answers = f"{baselines[0]}/samples.jsonl" if baselines else None
-    answers = None
-    if shown is not None and main_metric is not None:
-        answers = read_answers(
-            folder,
-            model=shown,
-            base=base_answers,
-            metric=main_metric,
-            higher_is_better=next(m.higher_is_better for m in metrics if m.name == main_metric),
-            untrained_tasks=untrained_tasks,
-        )
+    judged = next((m for m in metrics if m.name == main_metric), None)
+    answers = _answers(folder, shown, judged, base=base_answers, untrained_tasks=untrained_tasks)
+    forgotten = read_forgotten(folder, methods=methods, shown=shown, base=base_answers, lower=_LOWER_IS_BETTER)
     base_names = dict.fromkeys(s.model for s in scores if s.model not in methods)
     return Report(
         name=run.resolve().name,
@@ -253,9 +250,19 @@ def read_report(run: Path) -> Report:
         recipe=folder.text("recipe.yaml"),
         missing=tuple(dict.fromkeys(folder.notes)),
         untrained_tasks=untrained_tasks,
+        forgotten=forgotten,
         shot_rows=shot_rows,
         few_shot=tuple(few_shot_scores(shot_rows, higher_is_better={m.name: m.higher_is_better for m in metrics})),
     )
+
+
+def _answers(
+    folder: RunFolder, shown: str | None, metric: Metric | None, *, base: str | None, untrained_tasks: frozenset[str]
+) -> Answers | None:
+    if shown is None or metric is None:
+        return None
+    how = {"metric": metric.name, "higher_is_better": metric.higher_is_better, "untrained_tasks": untrained_tasks}
+    return read_answers(folder, model=shown, base=base, **how)
 
 
 def _folders(path: Path) -> list[Path]:

@@ -72,6 +72,11 @@ def count(value: float | None) -> str:
     return f"{value:,.0f}" if math.isfinite(value) else NOT_FINITE
 
 
+def thousands(text: str) -> str:
+    """Return a text that is a whole number with its thousands separated, any other unchanged."""
+    return f"{int(text):,}" if re.fullmatch(r"\d{4,18}", text) else text
+
+
 def about(value: float | None) -> str:
     """Return an estimate with the two digits that it is good for, as in 26,000."""
     return count(value if value is None or not math.isfinite(value) else float(f"{value:.2g}"))

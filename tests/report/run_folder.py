@@ -287,3 +287,89 @@ def write_shots(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_records: 
         write_json(run / "base" / folder / "scores.json", header)
     write_json(run / "paired.json", {"paired": pairs[::-1]})
     return run
+
+
+def lost_row(
+    model: str, suite: str, forgetting: float, *, alpha: float = 1.0, metric: str = "rougeL"
+) -> dict[str, Any]:
+    base = 2.1 if metric == "loss" else 0.6
+    tuned = base + forgetting if metric == "loss" else base - forgetting
+    return {
+        "model": model,
+        "alpha": alpha,
+        "suite": suite,
+        "metric": metric,
+        "num_records": 100,
+        "num_clusters": 98,
+        "base": base,
+        "tuned": tuned,
+        "forgetting": forgetting,
+        "low": forgetting - 0.02,
+        "high": forgetting + 0.02,
+        "num_lost": 31,
+        "num_gained": 4,
+        "chance": 0.1,
+        "base_at_chance": False,
+        "retention": None if metric == "loss" else (tuned - 0.1) / (base - 0.1),
+        "kl": 0.134 if metric == "loss" else None,
+    }
+
+
+def write_forgetting(run: Path, *, verdict: str | None = None) -> Path:
+    """Add to a run with the other tasks boolq and wiki what it forgot; with a verdict, its choice too."""
+    rows = []
+    for alpha, share in ((0.3, 0.2), (1.0, 1.0)):
+        for model, most in (("full", 0.3), ("lora", 0.2)):
+            for suite, part in (("boolq", 1.0), ("wiki", 0.4), ("others", 0.7)):
+                rows.append(lost_row(model, suite, most * part * share, alpha=alpha))
+            rows.append(lost_row(model, "self", most * share / 2, alpha=alpha, metric="loss"))
+    counts = {"num_records": 100, "num_unended": 7, "num_empty": 0, "num_looping": 3}
+    canaries = [
+        {"model": "base", "alpha": None, "task": "boolq", **dict.fromkeys(counts, 0), "num_records": 100},
+        {"model": "lora", "alpha": 1.0, "task": "wiki", **counts, "num_other_script": None, "num_broken_format": 5},
+    ]
+    noise = {"num_records": 200, "num_answers_changed": 3, "num_scores_changed": 1, "largest_loss_change": 0.0004}
+    value = {"metric": "rougeL", "suites": ["boolq", "others", "self", "wiki"], "rows": rows, "canaries": canaries}
+    write_json(run / "forgetting.json", value | {"noise": noise, "texts": {}})
+    for model in ("full", "lora"):
+        scores = scores_file(model, ["ag_news"])
+        for row in scores["scores"]:
+            row["mean"] *= 0.8
+        write_json(run / model / "path/0.3/test/scores.json", scores)
+        lines = samples(model, ("ag_news", "boolq", "wiki"))
+        write_lines(run / model / "path/0.3/test/samples.jsonl", lines)
+        write_json(run / model / "texts/scores.json", {"scores": [score(model, "self", "loss", 2.2, 40)]})
+        drift = [{"event": "drift", "step": s, "epoch": s / 40, "kl": 0.002 * s} for s in (12, 60, 120)]
+        write_lines(run / model / "events.jsonl", [*events(120), *drift])
+    for name in ("texts", "repeat"):
+        write_json(run / "base" / name / "scores.json", {"scores": [score(name, "self", "loss", 2.0, 40)]})
+    write_json(run / "texts/audit.json", {})
+    return write_certificate(run, verdict) if verdict else run
+
+
+def write_certificate(run: Path, verdict: str) -> Path:
+    is_certified = verdict == "CERTIFIED"
+    budget = {"text": "5 points of rougeL", "amount": 0.05, "unit": "points", "metric": "rougeL"}
+    choice = {"candidate": "lora", "alpha": 0.3} if is_certified else None
+    certificate = {
+        "verdict": verdict,
+        "sentence": "With 95 % confidence over the draw of records, a sentence of the certificate.",
+        "choice": choice,
+        "fallback": None if is_certified else {"model": "base", "shots": 4},
+        "budgets": {"others": budget},
+        "cells": [],
+        "certified": [],
+        "limits": ["It names these weights."],
+        "opening": 2,
+        "delta": 0.025,
+        "confidence": 0.95,
+        "items": {"boolq": 400, "wiki": 400, "others": 800},
+        "left_out_at_chance": {"riddles": "0.02"},
+        "artifact": {"folder": "adapter", "sha256": {"adapter_model.safetensors": "ab12"}} if is_certified else None,
+    }
+    write_json(run / "certificate.json", certificate)
+    chosen = {"selected": "lora", "alpha": 0.3} if is_certified else {"selected": None, "alpha": None}
+    values = {"full": 0.3991, "lora": 0.4312}
+    facts = {"metric": "rougeL", "split": "validation", "values": values, "certified": is_certified}
+    write_json(run / "selection.json", chosen | facts)
+    return run

@@ -46,7 +46,7 @@ def test_equal_values_are_ranked_by_the_gain_over_the_base(tmp_path: Path) -> No
 
 
 def test_no_answer_is_both_best_and_worst(tmp_path: Path) -> None:
-    best, worst = predictions(answers_of(tmp_path, [1.0] * 7))
+    best, worst = predictions(answers_of(tmp_path, [0.5] * 7))
     assert (len(best), len(worst)) == (4, 3)
     assert not set(best) & set(worst)
 

@@ -178,7 +178,7 @@ def test_tasks_that_were_not_trained_on_stand_apart(tmp_path: Path) -> None:
         "boolq not trained on 0 0 96",
         "Of 20 test answers of lora to what was trained on, ranked by",
         "Beyond the other tasks of this page, what the tuned model lost",
-        "To see it, boolq and wiki were answered before and after tuning, and never trained on.",
+        "To see it, boolq and wiki were answered before and after tuning, and not trained on in this run.",
     ):
         assert words in page.words, words
     assert "What the tuned model lost outside these tasks was not measured." not in page.words
@@ -224,7 +224,7 @@ def test_a_run_without_other_tasks_says_that_nothing_outside_was_measured(tmp_pa
 def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     text = write_report(run).read_text(encoding="utf-8")
-    assert "<details>\n<summary>How to read this page</summary>" in text
+    assert "<details open>\n<summary>How to read this page</summary>" in text
     sentences = guide(read_report(run))
     assert len(re.findall(r"[.](?= |$)", " ".join(sentences))) <= 12
     for words in (

@@ -196,7 +196,7 @@ def test_no_text_of_a_few_shot_row_becomes_markup(tmp_path: Path) -> None:
         scores = [{"model": name, "shots": shots, "task": "all", "metric": "<b>m", "mean": 0.1 * shots}]
         header = {"model": name, "row": f"{name}, draw {draw}<i>", "shots": shots, "scores": scores, "num_fitted": "x"}
         write_json(
-            run / f"base/{shots}-{draw}/scores.json", header | {"exemplars": [draw], "prompt_tokens_mean": "<u>"}
+            run / f"base/{shots}-shot-{draw}/scores.json", header | {"exemplars": [draw], "prompt_tokens_mean": "<u>"}
         )
     page = page_of(run)
     assert_safe(page)

@@ -1,0 +1,266 @@
+"""`forgetting.json` and `certificate.json` arrive; what was forgotten, and what may be said of it, leaves as tables.
+
+A run that measured nothing outside its tasks has neither file: then everything here is empty.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
+from keeptune.report.answers import Answer, read_flips
+from keeptune.report.reading import RunFolder, mapping, number, rows, string, strings, whole
+from keeptune.report.scores import Score, read_scores
+
+VERDICTS = ("CERTIFIED", "NOT CERTIFIED", "INFEASIBLE")
+
+
+@dataclass(frozen=True, slots=True)
+class Lost:
+    """What a model at `alpha` lost on a suite: positive `forgetting` = lost, with its 95 % interval [low, high].
+
+    `num_lost` and `num_gained` count records; `kl` is the divergence from the base in nats per token, of texts alone.
+    """
+
+    model: str
+    alpha: float
+    suite: str
+    metric: str
+    num_records: int | None
+    num_clusters: int | None
+    base: float | None
+    tuned: float | None
+    forgetting: float
+    low: float | None
+    high: float | None
+    num_lost: int | None
+    num_gained: int | None
+    chance: float | None
+    base_at_chance: bool
+    retention: float | None
+    kl: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Canaries:
+    """How many answers show that generation itself broke; None where the task has no such form."""
+
+    model: str
+    alpha: float | None
+    task: str
+    num_records: int
+    num_unended: int | None
+    num_empty: int | None
+    num_looping: int | None
+    num_other_script: int | None
+    num_broken_format: int | None
+
+    @property
+    def counts(self) -> tuple[int | None, ...]:
+        """The counts in the order of their fields."""
+        return self.num_unended, self.num_empty, self.num_looping, self.num_other_script, self.num_broken_format
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """What changed when the base was asked the same again: the floor below any forgetting."""
+
+    num_records: int
+    num_answers_changed: int | None
+    num_scores_changed: int | None
+    largest_loss_change: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a suite may lose, in the recipe's words and as `amount` in units of `metric`."""
+
+    suite: str
+    text: str
+    amount: float | None
+    unit: str | None
+    metric: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """A verdict on the budgets; `model` at `alpha` is delivered, or `fallback_shots` examples before the base."""
+
+    verdict: str
+    sentence: str
+    model: str | None
+    alpha: float | None
+    fallback_shots: int
+    budgets: tuple[Budget, ...]
+    limits: tuple[str, ...]
+    opening: int | None
+    delta: float | None
+    confidence: float | None
+    items: tuple[tuple[str, int], ...]
+    left_out_at_chance: tuple[str, ...]
+    sha256: tuple[tuple[str, str], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Forgotten:
+    """All that the run tells of what was forgotten; `targets` holds (alpha, score) of points between base and trained.
+
+    `delivered` is the (method, alpha) that the run chose.
+    """
+
+    metric: str | None = None
+    rows: tuple[Lost, ...] = ()
+    canaries: tuple[Canaries, ...] = ()
+    noise: Noise | None = None
+    certificate: Certificate | None = None
+    delivered: tuple[str, float] | None = None
+    targets: tuple[tuple[float, Score], ...] = ()
+    flips: tuple[Answer, ...] = ()
+
+    @property
+    def suites(self) -> tuple[str, ...]:
+        """The suites in their order, tasks before texts; "others", their mean, only behind several tasks."""
+        tasks = dict.fromkeys(r.suite for r in self.rows if r.metric == self.metric and r.suite != OTHER_TASKS)
+        texts = dict.fromkeys(r.suite for r in self.rows if r.metric != self.metric and r.suite not in tasks)
+        return (*tasks, *([OTHER_TASKS] if len(tasks) > 1 else []), *texts)
+
+    @property
+    def main_suite(self) -> str | None:
+        """The suite that one number stands for: all other tasks together, else texts of the base, else the first."""
+        with_something_to_lose = [row.suite for row in self.rows if not row.base_at_chance]
+        suites = with_something_to_lose or [row.suite for row in self.rows]
+        return next((s for s in (OTHER_TASKS, SELF_TEXTS) if s in suites), next(iter(suites), None))
+
+    def lost(self, model: str, alpha: float, suite: str | None) -> Lost | None:
+        """Return what a model lost on a suite, None where it was not measured."""
+        return next((r for r in self.rows if (r.model, r.alpha, r.suite) == (model, alpha, suite)), None)
+
+
+NOTHING_FORGOTTEN = Forgotten()
+
+
+def read_forgotten(
+    folder: RunFolder, *, methods: Sequence[str], shown: str | None, base: str | None, lower: frozenset[str]
+) -> Forgotten:
+    """Return what the run folder tells of forgetting; `shown` names the method whose answers are shown beside `base`'s.
+
+    Metrics in `lower` are better where they are lower.
+
+    Raises:
+        StorageError: the disk refuses to read a file that exists.
+    """
+    value = folder.object("forgetting.json", expected=False)
+    selection = folder.object("selection.json", expected=False)
+    lost = tuple(row for row in map(_lost, rows(value.get("rows"))) if row is not None and row.model in methods)
+    metric = string(value.get("metric"))
+    certificate = _certificate(folder.object("certificate.json", expected=False))
+    selected, alpha = string(selection.get("selected")), number(selection.get("alpha"))
+    delivered = (selected, 1.0 if alpha is None else alpha) if selected in methods and selected is not None else None
+    places = dict.fromkeys((row.model, row.alpha) for row in lost if row.alpha < 1.0)
+    targets = tuple(_targets(folder, list(places)))
+    flips: tuple[Answer, ...] = ()
+    if lost and metric is not None and shown is not None and base is not None:
+        tasks = {row.suite for row in lost if row.metric == metric and not row.base_at_chance}
+        tuned = _answers_of(shown, delivered[1] if delivered else 1.0)
+        flips = read_flips(
+            folder, tuned=tuned, base=base, metric=metric, higher_is_better=metric not in lower, tasks=tasks
+        )
+    return Forgotten(
+        metric=metric,
+        rows=lost,
+        canaries=tuple(c for c in map(_canaries, rows(value.get("canaries"))) if c is not None),
+        noise=_noise(mapping(value.get("noise"))),
+        certificate=certificate,
+        delivered=delivered,
+        targets=targets,
+        flips=flips,
+    )
+
+
+def _answers_of(method: str, alpha: float) -> str:
+    return f"{method}/test/samples.jsonl" if alpha == 1.0 else f"{method}/path/{alpha:g}/test/samples.jsonl"
+
+
+def _targets(folder: RunFolder, places: Sequence[tuple[str, float]]) -> Iterator[tuple[float, Score]]:
+    for method, alpha in places:
+        for score in read_scores(folder.object(f"{method}/path/{alpha:g}/test/scores.json", expected=False)):
+            if score.task == ALL_TASKS and score.model == method:
+                yield alpha, score
+
+
+def _lost(row: Mapping[str, Any]) -> Lost | None:
+    model, suite, metric = (string(row.get(key)) for key in ("model", "suite", "metric"))
+    alpha, forgetting = _finite(row.get("alpha")), _finite(row.get("forgetting"))
+    if model is None or suite is None or metric is None or alpha is None or forgetting is None:
+        return None
+    return Lost(
+        model=model,
+        alpha=alpha,
+        suite=suite,
+        metric=metric,
+        num_records=whole(row.get("num_records")),
+        num_clusters=whole(row.get("num_clusters")),
+        base=_finite(row.get("base")),
+        tuned=_finite(row.get("tuned")),
+        forgetting=forgetting,
+        low=_finite(row.get("low")),
+        high=_finite(row.get("high")),
+        num_lost=whole(row.get("num_lost")),
+        num_gained=whole(row.get("num_gained")),
+        chance=_finite(row.get("chance")),
+        base_at_chance=row.get("base_at_chance") is True,
+        retention=_finite(row.get("retention")),
+        kl=_finite(row.get("kl")),
+    )
+
+
+def _canaries(row: Mapping[str, Any]) -> Canaries | None:
+    model, task, num_records = string(row.get("model")), string(row.get("task")), whole(row.get("num_records"))
+    if model is None or task is None or not num_records:
+        return None
+    counts = ("num_unended", "num_empty", "num_looping", "num_other_script", "num_broken_format")
+    return Canaries(model, _finite(row.get("alpha")), task, num_records, *(whole(row.get(key)) for key in counts))
+
+
+def _noise(value: Mapping[str, Any]) -> Noise | None:
+    num_records = whole(value.get("num_records"))
+    if not num_records:
+        return None
+    changed = (whole(value.get("num_answers_changed")), whole(value.get("num_scores_changed")))
+    return Noise(num_records, *changed, _finite(value.get("largest_loss_change")))
+
+
+def _certificate(value: Mapping[str, Any]) -> Certificate | None:
+    verdict = string(value.get("verdict")) or ""
+    if verdict not in VERDICTS:
+        return None
+    choice, artifact = mapping(value.get("choice")), mapping(value.get("artifact"))
+    budgets = mapping(value.get("budgets")).items()
+    return Certificate(
+        verdict=verdict,
+        sentence=string(value.get("sentence")) or "",
+        model=string(choice.get("candidate")),
+        alpha=_finite(choice.get("alpha")),
+        fallback_shots=whole(mapping(value.get("fallback")).get("shots")) or 0,
+        budgets=tuple(_budget(suite, mapping(budget)) for suite, budget in budgets),
+        limits=strings(value.get("limits")),
+        opening=whole(value.get("opening")),
+        delta=_finite(value.get("delta")),
+        confidence=_finite(value.get("confidence")),
+        items=tuple((suite, n) for suite, v in mapping(value.get("items")).items() if (n := whole(v)) is not None),
+        left_out_at_chance=tuple(mapping(value.get("left_out_at_chance"))),
+        sha256=tuple((k, v) for k, v in mapping(artifact.get("sha256")).items() if isinstance(v, str)),
+    )
+
+
+def _budget(suite: str, value: Mapping[str, Any]) -> Budget:
+    words = (string(value.get(key)) for key in ("unit", "metric"))
+    return Budget(suite, string(value.get("text")) or "?", _finite(value.get("amount")), *words)
+
+
+def _finite(value: Any) -> float | None:
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None

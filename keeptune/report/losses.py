@@ -1,0 +1,314 @@
+"""What was forgotten arrives; the page's sentences, matrix and frontier leave, worded, beside the figures of them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
+from keeptune.progress import noun
+from keeptune.report.figures import NUM_COLOURS, Mark, drift_svg, frontier_svg
+from keeptune.report.forgotten import Certificate, Lost
+from keeptune.report.headline import KeyNumber, Phrase
+from keeptune.report.scores import BOUNDS, Score
+from keeptune.report.tables import Report
+from keeptune.report.wording import MISSING, count, decimal, decimals_for, interval, metric_label, percent
+
+_SHAPES = (("o", "●"), ("D", "◆"), ("^", "▲"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
+_TINTS = (0.01, 0.05, 0.15)
+
+
+@dataclass(frozen=True, slots=True)
+class FrontierRow:
+    """A point of the frontier, worded; `glyph` is its shape in the figure."""
+
+    name: str
+    colour: str
+    glyph: str
+    alpha: str
+    score: str
+    lost: str
+    delivered: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Frontier:
+    """Score on the target over what was lost on one suite."""
+
+    figure: Markup
+    rows: tuple[FrontierRow, ...]
+    suite: str
+    metric: str
+    target: str
+    budget: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What one model lost on one suite; `tint` is a class, `mark` says the same without colour."""
+
+    mark: str
+    lost: str
+    interval: str
+    detail: str
+    tint: str
+
+
+@dataclass(frozen=True, slots=True)
+class MatrixRow:
+    """One suite: what the base had, and what each model lost of it."""
+
+    suite: str
+    metric: str
+    base: str
+    cells: tuple[Cell, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Matrix:
+    """Suites by models; `columns` holds (method, what marks it)."""
+
+    columns: tuple[tuple[str, str], ...]
+    rows: tuple[MatrixRow, ...]
+
+
+def suite_label(suite: str) -> str:
+    """Return a suite's name in words where keeptune gave it."""
+    return {OTHER_TASKS: "all other tasks", SELF_TEXTS: "texts of the base itself"}.get(suite, suite)
+
+
+def _unit(metric: str) -> str:
+    return "nats per token" if metric == "loss" else metric_label(metric)
+
+
+def _columns(report: Report) -> list[tuple[str, float]]:
+    wanted = [(name, 1.0) for name in report.methods]
+    delivered = report.forgotten.delivered
+    wanted += [delivered] if delivered is not None and delivered[1] < 1.0 else []
+    return [place for place in wanted if any((r.model, r.alpha) == place for r in report.forgotten.rows)]
+
+
+def forgetting_sentence(report: Report) -> tuple[Phrase, ...]:
+    """Return what the delivered model lost most on; nothing where nothing was trained, or others tell it already."""
+    forgotten = report.forgotten
+    if report.selection.selected is None:
+        return ()
+    if forgotten.delivered is None or not forgotten.rows:
+        return (
+            () if report.other_tasks else (Phrase("What it may have forgotten elsewhere: nothing else was measured."),)
+        )
+    found = [row for s in forgotten.suites if s != OTHER_TASKS and (row := forgotten.lost(*forgotten.delivered, s))]
+    of_tasks = [row for row in found if row.metric == forgotten.metric and not row.base_at_chance]
+    of_texts = [row for row in found if row.metric != forgotten.metric]
+    parts = []
+    if of_tasks:
+        row = max(of_tasks, key=lambda row: row.forgetting)
+        parts.append(f"of {count(len(of_tasks))} {noun(len(of_tasks), 'tasks')}, {_said(row)}")
+    parts += [_said(max(of_texts, key=lambda row: row.forgetting))] if of_texts else []
+    return (Phrase("Forgotten at worst: ", strong=True), Phrase(f"{'; '.join(parts)}.")) if parts else ()
+
+
+def _said(row: Lost) -> str:
+    places = decimals_for(row.forgetting, row.high, row.low)
+    verb = "lost" if row.forgetting >= 0 else "gained"
+    ends = (
+        f" (95 % interval of the loss {interval(row.low, row.high, places, signed=True)})"
+        if row.low is not None
+        else ""
+    )
+    return f"{suite_label(row.suite)} {verb} {decimal(abs(row.forgetting), places)} {_unit(row.metric)}{ends}"
+
+
+def verdict_sentence(certificate: Certificate) -> str:
+    """Return the verdict in words for who never saw one."""
+    shots = certificate.fallback_shots
+    behind = f" with {count(shots)} solved {noun(shots, 'examples')} in its prompt" if shots else ""
+    if certificate.verdict == "CERTIFIED":
+        share = "the whole way" if certificate.alpha == 1.0 else f"{percent(certificate.alpha)} of the way"
+        kept = "; ".join(f"{suite_label(b.suite)}: at most {b.text}" for b in certificate.budgets)
+        return (
+            f"The delivered model, {certificate.model or '?'} {share} from the base to the trained one, was shown to "
+            f"forget no more than it may ({kept}), on records kept for this alone."
+        )
+    if certificate.verdict == "NOT CERTIFIED":
+        return (
+            f"No tuned model could be shown to forget little enough, so none is delivered: use the base{behind}. This "
+            "is no proof that they forget too much."
+        )
+    return (
+        "Even the smallest step that was tested forgot more than it may, so no tuned model is delivered: use the "
+        f"base{behind}."
+    )
+
+
+def alpha_sentence(report: Report) -> tuple[Phrase, ...]:
+    """Return what the delivered model reaches where it is not the trained one itself, of which the page speaks else."""
+    delivered, metric = report.forgotten.delivered, report.main_metric
+    if delivered is None or delivered[1] == 1.0 or metric is None:
+        return ()
+    score = _target(report, *delivered, metric=metric)
+    reached = (
+        f"{metric_label(metric)} {decimal(score.mean, decimals_for(score.mean))}" if score else "a score not measured"
+    )
+    return (
+        Phrase(f"Delivered is {delivered[0]} at alpha {delivered[1]:g}, "),
+        Phrase(f"which reaches {reached}", strong=True),
+        Phrase("; scores on this page without an alpha are those of alpha 1, the whole training."),
+    )
+
+
+def forgotten_number(report: Report) -> KeyNumber | None:
+    """Return the tile "Forgotten" of the delivered model, None where it was not measured."""
+    forgotten = report.forgotten
+    row = forgotten.lost(*forgotten.delivered, forgotten.main_suite) if forgotten.delivered else None
+    if row is None:
+        return None
+    places = decimals_for(row.base if row.metric != "loss" else row.forgetting)
+    ends = f"; 95 %: {interval(row.low, row.high, places, signed=True)}" if row.low is not None else ""
+    note = f"{_unit(row.metric)} lost on {suite_label(row.suite)}{ends}"
+    return KeyNumber("Forgotten", decimal(row.forgetting, places, signed=True), note)
+
+
+def _target(report: Report, model: str, alpha: float, *, metric: str) -> Score | None:
+    if alpha == 1.0:
+        return report.score(model, metric)
+    found = (s for a, s in report.forgotten.targets if (a, s.model, s.metric) == (alpha, model, metric))
+    return next(found, None)
+
+
+def frontier(report: Report) -> Frontier | None:
+    """Return the frontier on the main suite, None where it was not measured or the target was not scored."""
+    forgotten, metric = report.forgotten, report.main_metric
+    suite = forgotten.main_suite
+    points = [(row, s) for row, s in _points(report) if s.mean is not None]
+    if metric is None or suite is None or not points:
+        return None
+    lost_metric = points[0][0].metric
+    budget = _budget(report, suite, lost_metric)
+    marks = [*_of_base(report, metric)]
+    names = {name: i for i, name in enumerate(report.methods)}
+    rows = [FrontierRow(n, "c0", g, "", decimal(m.score, 3), decimal(0.0, 3), False) for n, g, m in marks]
+    drawn = [mark for _, _, mark in marks]
+    for row, score in points:
+        number = names[row.model]
+        shape, glyph = _SHAPES[number % len(_SHAPES)]
+        is_delivered = forgotten.delivered == (row.model, row.alpha)
+        ends = (row.low, row.high) if row.low is not None and row.high is not None else None
+        colour = 1 + number % NUM_COLOURS
+        drawn.append(Mark(row.forgetting, score.mean or 0.0, ends, _ends(score), shape, colour, is_delivered))
+        rows.append(
+            FrontierRow(
+                row.model,
+                f"c{colour}",
+                glyph,
+                f"{row.alpha:g}",
+                f"{decimal(score.mean, 3)} ({interval(score.low, score.high, 3)})",
+                f"{decimal(row.forgetting, 3, signed=True)} ({interval(row.low, row.high, 3, signed=True)})",
+                is_delivered,
+            )
+        )
+    amount = budget[0] if budget else None
+    figure = Markup(frontier_svg(drawn, budget=amount, name="frontier"))
+    words = budget[1] if budget else ""
+    return Frontier(figure, tuple(rows), suite_label(suite), _unit(lost_metric), metric_label(metric), words)
+
+
+def _points(report: Report) -> Iterator[tuple[Lost, Score]]:
+    forgotten, metric = report.forgotten, report.main_metric
+    for name in report.methods:
+        of_one = [r for r in forgotten.rows if (r.model, r.suite) == (name, forgotten.main_suite)]
+        for row in sorted(of_one, key=lambda row: row.alpha):
+            score = _target(report, name, row.alpha, metric=metric) if metric else None
+            if score is not None:
+                yield row, score
+
+
+def _of_base(report: Report, metric: str) -> Iterator[tuple[str, str, Mark]]:
+    for name in report.models:
+        score = report.score(name, metric) if name not in report.methods else None
+        if score is not None and score.mean is not None:
+            yield name, "■", Mark(0.0, score.mean, None, _ends(score), "s", 0)
+    for few in report.few_shot:
+        if (few.metric, few.task) == (metric, ALL_TASKS):
+            yield few.name, "▸", Mark(0.0, few.mean, None, None, ">", 0)
+
+
+def _ends(score: Score) -> tuple[float, float] | None:
+    return (score.low, score.high) if score.low is not None and score.high is not None else None
+
+
+def _budget(report: Report, suite: str, metric: str) -> tuple[float, str] | None:
+    certificate = report.forgotten.certificate
+    for budget in certificate.budgets if certificate else ():
+        if (budget.suite, budget.metric) == (suite, metric) and budget.amount is not None:
+            return budget.amount, budget.text
+    return None
+
+
+def matrix(report: Report) -> Matrix | None:
+    """Return what each method lost on each suite, at alpha 1 and as delivered; None where nothing was measured."""
+    columns, forgotten = _columns(report), report.forgotten
+    if not columns:
+        return None
+    rows = []
+    for suite in forgotten.suites:
+        lost = [forgotten.lost(*place, suite) for place in columns]
+        known = next((row for row in lost if row is not None), None)
+        if known is not None:
+            base = decimal(known.base, decimals_for(known.base))
+            rows.append(MatrixRow(suite_label(suite), _unit(known.metric), base, tuple(map(_cell, lost))))
+    named = tuple((n, "" if a == 1.0 else f"delivered, alpha {a:g}") for n, a in columns)
+    return Matrix(named, tuple(rows))
+
+
+def _cell(row: Lost | None) -> Cell:
+    if row is None:
+        return Cell("", MISSING, "", "", "")
+    places = decimals_for(row.base if row.metric != "loss" else row.forgetting)
+    number = decimal(row.forgetting, places, signed=True)
+    ends = interval(row.low, row.high, places, signed=True) if row.low is not None else ""
+    counts = f"{count(row.num_lost)} records lost, {count(row.num_gained)} gained"
+    detail = f"{counts}; KL {decimal(row.kl, 3)} nats" if row.kl is not None else counts
+    if row.base_at_chance and row.metric != "loss":
+        return Cell("∅", number, ends, f"{detail}; base at chance: nothing to lose", "")
+    greatest = BOUNDS.get(row.metric, (0.0, 1.0))[1]
+    scale = 100.0 if greatest == 100.0 else 1.0
+    size = sum(abs(row.forgetting) >= tint * scale for tint in _TINTS)
+    if row.low is None or row.high is None or row.low <= 0 <= row.high:
+        return Cell("≈", number, ends, detail, "")
+    if row.forgetting < 0:
+        return Cell("▲", number, ends, detail, f"gain{size}")
+    return Cell("▼" * max(1, size), number, ends, detail, f"loss{size}")
+
+
+def drift_panels(report: Report) -> dict[str, tuple[Markup, str]]:
+    """Return for each method with a drift its figure and the sentence below it; all share a vertical axis."""
+    drawn = {f"drift-{i}": curve for i, curve in enumerate(report.curves) if curve.drift}
+    highest = max((kl for curve in drawn.values() for _, kl in curve.drift), default=0.0)
+    found = {}
+    for name, curve in drawn.items():
+        step, last = curve.drift[-1]
+        words = f"KL from the base, nats per token: {decimal(last, 3)} at step {count(step)}."
+        found[curve.model] = (Markup(drift_svg(curve, highest=highest, name=name)), words)
+    return found
+
+
+def not_measured(report: Report) -> list[str]:
+    """Return what no suite of this run speaks of, then what the certificate leaves open."""
+    certificate = report.forgotten.certificate
+    named = [suite_label(suite) for suite in report.forgotten.suites if suite != OTHER_TASKS]
+    found = [f"Forgetting was measured on {', '.join(named)}, and on nothing else."] if named else []
+    if certificate is None:
+        return found
+    budgeted = {budget.suite for budget in certificate.budgets}
+    free = [
+        s for s in report.forgotten.suites if s not in budgeted and s != OTHER_TASKS and OTHER_TASKS not in budgeted
+    ]
+    if free:
+        found.append(f"The certificate does not speak of {', '.join(map(suite_label, free))}: no budget names them.")
+    if certificate.left_out_at_chance:
+        left_out = ", ".join(map(suite_label, certificate.left_out_at_chance))
+        found.append(f"The base answers {left_out} no better than chance: nothing could be lost there.")
+    return [*found, *certificate.limits]

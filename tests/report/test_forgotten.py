@@ -1,0 +1,237 @@
+"""What a run says of forgetting: verdict, frontier, matrix, drift, forgotten answers, and what was not measured."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from keeptune.report.answers import read_flips
+from keeptune.report.figures import Mark, frontier_svg
+from keeptune.report.losses import drift_panels, forgotten_number, frontier, matrix
+from keeptune.report.page import write_report
+from keeptune.report.reading import RunFolder
+from keeptune.report.scores import read_scores
+from keeptune.report.tables import read_report
+from tests.report.run_folder import lost_row, sample, write_forgetting, write_json, write_lines, write_run
+from tests.report.test_page import assert_safe, page_of
+
+
+def a_run(path: Path, *, verdict: str | None = None) -> Path:
+    return write_forgetting(write_run(path, others=("boolq", "wiki"), num_steps=120), verdict=verdict)
+
+
+def report_json(run: Path) -> dict[str, Any]:
+    write_report(run)
+    return json.loads((run / "report.json").read_text(encoding="utf-8"))
+
+
+def test_what_the_base_weighs_and_answers_again_is_no_baseline(tmp_path: Path) -> None:
+    report = read_report(a_run(tmp_path))
+    assert (report.models, report.methods) == (("base", "full", "lora"), ("full", "lora"))
+    assert report.missing == ()
+
+
+def test_points_on_the_way_leave_the_scores_of_the_trained_models_alone(tmp_path: Path) -> None:
+    report = read_report(a_run(tmp_path))
+    score = report.score("lora", "rougeL")
+    assert score is not None and score.mean == 0.431
+
+
+@pytest.mark.parametrize(
+    ("verdict", "words"),
+    [
+        (
+            "CERTIFIED",
+            "The delivered model, lora 30.0 % of the way from the base to the trained one, was shown to forget",
+        ),
+        (
+            "NOT CERTIFIED",
+            "use the base with 4 solved examples in its prompt. This is no proof that they forget too much.",
+        ),
+        (
+            "INFEASIBLE",
+            "Even the smallest step that was tested forgot more than it may, so no tuned model is delivered",
+        ),
+    ],
+)
+def test_the_first_screen_has_the_verdict_in_plain_words(tmp_path: Path, verdict: str, words: str) -> None:
+    run = a_run(tmp_path, verdict=verdict)
+    page = page_of(run)
+    assert_safe(page)
+    assert f"{verdict} " in page.words.replace("\u00a0", " ")
+    assert words in page.words.replace("\u00a0", " ")
+    assert f"{verdict}: " in report_json(run)["headline"]
+    assert "It names these weights." in page.words
+
+
+def test_without_a_budget_the_worst_suites_are_said(tmp_path: Path) -> None:
+    words = page_of(a_run(tmp_path)).words
+    assert (
+        "Forgotten at worst: of 2 tasks, boolq lost 0.200 ROUGE-L (95 % interval of the loss +0.180 to +0.220); texts "
+        "of the base itself lost 0.100 nats per token" in words
+    )
+
+
+def test_a_run_that_measured_nothing_says_so_first(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    page = page_of(run)
+    assert "What it may have forgotten elsewhere: nothing else was measured." in page.words
+    assert "What was forgotten" not in page.words
+    value = report_json(run)
+    assert (value["forgetting"], value["canaries"], value["noise"], value["certificate"]) == ([], [], None, None)
+
+
+def test_the_frontier_has_a_point_a_method_and_alpha_and_the_base_at_zero(tmp_path: Path) -> None:
+    found = frontier(read_report(a_run(tmp_path, verdict="CERTIFIED")))
+    assert found is not None
+    assert [(row.name, row.alpha, row.lost[:6], row.delivered) for row in found.rows] == [
+        ("base", "", "0.000", False),
+        ("full", "0.3", "+0.042", False),
+        ("full", "1", "+0.210", False),
+        ("lora", "0.3", "+0.028", True),
+        ("lora", "1", "+0.140", False),
+    ]
+    assert (found.suite, found.metric, found.budget) == ("all other tasks", "ROUGE-L", "5 points of rougeL")
+    assert "lora" not in found.figure
+
+
+def test_the_figure_of_the_frontier_is_the_same_each_time_and_bare_of_styles() -> None:
+    marks = [
+        Mark(0.0, 0.1, None, (0.05, 0.15), "s", 0),
+        Mark(0.1, 0.4, (0.05, 0.15), None, "o", 1, delivered=True),
+    ]
+    svg = frontier_svg(marks, budget=0.05, name="f")
+    assert svg == frontier_svg(marks, budget=0.05, name="f")
+    assert not any("style" in element.attrib for element in ElementTree.fromstring(svg).iter())
+    ring = [e for e in ElementTree.fromstring(svg).iter() if e.get("stroke-width") == "1.6"]
+    assert [e.get("fill") for e in ring if e.tag == "use"] == ["none"]
+    assert "stroke-s1" in svg and "#1010" not in svg
+    assert svg.count("stroke-dasharray") > frontier_svg(marks, budget=None, name="f").count("stroke-dasharray")
+
+
+def test_the_matrix_says_without_colour_how_much_was_lost(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    rows = [
+        lost_row("lora", "boolq", 0.2),
+        lost_row("lora", "wiki", 0.01),
+        lost_row("lora", "gain", -0.06),
+        lost_row("lora", "riddles", 0.3) | {"base_at_chance": True},
+        lost_row("lora", "self", 0.1, metric="loss"),
+    ]
+    write_json(run / "forgetting.json", {"metric": "rougeL", "rows": rows, "noise": None})
+    found = matrix(read_report(run))
+    assert found is not None and found.columns == (("lora", ""),)
+    cells = {row.suite: row.cells[0] for row in found.rows}
+    assert (cells["boolq"].mark, cells["boolq"].tint) == ("▼▼▼", "loss3")
+    assert (cells["wiki"].mark, cells["gain"].mark) == ("≈", "▲")
+    assert cells["riddles"].mark == "∅" and "nothing to lose" in cells["riddles"].detail
+    assert cells["texts of the base itself"].detail == "31 records lost, 4 gained; KL 0.134 nats"
+
+
+def test_the_delivered_alpha_has_a_column_and_a_tile_of_its_own(tmp_path: Path) -> None:
+    report = read_report(a_run(tmp_path, verdict="CERTIFIED"))
+    found, tile = matrix(report), forgotten_number(report)
+    assert found is not None and found.columns[-1] == ("lora", "delivered, alpha 0.3")
+    assert tile is not None and (tile.label, tile.value) == ("Forgotten", "+0.028")
+
+
+def test_the_drift_stands_beside_the_loss(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    assert drift_panels(read_report(run))["lora"][1] == "KL from the base, nats per token: 0.240 at step 120."
+    assert report_json(run)["drift"]["lora"][0] == {"step": 12.0, "kl": 0.024}
+
+
+def test_one_record_a_task_shows_what_was_forgotten(tmp_path: Path) -> None:
+    base = [sample(task, i, value=1.0, prediction="right") for i, task in enumerate(("boolq", "boolq", "wiki", "new"))]
+    values = (0.5, 0.0, 1.0, 0.0)
+    tuned = [line | {"metrics": {"rougeL": v}, "prediction": "now"} for line, v in zip(base, values, strict=True)]
+    write_lines(tmp_path / "b.jsonl", base)
+    write_lines(tmp_path / "t.jsonl", tuned)
+    found = read_flips(
+        RunFolder(tmp_path), tuned="t.jsonl", base="b.jsonl", metric="rougeL", higher_is_better=True,
+        tasks={"boolq", "wiki"},
+    )  # fmt: skip
+    assert [(a.task, a.id, a.base_prediction, a.prediction) for a in found] == [("boolq", f"{1:016x}", "right", "now")]
+
+
+def test_only_broken_answers_are_in_the_table_of_broken_answers(tmp_path: Path) -> None:
+    words = page_of(a_run(tmp_path)).words
+    assert "lora wiki 100 7 0 3 – 5" in words
+    assert "base boolq 100 0" not in words
+    assert "Forgetting was measured on boolq, wiki, texts of the base itself, and on nothing else." in words
+
+
+@pytest.mark.parametrize("name", ["forgetting.json", "certificate.json", "lora/path/0.3/test/scores.json"])
+@pytest.mark.parametrize(
+    "content", ["", "[]", '{"rows": [{}, 3], "noise": 4, "budgets": [], "verdict": [], "canaries": 1}']
+)
+def test_a_broken_part_leaves_a_page(tmp_path: Path, name: str, content: str) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    (run / name).write_text(content, encoding="utf-8")
+    assert_safe(page_of(run))
+
+
+def test_no_text_of_a_certificate_becomes_markup(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    value = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
+    value |= {"sentence": "<script>x</script>", "limits": ["<img src=x onerror=alert(1)>"]}
+    write_json(run / "certificate.json", value)
+    page = page_of(run)
+    assert_safe(page)
+    assert "<script>x</script>" in page.words
+
+
+def test_an_interval_stays_within_what_the_metric_can_be_and_one_without_width_says_that_all_agree() -> None:
+    row = {"model": "lora", "task": "all", "metric": "exact_match", "mean": 0.98, "standard_error": 0.05}
+    near, all_right = read_scores({"scores": [row, row | {"mean": 1.0, "standard_error": 0.0, "num_records": 96}]})
+    assert near.high == 1.0 and near.half_width is None and near.agreement == ""
+    assert all_right.agreement == "all 96 agree; true mean above 0.969"
+
+
+def test_six_perfect_answers_are_not_called_the_worst(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    write_lines(
+        run / "lora/test/samples.jsonl", [sample("ag_news", i, value=1.0, prediction="World") for i in range(20)]
+    )
+    assert "Worst No answer was wrong." in page_of(run).words
+
+
+def test_nothing_to_lose_is_not_called_unclear(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("ag_news",), others=("boolq",), num_steps=1)
+    for place in ("base/zero-shot", "lora/test"):
+        value = json.loads((run / place / "scores.json").read_text(encoding="utf-8"))
+        for row in value["scores"]:
+            if row["task"] in ("boolq", "others") and row["metric"] == "rougeL":
+                row["mean"] = 0.0
+        write_json(run / place / "scores.json", value)
+    words = page_of(run).words
+    assert "it has no score to lose: ROUGE-L went from 0.000 to 0.000" in words
+
+
+def test_the_fields_of_forgetting_are_documented(tmp_path: Path) -> None:
+    value = report_json(a_run(tmp_path, verdict="CERTIFIED"))
+    documented = (Path(__file__).resolve().parents[2] / "docs/report.md").read_text(encoding="utf-8")
+    for part in (value["forgetting"][0], value["canaries"][0], value["noise"], value["certificate"]):
+        for key in part:
+            assert f"`{key}`" in documented, key
+    assert value["certificate"]["budgets"][0]["amount"] == 0.05
+
+
+def test_where_texts_alone_were_weighed_the_page_does_not_say_that_nothing_was(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    rows = [lost_row("lora", "self", 0.1, metric="loss")]
+    write_json(run / "forgetting.json", {"metric": "rougeL", "rows": rows, "noise": None})
+    words = page_of(run).words
+    assert "texts that nothing was trained on were weighed before and after tuning" in words
+    assert "Forgotten at worst: texts of the base itself lost 0.100 nats per token" in words
+    assert "outside these tasks was not measured" not in words and "nothing else was measured" not in words
+
+
+def test_a_run_that_delivers_nothing_says_why(tmp_path: Path) -> None:
+    words = page_of(a_run(tmp_path, verdict="NOT CERTIFIED")).words
+    assert "No tuned model is delivered by this run: the answer is the base model." in words
+    assert "No method was shown to keep the budgets, so none is delivered." in words
