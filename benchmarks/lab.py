@@ -33,8 +33,8 @@ from keeptune.evaluation.generate import Decoding, generate
 from keeptune.lab.folder import MODELS, write_lab
 from keeptune.lab.tasks import TASKS, LabTask, examples
 from keeptune.lab.world import Fact, make_world
-from keeptune.model.load import load_model
 from keeptune.model.divergence import pair_divergences
+from keeptune.model.load import load_model
 from keeptune.model.loss import target_losses
 from keeptune.progress import Silent
 from keeptune.text.batches import pack

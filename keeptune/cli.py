@@ -151,7 +151,7 @@ def evaluate(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False
 
 @app.command()
 def certify(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
-    """Test which trained models keep the recipe's budget of forgetting; deliver the best one that does."""
+    """Deliver the best model that loses no more than the budget."""
     from keeptune import stages, terminal
 
     with _run(recipe, set_, quiet=quiet, begun=True) as run:
@@ -206,7 +206,7 @@ def compare(
     ] = None,
     quiet: Quiet = False,
 ) -> None:
-    """Set models side by side on the test set of the first run named; a model of no run answers it once."""
+    """Set models side by side on one test set."""
     from keeptune import stages, terminal
 
     written = stages.compare(models, out=out, context=_context(quiet=quiet))

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from keeptune.evaluation.metrics import LOSS_METRICS, Answer, squad_normalised
+from keeptune.evaluation.metrics import DIVERGENCE, LOSS_METRICS, Answer, squad_normalised
 
 # Shorter answers are never called a loop, and no shorter end of an answer makes one.
 _LEAST_LOOP_CHARACTERS = 32
@@ -49,7 +49,7 @@ def canaries(answers: Sequence[Answer]) -> dict[str, Canaries]:
     """
     members: dict[str, list[Answer]] = {}
     for answer in answers:
-        if set(answer.metrics) - set(LOSS_METRICS):
+        if set(answer.metrics) - {*LOSS_METRICS, DIVERGENCE}:
             members.setdefault(answer.task, []).append(answer)
     return {task: _canaries(task, mine) for task, mine in members.items()}
 

@@ -209,9 +209,10 @@ def _rows(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> It
         return
     found = measure_retention(base, tuned, metric=metric)
     divergence: dict[str, float] = {}
-    if metric == "loss":
+    weighed = DIVERGENCE in tuned[0].metrics
+    if weighed:
         divergence = {score.task: score.mean for score in score_answers(tuned, metrics=[DIVERGENCE])}
-    for suite in found.tasks if metric == "loss" else (*found.tasks, found.together):
+    for suite in found.tasks if weighed else (*found.tasks, found.together):
         row = asdict(suite)
         task = row.pop("task")
         yield {"suite": OTHER_TASKS if task == ALL_TASKS else task, **row, DIVERGENCE: divergence.get(task)}

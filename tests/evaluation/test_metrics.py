@@ -216,7 +216,7 @@ def test_loss_and_perplexity_join_the_metrics_once() -> None:
 
 
 def test_only_losses_are_better_when_lower() -> None:
-    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"loss", "perplexity"}
+    assert {name for name, metric in METRICS.items() if not metric.higher_is_better} == {"loss", "perplexity", "kl"}
 
 
 def test_signatures_name_implementation_version_and_options() -> None:

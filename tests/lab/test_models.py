@@ -60,7 +60,7 @@ def test_a_model_is_whole_and_small(name: str) -> None:
     assert (tokenizer.chat_template is None) == (name != "lab-instruct")
 
 
-@pytest.mark.parametrize(("name", "template"), [("lab-base", "chatml")])
+@pytest.mark.parametrize(("name", "template"), [("lab-base", "chatml"), ("lab-base-t5", "plain")])
 def test_a_base_learns_to_name_people_and_places_in_seconds(
     name: str, template: str, lab: Path, tmp_path: Path
 ) -> None:

@@ -56,7 +56,8 @@ def test_the_padded_loss_is_that_of_transformers(name: str) -> None:
 def test_the_loss_of_an_encoder_decoder_is_that_of_transformers(tied: bool) -> None:
     config = copy.deepcopy(T5)
     config.scale_decoder_outputs = tied
-    model = make_model(config)
+    # In fp32 either gradient is 3e-4 away from the exact one, and how far from the other depends on the processor.
+    model = make_model(config).double()
     reference = copy.deepcopy(model)
     batch = pairs([5, 9, 2], [4, 1, 6])
     out = reference(

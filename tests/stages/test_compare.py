@@ -9,6 +9,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import pytest
 import torch
@@ -19,7 +20,7 @@ from keeptune.data.clean import prompt_key
 from keeptune.data.record import Message, Record, record_id, record_to_json
 from keeptune.errors import DataError, RecipeError
 from keeptune.evaluation.metrics import Answer, answer_to_json
-from keeptune.stages import evaluation
+from keeptune.stages import answering
 from keeptune.storage import read_json, staged_folder, write_json, write_jsonl
 from tests.stages import world
 
@@ -61,7 +62,7 @@ def pair(value: Mapping[str, Any], model: str, against: str, *, metric: str, tas
 def test_runs_on_the_same_data_are_compared_from_their_answers_alone(
     runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(evaluation, "answer_split", None)
+    monkeypatch.setattr(answering, "answer", None)
     before = [openings(runs / name) for name in ("one", "two")]
     value = compared(runs / "one", runs / "two")
     assert [openings(runs / name) for name in ("one", "two")] == before
@@ -122,6 +123,7 @@ def test_a_model_of_no_run_reads_the_runs_prompts_and_answers_once(runs: Path, t
             "command": "keeptune run",
             "models": ["other"],
             "test_sha256": value["test"]["sha256"],
+            "keys": {"other": ANY},
         }
     ]
     # Among other models, and for another place, the same answers serve.

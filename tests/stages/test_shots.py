@@ -89,7 +89,7 @@ def done(before: Before) -> tuple[Path, Path]:
 def test_asking_for_few_shot_answers_later_runs_nothing_else_again(before: Before, done: tuple[Path, Path]) -> None:
     assert {file: Path(file).stat().st_mtime_ns for file in before[2]} == before[2]
     openings = [opening["models"] for opening in lines(done[1] / "test_openings.jsonl")]
-    assert openings == [["base", "lora"], list(ROWS.values())]
+    assert openings == [["base", "lora"], ["base, again"], list(ROWS.values())]
     written = {folder: (done[1] / folder / "samples.jsonl").stat().st_mtime_ns for folder in ROWS}
     _, said = finished(done[0], **SHOTS)
     assert any(line.endswith("evaluated before and unchanged") for line in said)
