@@ -192,6 +192,23 @@ def test_an_adapter_learns_from_the_unwrapped_base(modules: dict[str, Any]) -> N
     assert ((ours - theirs).abs().max() / theirs.abs().max()).item() < 1e-5
 
 
+def test_the_loss_with_teachers_is_fp32_under_autocast() -> None:
+    base = model_of("llama").eval()
+    given = examples([9, 3, 12])
+    batch = pack(with_teachers(given, teachers(base, given, k=6), taught=[0, 1]))
+    exact, short = model_of("llama", seed=1).eval(), model_of("llama", seed=1).eval()
+    expected = batch_loss(exact, batch)
+    expected.backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = batch_loss(short, batch)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected.item(), rel=0.05)
+    ours, theirs = gradients(short), gradients(exact)
+    assert ours.dtype == torch.float32
+    assert ((ours - theirs).norm() / theirs.norm()).item() < 0.05
+
+
 def test_a_batch_of_taught_examples_alone_and_one_without_weight() -> None:
     base, model = model_of("llama").eval(), model_of("llama", seed=1).eval()
     given = examples([9, 3])
