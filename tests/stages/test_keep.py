@@ -114,7 +114,7 @@ def test_frozen_weights_reach_the_artifact_bit_for_bit(done: tuple[Path, Path, w
 
 
 def test_the_same_command_again_trains_nothing_and_other_texts_are_told(
-    done: tuple[Path, Path, world.Notes], tmp_path: Path
+    done: tuple[Path, Path, world.Notes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path, run, _ = done
     _, notes = trained(path, texts())
@@ -129,9 +129,11 @@ def test_the_same_command_again_trains_nothing_and_other_texts_are_told(
                 name: training_key(opened.recipe, data, method_of(opened.recipe, name), texts=given) for name in METHODS
             }
             assert {name for name in METHODS if found[name] == keys[name]} == same
+        monkeypatch.setattr("keeptune.stages.evaluation.keep_texts", lambda *_: texts(sha256="cd"))
         with pytest.raises(DataError, match="found a model trained on other data, settings or base weights"):
-            stages.evaluate(opened, data=data, texts=texts(sha256="cd"))
-        stages.evaluate(opened, data=data, texts=texts())
+            stages.evaluate(opened, data=data)
+        monkeypatch.setattr("keeptune.stages.evaluation.keep_texts", lambda *_: texts())
+        stages.evaluate(opened, data=data)
     with pytest.raises(FolderInUseError, match=r"methods\.kl\.replay_kl was 0\.5, now 0\.25"):
         trained(path, texts(), **{"methods.kl.replay_kl": 0.25})
 
