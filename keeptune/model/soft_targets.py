@@ -61,9 +61,8 @@ class RowDivergences(torch.autograd.Function):
     def forward(ctx: Any, logits_CV: Tensor, soft: SoftTargets) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
         log_probs_CL, log_sum_C1, rest_CV = _outcomes(logits_CV.float(), soft.ids_MK)
         probs_CL = soft.log_probs_ML.exp()
-        # Where every token is kept, the lowest number stands for log 0 and makes the rest's softmax 0, not NaN.
-        log_rest_C1 = rest_CV.logsumexp(1, keepdim=True).clamp_min(torch.finfo(torch.float32).min)
-        target_CV = rest_CV.sub_(log_rest_C1).exp_().mul_(probs_CL[:, -1:])
+        # Where every token is kept, the rest's softmax is NaN, and then overwritten wholly.
+        target_CV = rest_CV.sub_(rest_CV.logsumexp(1, keepdim=True)).exp_().mul_(probs_CL[:, -1:])
         target_CV.scatter_(1, soft.ids_MK, probs_CL[:, :-1])
         ctx.save_for_backward((logits_CV.float() - log_sum_C1).exp_().sub_(target_CV))
         return _divergences(log_probs_CL, soft)

@@ -98,3 +98,8 @@ def test_shorter_logits_give_an_fp32_value_and_a_gradient_of_their_own_type() ->
     found.sum().backward()
     assert found.dtype == torch.float32
     assert model.grad is not None and model.grad.dtype == torch.bfloat16
+
+
+def test_rounding_makes_no_divergence_negative() -> None:
+    logits = torch.randn(200, 50, generator=torch.Generator().manual_seed(0)) * 3
+    assert row_divergences(logits + 7.3, top_log_probs(logits, k=8)).min() == 0.0
