@@ -1,0 +1,279 @@
+"""How often a certified model loses more than its budget in truth, beside a model chosen from the same figures naively.
+
+    python benchmarks/certificate.py [--out FOLDER] [--runs 40]
+
+Each run draws a held-out task of the lab, 200 of its records, a learning rate for full fine-tuning, a PEFT method with
+its own, and retention records, and goes through the stages of `keeptune run` with a budget of 2 points. The truth is
+what the model lost on 20,000 fresh records of the same tasks. The naive choice is the point with the best test score on
+the target among those whose measured loss is within the budget. Runs that stand in the results are not made again.
+Results: `benchmarks/results/certificate.json`; docs/certificate.md shows them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from scipy.stats import beta
+from torch import nn
+
+from keeptune import stages
+from keeptune.config import load_recipe
+from keeptune.data.record import OTHER_TASKS, SplitName
+from keeptune.evaluation.evaluate import read_answers
+from keeptune.lab.folder import write_lab
+from keeptune.lab.tasks import SPAN_SENTENCE, TASKS, LabTask, examples, write_task
+from keeptune.lab.world import make_world
+from keeptune.model.loss import target_logits
+from keeptune.model.modes import evaluating
+from keeptune.progress import Silent
+from keeptune.stages.data import Data, evaluation_split
+from keeptune.stages.training import method_of
+from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_base, open_way
+from keeptune.storage import read_json, write_jsonl
+from keeptune.text.batches import NOT_TRAINED, pad
+from keeptune.text.tokens import Example
+
+RESULTS = Path(__file__).parent / "results" / "certificate.json"
+WORLD = make_world()
+BUDGET = 0.02
+ALPHAS = (0.25, 0.5, 0.75, 1.0)
+NUM_TRAIN = 200
+# Two fifths of the retained records are the certify part and two fifths the report part: about 640 each.
+NUM_RETAINED = 400
+NUM_FRESH, FRESH_SEED = 20_000, 1_000_000
+RETAINED = ("translation", "sums", "tense", "sorting")
+TARGETS = (SPAN_SENTENCE, *(task for task in TASKS if task.held_out))
+# Learning rates are drawn over these ranges, evenly in their logarithm.
+FULL_RATES = (1e-4, 2e-3)
+PEFT: tuple[tuple[dict[str, Any], tuple[float, float]], ...] = (
+    ({"peft_type": "LORA", "r": 16, "lora_alpha": 32}, (5e-4, 1e-2)),
+    ({"peft_type": "LORA", "r": 4, "lora_alpha": 8}, (5e-4, 1e-2)),
+    ({"peft_type": "IA3"}, (3e-3, 5e-2)),
+)
+CONTEXT = stages.Context(progress=Silent(), stop_requested=lambda: False, command="benchmark", now=lambda: "")
+
+
+def write_rows(task: LabTask, path: Path, *, count: int, seed: int) -> None:
+    """Write rows of a task that no lab model was trained on."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_jsonl(path, islice(examples(task, WORLD, split="test", seed=seed), count))
+
+
+def recipe(lab: Path, folder: Path, *, seed: int) -> dict[str, Any]:
+    """Write a run's data and return its recipe; everything that varies is drawn from `seed`."""
+    rng = Random(seed)
+    target, (arguments, rates) = rng.choice(TARGETS), rng.choice(PEFT)
+    counts: dict[SplitName, int] = {"train": NUM_TRAIN, "validation": 100, "test": 100}
+    write_task(target, WORLD, folder / target.name, counts=counts, seed=seed + 1)
+    for task in TASKS:
+        if task.name in RETAINED:
+            write_rows(task, folder / f"{task.name}.jsonl", count=NUM_RETAINED, seed=seed + 1)
+    retained = [{"path": str(folder / f"{name}.jsonl"), "name": name, "train": False} for name in RETAINED]
+    return {
+        "model": str(lab / "models" / "lab-instruct"),
+        "output_dir": str(folder / "run"),
+        "data": {"tasks": [{"path": str(folder / target.name), "name": target.name}, *retained]},
+        "methods": {
+            "full": {"learning_rate": drawn(rng, FULL_RATES)},
+            "peft": {**arguments, "learning_rate": drawn(rng, rates)},
+        },
+        "training": {"num_train_epochs": rng.choice((1, 2, 3)), "tokens_per_micro_batch": 4096},
+        "evaluation": {"metrics": ["exact_match"], "select_by": "exact_match", "baselines": ["zero-shot"]},
+        "retention": {
+            "self_texts": 0,
+            "alphas": list(ALPHAS),
+            "budget": {OTHER_TASKS: f"{BUDGET * 100:g} points of exact_match"},
+        },
+        "seed": seed,
+    }
+
+
+def drawn(rng: Random, bounds: tuple[float, float]) -> float:
+    """Return a learning rate, evenly in its logarithm, to three digits."""
+    return float(f"{math.exp(rng.uniform(*map(math.log, bounds))):.3g}")
+
+
+class Truth:
+    """The fresh records and which of them the base answers rightly."""
+
+    def __init__(self, lab: Path, folder: Path) -> None:
+        each = NUM_FRESH // len(RETAINED)
+        made = recipe(lab, folder, seed=FRESH_SEED)
+        for task in TASKS:
+            if task.name in RETAINED:
+                # Some rows more, since duplicates are left out.
+                write_rows(task, folder / f"{task.name}.jsonl", count=each + each // 10, seed=FRESH_SEED)
+        del made["retention"]["budget"]
+        path = folder / "fresh.yaml"
+        path.write_text(yaml.safe_dump(made), encoding="utf-8")
+        with stages.open_run(load_recipe(path), context=CONTEXT) as opened:
+            data = stages.prepare(opened)
+            split = evaluation_split(data, "test")
+            tasks = [record.task for record in split.records]
+            chosen = [[i for i, task in enumerate(tasks) if task == name][:each] for name in RETAINED]
+            self.examples = [split.examples[i] for positions in chosen for i in positions]
+            assert len(self.examples) == NUM_FRESH, f"found {len(self.examples)} fresh records"
+            self.base = right(load_base(opened, data), self.examples)
+
+    def lost(self, model: nn.Module) -> dict[str, float]:
+        """Return what a model loses on the fresh records, with its standard error."""
+        drops = self.base.astype(float) - right(model, self.examples)
+        return {"lost": float(drops.mean()), "standard_error": float(drops.std(ddof=1) / math.sqrt(len(drops)))}
+
+
+def right(model: nn.Module, examples: Sequence[Example]) -> np.ndarray:
+    """Return for each example whether a greedy answer would be its completion, token by token.
+
+    That is where each target token is the likeliest after those before it: one pass instead of one a token.
+    """
+    order = np.argsort([len(example.input_ids) for example in examples], kind="stable")
+    found = np.zeros(len(examples), dtype=bool)
+    with evaluating(model):
+        for positions in np.array_split(order, max(1, len(order) // 128)):
+            batch = pad([examples[i] for i in positions], pad_id=0)
+            likeliest = torch.cat([logits_CV.argmax(1) for logits_CV in target_logits(model, batch)]).numpy()
+            is_target = batch.labels != NOT_TRAINED
+            hits = np.ones(batch.labels.shape, dtype=bool)
+            hits[is_target] = likeliest == batch.labels[is_target]
+            found[positions] = hits.all(1)
+    return found
+
+
+def measure(lab: Path, out: Path, *, seed: int, truth: Truth) -> dict[str, Any]:
+    """Make one run and return what was certified, what would have been chosen naively, and what each lost in truth."""
+    folder = out / f"run-{seed}"
+    made = recipe(lab, folder, seed=seed)
+    target = made["data"]["tasks"][0]["name"]
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
+    with stages.open_run(load_recipe(path), context=CONTEXT) as run:
+        data = stages.prepare(run)
+        for stage in (stages.train, stages.evaluate, stages.certify):
+            stage(run, data=data)
+        forgetting, certificate = (read_json(run.folder / f"{name}.json") for name in ("forgetting", "certificate"))
+        measured = {
+            (row["model"], row["alpha"]): row["forgetting"] for row in forgetting["rows"] if row["suite"] == OTHER_TASKS
+        }
+        scores = {point: target_score(run.folder, *point, target=target) for point in measured}
+        base_score = target_score(run.folder, BASE, 0.0, target=target)
+        within = [point for point, lost in measured.items() if lost <= BUDGET]
+        naive = max(within, key=lambda point: (scores[point], -point[1]), default=None)
+        chosen = certificate["choice"]
+        certified = (chosen["candidate"], chosen["alpha"]) if chosen else None
+        true = {point: truth.lost(model_at(run, data, point)) for point in {certified, naive} if point is not None}
+        agreement = agrees(run, data)
+
+    def facts(point: tuple[str, float] | None) -> dict[str, Any] | None:
+        if point is None:
+            return None
+        return {
+            "method": point[0],
+            "alpha": point[1],
+            "measured": measured[point],
+            "score": scores[point],
+            **true[point],
+        }
+
+    found = {
+        "target": target,
+        "methods": made["methods"],
+        "num_train_epochs": made["training"]["num_train_epochs"],
+        "verdict": certificate["verdict"],
+        "num_certify_records": certificate["items"][OTHER_TASKS],
+        "base_score": base_score,
+        "agreement": agreement,
+        "certified": facts(certified),
+        "naive": facts(naive),
+        "points": [{"method": p[0], "alpha": p[1], "measured": measured[p], "score": scores[p]} for p in measured],
+    }
+    shutil.rmtree(folder)
+    return found
+
+
+def model_at(run: stages.Run, data: Data, point: tuple[str, float]) -> nn.Module:
+    """Return the model of a method at an alpha."""
+    way = open_way(run, data, method_of(run.recipe, point[0]))
+    way.set_(point[1])
+    return way.model
+
+
+def agrees(run: stages.Run, data: Data) -> float:
+    """Return the share of the report records on which `right` says of the base what its own answers say."""
+    examples = evaluation_split(data, "test").examples
+    found = right(load_base(run, data), [examples[i] for i in range(len(examples))])
+    answers = read_answers(run.folder / BASE / ZERO_SHOT)
+    return float(np.mean([said == answer.metrics["exact_match"] for said, answer in zip(found, answers, strict=True)]))
+
+
+def target_score(folder: Path, name: str, alpha: float, *, target: str) -> float:
+    """Return the mean exact match on the target's test records of the base, or of a method at alpha."""
+    if name == BASE:
+        place = folder / BASE / ZERO_SHOT
+    else:
+        place = folder / name / (TEST if alpha == 1.0 else f"path/{alpha:g}/{TEST}")
+    return float(np.mean([found.metrics["exact_match"] for found in read_answers(place) if found.task == target]))
+
+
+def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return how often the certified and the naively chosen model lost more than the budget.
+
+    The interval is that of Clopper and Pearson. What one can be sure of counts besides: losses that are above the
+    budget by more than 1.96 standard errors of the measured truth.
+    """
+    kinds = {
+        "certified": [row["certified"] for row in rows if row["certified"]],
+        "naive": [row["naive"] for row in rows if row["naive"]],
+    }
+    found: dict[str, Any] = {"num_runs": len(rows)}
+    for kind, models in kinds.items():
+        broken = sum(model["lost"] > BUDGET for model in models)
+        surely = sum(model["lost"] - 1.96 * model["standard_error"] > BUDGET for model in models)
+        low = float(beta.ppf(0.025, broken, len(models) - broken + 1)) if broken else 0.0
+        high = float(beta.ppf(0.975, broken + 1, len(models) - broken)) if broken < len(models) else 1.0
+        found[kind] = {
+            "num_models": len(models),
+            "num_over_budget": broken,
+            "num_surely_over_budget": surely,
+            "interval": [low, high],
+            "mean_lost": float(np.mean([model["lost"] for model in models])),
+            "mean_score": float(np.mean([model["score"] for model in models])),
+        }
+    return found
+
+
+def main() -> None:
+    """Make the runs that are missing and write the results after each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("lab-certificate"), help="where the lab and the runs go")
+    parser.add_argument("--runs", type=int, default=40, help="their number")
+    arguments = parser.parse_args()
+    write_lab(arguments.out / "lab", progress=Silent())
+    truth = Truth(arguments.out / "lab", arguments.out / "fresh")
+    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else {}
+    for seed in range(arguments.runs):
+        if str(seed) in rows:
+            continue
+        rows[str(seed)] = measure(arguments.out / "lab", arguments.out, seed=seed, truth=truth)
+        found = {
+            "budget": BUDGET,
+            "num_fresh_records": NUM_FRESH,
+            "summary": summary(list(rows.values())),
+            "runs": rows,
+        }
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        print(seed, json.dumps(rows[str(seed)]["certified"]), json.dumps(rows[str(seed)]["naive"]), flush=True)
+
+
+if __name__ == "__main__":
+    main()
