@@ -19,9 +19,10 @@ from keeptune.training.settings import TrainingSettings, Validation
 
 _FEW_STEPS = 50
 _NUM_DRIFTS = 10
-# What the drift may take of the training's time; a token that is trained on costs as much as so many that are read.
+# What the drift may take of the training's time. A token that is trained on costs at least as much as so many that are
+# read: three where all weights get gradients, two where only an adapter does.
 _DRIFT_FRACTION = 0.02
-_FORWARD_PASSES_PER_TRAINED_TOKEN = 3
+_FORWARD_PASSES_PER_TRAINED_TOKEN = 2
 _MAX_LISTED = 10
 
 
@@ -111,7 +112,7 @@ def plan_run(table: Examples, *, settings: TrainingSettings, has_validation: boo
 def num_probe_examples(probe: Examples, *, table: Examples, num_epochs: int) -> int:
     """Return how many of the probe's first examples the drift may be measured on: 2 % of the training's time at most.
 
-    A tenth of the run trains on a tenth of `num_epochs` · the table's tokens; reading a token costs a third of that.
+    A tenth of the run trains on a tenth of `num_epochs` · the table's tokens; reading a token costs half of that at most.
     """
     tokens_per_drift = num_epochs * int(table.lengths.sum()) / _NUM_DRIFTS
     most_tokens = _DRIFT_FRACTION * _FORWARD_PASSES_PER_TRAINED_TOKEN * tokens_per_drift

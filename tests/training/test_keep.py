@@ -386,14 +386,14 @@ def test_how_often_the_drift_is_measured_changes_no_weight(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     ("task_tokens", "num_epochs", "expected"),
     [
-        # 0.02 · 3 · (3 · 1,000,000 / 10) = 18,000 tokens.
-        (1_000_000, 3, 18),
-        (1_000_000, 1, 6),
+        # 0.02 · 2 · (3 · 1,000,000 / 10) = 12,000 tokens.
+        (1_000_000, 3, 12),
+        (1_000_000, 1, 4),
         (10_000_000, 3, 40),
         (100_000, 1, 0),
-        # 0.02 · 3 · (166,667 / 10) = 1,000.
-        (166_667, 1, 1),
-        (166_666, 1, 0),
+        # 0.02 · 2 · (250,000 / 10) = 1,000.
+        (250_000, 1, 1),
+        (249_999, 1, 0),
     ],
 )
 def test_the_probe_takes_two_percent_of_the_training_at_most(task_tokens: int, num_epochs: int, expected: int) -> None:
