@@ -1,12 +1,12 @@
 """How often a certified model loses more than its budget in truth, beside a model chosen from the same figures naively.
 
-    python benchmarks/certificate.py [--out FOLDER] [--runs 40]
+    python benchmarks/certificate.py [--out FOLDER] [--runs 40] [--first 0]
 
-Each run draws a held-out task of the lab, 200 of its records, a learning rate for full fine-tuning, a PEFT method with
-its own, and retention records, and goes through the stages of `keeptune run` with a budget of 2 points. The truth is
-what the model lost on 20,000 fresh records of the same tasks. The naive choice is the point with the best test score on
-the target among those whose measured loss is within the budget. Runs that stand in the results are not made again.
-Results: `benchmarks/results/certificate.json`; docs/certificate.md shows them.
+Each run draws one of the lab's tasks that its model does not know, 200 of its records, a method, a learning rate and
+retention records, and goes through the stages of `keeptune run` with a budget of 2 points. The truth is what the model
+lost on 20,000 fresh records of the same tasks. The naive choice is the point with the lowest test loss on the target
+among those whose measured loss is within the budget. Runs that stand in `--out` are not made again; two processes may
+make different ones at once. Results: `benchmarks/results/certificate.json`; docs/certificate.md shows them.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from keeptune.progress import Silent
 from keeptune.stages.data import Data, evaluation_split
 from keeptune.stages.training import method_of
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_base, open_way
-from keeptune.storage import read_json, write_jsonl
+from keeptune.storage import read_json, write_json, write_jsonl
 from keeptune.text.batches import NOT_TRAINED, pad
 from keeptune.text.tokens import Example
 
@@ -54,9 +54,9 @@ NUM_RETAINED = 400
 NUM_FRESH, FRESH_SEED = 20_000, 1_000_000
 RETAINED = ("translation", "sums", "tense", "sorting")
 TARGETS = (SPAN_SENTENCE, *(task for task in TASKS if task.held_out))
-# Learning rates are drawn over these ranges, evenly in their logarithm.
-FULL_RATES = (1e-4, 2e-3)
-PEFT: tuple[tuple[dict[str, Any], tuple[float, float]], ...] = (
+# Each method with the range over which its learning rate is drawn, evenly in its logarithm.
+METHODS: tuple[tuple[dict[str, Any], tuple[float, float]], ...] = (
+    ({}, (1e-4, 2e-3)),
     ({"peft_type": "LORA", "r": 16, "lora_alpha": 32}, (5e-4, 1e-2)),
     ({"peft_type": "LORA", "r": 4, "lora_alpha": 8}, (5e-4, 1e-2)),
     ({"peft_type": "IA3"}, (3e-3, 5e-2)),
@@ -73,7 +73,7 @@ def write_rows(task: LabTask, path: Path, *, count: int, seed: int) -> None:
 def recipe(lab: Path, folder: Path, *, seed: int) -> dict[str, Any]:
     """Write a run's data and return its recipe; everything that varies is drawn from `seed`."""
     rng = Random(seed)
-    target, (arguments, rates) = rng.choice(TARGETS), rng.choice(PEFT)
+    target, (arguments, rates) = rng.choice(TARGETS), rng.choice(METHODS)
     counts: dict[SplitName, int] = {"train": NUM_TRAIN, "validation": 100, "test": 100}
     write_task(target, WORLD, folder / target.name, counts=counts, seed=seed + 1)
     for task in TASKS:
@@ -84,12 +84,9 @@ def recipe(lab: Path, folder: Path, *, seed: int) -> dict[str, Any]:
         "model": str(lab / "models" / "lab-instruct"),
         "output_dir": str(folder / "run"),
         "data": {"tasks": [{"path": str(folder / target.name), "name": target.name}, *retained]},
-        "methods": {
-            "full": {"learning_rate": drawn(rng, FULL_RATES)},
-            "peft": {**arguments, "learning_rate": drawn(rng, rates)},
-        },
+        "methods": {"tuned": {**arguments, "learning_rate": drawn(rng, rates)}},
         "training": {"num_train_epochs": rng.choice((1, 2, 3)), "tokens_per_micro_batch": 4096},
-        "evaluation": {"metrics": ["exact_match"], "select_by": "exact_match", "baselines": ["zero-shot"]},
+        "evaluation": {"metrics": ["exact_match"], "select_by": "loss", "baselines": ["zero-shot"]},
         "retention": {
             "self_texts": 0,
             "alphas": list(ALPHAS),
@@ -165,10 +162,10 @@ def measure(lab: Path, out: Path, *, seed: int, truth: Truth) -> dict[str, Any]:
         measured = {
             (row["model"], row["alpha"]): row["forgetting"] for row in forgetting["rows"] if row["suite"] == OTHER_TASKS
         }
-        scores = {point: target_score(run.folder, *point, target=target) for point in measured}
-        base_score = target_score(run.folder, BASE, 0.0, target=target)
+        losses = {point: target_loss(run.folder, *point, target=target) for point in measured}
+        base_loss = target_loss(run.folder, BASE, 0.0, target=target)
         within = [point for point, lost in measured.items() if lost <= BUDGET]
-        naive = max(within, key=lambda point: (scores[point], -point[1]), default=None)
+        naive = min(within, key=lambda point: (losses[point], point[1]), default=None)
         chosen = certificate["choice"]
         certified = (chosen["candidate"], chosen["alpha"]) if chosen else None
         true = {point: truth.lost(model_at(run, data, point)) for point in {certified, naive} if point is not None}
@@ -181,21 +178,23 @@ def measure(lab: Path, out: Path, *, seed: int, truth: Truth) -> dict[str, Any]:
             "method": point[0],
             "alpha": point[1],
             "measured": measured[point],
-            "score": scores[point],
+            "target_loss": losses[point],
             **true[point],
         }
 
     found = {
         "target": target,
-        "methods": made["methods"],
+        "method": made["methods"]["tuned"],
         "num_train_epochs": made["training"]["num_train_epochs"],
         "verdict": certificate["verdict"],
         "num_certify_records": certificate["items"][OTHER_TASKS],
-        "base_score": base_score,
+        "base_loss": base_loss,
         "agreement": agreement,
         "certified": facts(certified),
         "naive": facts(naive),
-        "points": [{"method": p[0], "alpha": p[1], "measured": measured[p], "score": scores[p]} for p in measured],
+        "points": [
+            {"method": p[0], "alpha": p[1], "measured": measured[p], "target_loss": losses[p]} for p in measured
+        ],
     }
     shutil.rmtree(folder)
     return found
@@ -216,13 +215,13 @@ def agrees(run: stages.Run, data: Data) -> float:
     return float(np.mean([said == answer.metrics["exact_match"] for said, answer in zip(found, answers, strict=True)]))
 
 
-def target_score(folder: Path, name: str, alpha: float, *, target: str) -> float:
-    """Return the mean exact match on the target's test records of the base, or of a method at alpha."""
+def target_loss(folder: Path, name: str, alpha: float, *, target: str) -> float:
+    """Return the mean loss of the target's test records, in nats per token, of the base or of a method at alpha."""
     if name == BASE:
         place = folder / BASE / ZERO_SHOT
     else:
         place = folder / name / (TEST if alpha == 1.0 else f"path/{alpha:g}/{TEST}")
-    return float(np.mean([found.metrics["exact_match"] for found in read_answers(place) if found.task == target]))
+    return float(np.mean([found.metrics["loss"] for found in read_answers(place) if found.task == target]))
 
 
 def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -247,7 +246,7 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "num_surely_over_budget": surely,
             "interval": [low, high],
             "mean_lost": float(np.mean([model["lost"] for model in models])),
-            "mean_score": float(np.mean([model["score"] for model in models])),
+            "mean_target_loss": float(np.mean([model["target_loss"] for model in models])),
         }
     return found
 
@@ -257,22 +256,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("lab-certificate"), help="where the lab and the runs go")
     parser.add_argument("--runs", type=int, default=40, help="their number")
+    parser.add_argument("--first", type=int, default=0, help="the first one's seed")
     arguments = parser.parse_args()
-    write_lab(arguments.out / "lab", progress=Silent())
-    truth = Truth(arguments.out / "lab", arguments.out / "fresh")
-    rows = json.loads(RESULTS.read_text(encoding="utf-8"))["runs"] if RESULTS.exists() else {}
-    for seed in range(arguments.runs):
-        if str(seed) in rows:
-            continue
-        rows[str(seed)] = measure(arguments.out / "lab", arguments.out, seed=seed, truth=truth)
+    out, name = arguments.out, f"from-{arguments.first}"
+    write_lab(out / name / "lab", progress=Silent())
+    truth = Truth(out / name / "lab", out / name / "fresh")
+    for seed in range(arguments.first, arguments.first + arguments.runs):
+        path = out / "rows" / f"{seed}.json"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            write_json(path, measure(out / name / "lab", out / name, seed=seed, truth=truth))
+        rows = {row.stem: read_json(row) for row in sorted(path.parent.glob("*.json"), key=lambda row: int(row.stem))}
         found = {
             "budget": BUDGET,
             "num_fresh_records": NUM_FRESH,
             "summary": summary(list(rows.values())),
             "runs": rows,
         }
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-        print(seed, json.dumps(rows[str(seed)]["certified"]), json.dumps(rows[str(seed)]["naive"]), flush=True)
+        write_json(RESULTS, found)
+        print(seed, json.dumps(rows[str(seed)]), flush=True)
 
 
 if __name__ == "__main__":
