@@ -273,7 +273,7 @@ def _plan(recipe: Recipe) -> str:
     num_others = sum(not task.train for task in recipe.data.tasks)
     return (
         f"Teaching {Path(recipe.model).name} the task {taught} by {' and '.join(recipe.methods)}; measuring what that "
-        f"brings there and costs on {num_others} other tasks. About three minutes on two cores, where all is still "
+        f"brings there and costs on {num_others} other tasks. Three to four minutes on two cores, where all is still "
         "to be done."
     )
 

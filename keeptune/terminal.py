@@ -394,7 +394,6 @@ def show_certificate(console: Console, path: Path) -> None:
     if value["artifact"]:
         outcome = f"Instruct model: {path.parent / value['artifact']['folder']}"
     else:
-        prompt = f"with {shots} solved examples in the prompt" if (shots := value["fallback"]["shots"]) else "as it is"
-        outcome = f"No tuned model is delivered: use the base model {prompt}."
+        outcome = f"No tuned model is delivered. {value['fallback']['sentence']}"
     for line in (value["sentence"], outcome, f"Certificate: {path}"):
         console.print(line, markup=False, highlight=False)

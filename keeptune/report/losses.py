@@ -9,12 +9,13 @@ from markupsafe import Markup
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
 from keeptune.progress import noun
+from keeptune.report.certificate import Budget, Certificate
 from keeptune.report.figures import NUM_COLOURS, Mark, drift_svg, frontier_svg
-from keeptune.report.forgotten import Certificate, Lost
-from keeptune.report.headline import KeyNumber, Phrase
+from keeptune.report.forgotten import Lost
+from keeptune.report.headline import KeyNumber, Phrase, series
 from keeptune.report.scores import BOUNDS, Score
 from keeptune.report.tables import Report
-from keeptune.report.wording import MISSING, count, decimal, decimals_for, interval, metric_label, percent
+from keeptune.report.wording import MISSING, count, decimal, decimals_for, interval, metric_label
 
 _SHAPES = (("o", "●"), ("D", "◆"), ("^", "▲"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 _TINTS = (0.01, 0.05, 0.15)
@@ -79,7 +80,8 @@ def suite_label(suite: str) -> str:
     return {OTHER_TASKS: "all other tasks", SELF_TEXTS: "texts of the base itself"}.get(suite, suite)
 
 
-def _unit(metric: str) -> str:
+def unit_label(metric: str) -> str:
+    """Return what a loss of a metric is counted in."""
     return "nats per token" if metric == "loss" else metric_label(metric)
 
 
@@ -118,29 +120,50 @@ def _said(row: Lost) -> str:
         if row.low is not None
         else ""
     )
-    return f"{suite_label(row.suite)} {verb} {decimal(abs(row.forgetting), places)} {_unit(row.metric)}{ends}"
+    return f"{suite_label(row.suite)} {verb} {decimal(abs(row.forgetting), places)} {unit_label(row.metric)}{ends}"
 
 
 def verdict_sentence(certificate: Certificate) -> str:
     """Return the verdict in words for who never saw one."""
-    shots = certificate.fallback_shots
-    behind = f" with {count(shots)} solved {noun(shots, 'examples')} in its prompt" if shots else ""
+    kept = _kept(certificate)
     if certificate.verdict == "CERTIFIED":
-        share = "the whole way" if certificate.alpha == 1.0 else f"{percent(certificate.alpha)} of the way"
-        kept = "; ".join(f"{suite_label(b.suite)}: at most {b.text}" for b in certificate.budgets)
+        share = (
+            "the whole way" if certificate.alpha == 1.0 else f"{100 * (certificate.alpha or 0.0):g}\u00a0% of the way"
+        )
         return (
             f"The delivered model, {certificate.model or '?'} {share} from the base to the trained one, was shown to "
             f"forget no more than it may ({kept}), on records kept for this alone."
         )
+    shots = certificate.fallback_shots
+    behind = f"with {count(shots)} solved {noun(shots, 'examples')} in its prompt" if shots else "as it is"
+    fallback = certificate.fallback or f"Use the base model {behind}."
     if certificate.verdict == "NOT CERTIFIED":
         return (
-            f"No tuned model could be shown to forget little enough, so none is delivered: use the base{behind}. This "
-            "is no proof that they forget too much."
+            f"No tuned model could be shown to forget as little as it should ({kept}), so none is delivered. This is "
+            f"no proof that they forget too much. {fallback}"
         )
     return (
-        "Even the smallest step that was tested forgot more than it may, so no tuned model is delivered: use the "
-        f"base{behind}."
+        f"Even the smallest step that was tested forgot more than it may ({kept}), so no tuned model is delivered. "
+        f"{fallback}"
     )
+
+
+def _kept(certificate: Certificate) -> str:
+    """Return what each suite may lose, in words."""
+    parts = []
+    for budget in certificate.budgets:
+        outside = series(certificate.left_out_at_chance) if budget.suite == OTHER_TASKS else ""
+        but = f" but {outside}, where the base has nothing to lose" if outside else ""
+        parts.append(f"{suite_label(budget.suite)}{but}: at most {budget_words(budget)}")
+    return "; ".join(parts)
+
+
+def budget_words(budget: Budget) -> str:
+    """Return a budget as the page says it: its own words and, of points, what they are of the score."""
+    if budget.unit != "points" or budget.amount is None or budget.metric is None:
+        return budget.text
+    points = budget.text.split(" of ")[0]
+    return f"{points} of {metric_label(budget.metric)} ({decimal(budget.amount, 2)})"
 
 
 def alpha_sentence(report: Report) -> tuple[Phrase, ...]:
@@ -167,7 +190,7 @@ def forgotten_number(report: Report) -> KeyNumber | None:
         return None
     places = decimals_for(row.base if row.metric != "loss" else row.forgetting)
     ends = f"; 95 %: {interval(row.low, row.high, places, signed=True)}" if row.low is not None else ""
-    note = f"{_unit(row.metric)} lost on {suite_label(row.suite)}{ends}"
+    note = f"{unit_label(row.metric)} lost on {suite_label(row.suite)}{ends}"
     return KeyNumber("Forgotten", decimal(row.forgetting, places, signed=True), note)
 
 
@@ -189,30 +212,30 @@ def frontier(report: Report) -> Frontier | None:
     budget = _budget(report, suite, lost_metric)
     marks = [*_of_base(report, metric)]
     names = {name: i for i, name in enumerate(report.methods)}
-    rows = [FrontierRow(n, "c0", g, "", decimal(m.score, 3), decimal(0.0, 3), False) for n, g, m in marks]
+    rows = [FrontierRow(n, "c0", g, "", _reached(m.score, m.score_ends), decimal(0.0, 3), False) for n, g, m in marks]
     drawn = [mark for _, _, mark in marks]
     for row, score in points:
         number = names[row.model]
         shape, glyph = _SHAPES[number % len(_SHAPES)]
         is_delivered = forgotten.delivered == (row.model, row.alpha)
-        ends = (row.low, row.high) if row.low is not None and row.high is not None else None
+        ends, score_ends = _ends(row.low, row.high), _ends(score.low, score.high)
         colour = 1 + number % NUM_COLOURS
-        drawn.append(Mark(row.forgetting, score.mean or 0.0, ends, _ends(score), shape, colour, is_delivered))
+        drawn.append(Mark(row.forgetting, score.mean or 0.0, ends, score_ends, shape, colour, is_delivered))
         rows.append(
             FrontierRow(
                 row.model,
                 f"c{colour}",
                 glyph,
                 f"{row.alpha:g}",
-                f"{decimal(score.mean, 3)} ({interval(score.low, score.high, 3)})",
-                f"{decimal(row.forgetting, 3, signed=True)} ({interval(row.low, row.high, 3, signed=True)})",
+                _reached(score.mean, score_ends),
+                _reached(row.forgetting, ends, signed=True),
                 is_delivered,
             )
         )
     amount = budget[0] if budget else None
     figure = Markup(frontier_svg(drawn, budget=amount, name="frontier"))
     words = budget[1] if budget else ""
-    return Frontier(figure, tuple(rows), suite_label(suite), _unit(lost_metric), metric_label(metric), words)
+    return Frontier(figure, tuple(rows), suite_label(suite), unit_label(lost_metric), metric_label(metric), words)
 
 
 def _points(report: Report) -> Iterator[tuple[Lost, Score]]:
@@ -229,21 +252,27 @@ def _of_base(report: Report, metric: str) -> Iterator[tuple[str, str, Mark]]:
     for name in report.models:
         score = report.score(name, metric) if name not in report.methods else None
         if score is not None and score.mean is not None:
-            yield name, "■", Mark(0.0, score.mean, None, _ends(score), "s", 0)
+            yield name, "■", Mark(0.0, score.mean, None, _ends(score.low, score.high), "s", 0)
     for few in report.few_shot:
         if (few.metric, few.task) == (metric, ALL_TASKS):
-            yield few.name, "▸", Mark(0.0, few.mean, None, None, ">", 0)
+            yield few.name, "▸", Mark(0.0, few.mean, None, _ends(*few.ends), ">", 0)
 
 
-def _ends(score: Score) -> tuple[float, float] | None:
-    return (score.low, score.high) if score.low is not None and score.high is not None else None
+def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return (low, high) if low is not None and high is not None else None
+
+
+def _reached(mean: float | None, ends: tuple[float, float] | None, *, signed: bool = False) -> str:
+    """Return a number and, in brackets, the ends of its interval where it has some."""
+    number = decimal(mean, 3, signed=signed)
+    return f"{number} ({interval(*ends, 3, signed=signed)})" if ends else number
 
 
 def _budget(report: Report, suite: str, metric: str) -> tuple[float, str] | None:
     certificate = report.forgotten.certificate
     for budget in certificate.budgets if certificate else ():
         if (budget.suite, budget.metric) == (suite, metric) and budget.amount is not None:
-            return budget.amount, budget.text
+            return budget.amount, budget_words(budget)
     return None
 
 
@@ -258,7 +287,7 @@ def matrix(report: Report) -> Matrix | None:
         known = next((row for row in lost if row is not None), None)
         if known is not None:
             base = decimal(known.base, decimals_for(known.base))
-            rows.append(MatrixRow(suite_label(suite), _unit(known.metric), base, tuple(map(_cell, lost))))
+            rows.append(MatrixRow(suite_label(suite), unit_label(known.metric), base, tuple(map(_cell, lost))))
     named = tuple((n, "" if a == 1.0 else f"delivered, alpha {a:g}") for n, a in columns)
     return Matrix(named, tuple(rows))
 

@@ -21,6 +21,7 @@ from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
 from keeptune.report.tables import Report, read_report
+from keeptune.report.tested import tested_rows
 from keeptune.storage import write_atomic
 
 VERSION = 1
@@ -83,7 +84,13 @@ def render_page(report: Report) -> str:
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
+        num_looks=_num_looks(report),
     )
+
+
+def _num_looks(report: Report) -> int:
+    """Return how often test was looked at: to go on with a look that was interrupted is no further one."""
+    return sum("resumes" not in dict(opening) for opening in report.openings)
 
 
 def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
@@ -102,6 +109,7 @@ def _forgotten(report: Report) -> dict[str, Any]:
         "verdict": losses.verdict_sentence(forgotten.certificate) if forgotten.certificate else "",
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
+        "tested": tested_rows(forgotten.certificate) if forgotten.certificate else [],
         "canaries": [row for row in forgotten.canaries if any(row.counts)],
         "drift_panels": losses.drift_panels(report),
         "not_measured": losses.not_measured(report),
@@ -147,6 +155,7 @@ def report_json(report: Report) -> str:
         "certificate": _certificate(report),
         "drift": {c.model: [{"step": step, "kl": kl} for step, kl in c.drift] for c in report.curves if c.drift},
         "audit": _audit(report),
+        "test_looks": _num_looks(report),
         "test_openings": [dict(opening) for opening in report.openings],
         "command": report.command,
         "commands": [{"time": time, "command": command} for time, command in report.commands],

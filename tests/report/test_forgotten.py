@@ -46,15 +46,15 @@ def test_points_on_the_way_leave_the_scores_of_the_trained_models_alone(tmp_path
     [
         (
             "CERTIFIED",
-            "The delivered model, lora 30.0 % of the way from the base to the trained one, was shown to forget",
+            "The delivered model, lora 30 % of the way from the base to the trained one, was shown to forget",
         ),
         (
             "NOT CERTIFIED",
-            "use the base with 4 solved examples in its prompt. This is no proof that they forget too much.",
+            "This is no proof that they forget too much. Use the base model with 4 solved examples in its",
         ),
         (
             "INFEASIBLE",
-            "Even the smallest step that was tested forgot more than it may, so no tuned model is delivered",
+            "(all other tasks but riddles, where the base has nothing to lose: at most 5 points of ROUGE-L (0.05))",
         ),
     ],
 )
@@ -95,7 +95,7 @@ def test_the_frontier_has_a_point_a_method_and_alpha_and_the_base_at_zero(tmp_pa
         ("lora", "0.3", "+0.028", True),
         ("lora", "1", "+0.140", False),
     ]
-    assert (found.suite, found.metric, found.budget) == ("all other tasks", "ROUGE-L", "5 points of rougeL")
+    assert (found.suite, found.metric, found.budget) == ("all other tasks", "ROUGE-L", "5 points of ROUGE-L (0.05)")
     assert "lora" not in found.figure
 
 
@@ -215,7 +215,8 @@ def test_nothing_to_lose_is_not_called_unclear(tmp_path: Path) -> None:
 def test_the_fields_of_forgetting_are_documented(tmp_path: Path) -> None:
     value = report_json(a_run(tmp_path, verdict="CERTIFIED"))
     documented = (Path(__file__).resolve().parents[2] / "docs/report.md").read_text(encoding="utf-8")
-    for part in (value["forgetting"][0], value["canaries"][0], value["noise"], value["certificate"]):
+    certificate = value["certificate"]
+    for part in (value["forgetting"][0], value["canaries"][0], value["noise"], certificate, certificate["tests"][0]):
         for key in part:
             assert f"`{key}`" in documented, key
     assert value["certificate"]["budgets"][0]["amount"] == 0.05
