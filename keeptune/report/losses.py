@@ -7,15 +7,24 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
-from keeptune.report.certificate import Budget, Certificate
 from keeptune.report.figures import NUM_COLOURS, Mark, drift_svg, frontier_svg
 from keeptune.report.forgotten import Lost
-from keeptune.report.headline import KeyNumber, Phrase, series
+from keeptune.report.headline import KeyNumber, Phrase, target_score
 from keeptune.report.scores import BOUNDS, Score
 from keeptune.report.tables import Report
-from keeptune.report.wording import MISSING, count, decimal, decimals_for, interval, metric_label
+from keeptune.report.verdict import budget_words
+from keeptune.report.wording import (
+    MISSING,
+    count,
+    decimal,
+    decimals_for,
+    interval,
+    metric_label,
+    suite_label,
+    unit_label,
+)
 
 _SHAPES = (("o", "●"), ("D", "◆"), ("^", "▲"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 _TINTS = (0.01, 0.05, 0.15)
@@ -36,7 +45,7 @@ class FrontierRow:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """Score on the target over what was lost on one suite."""
+    """Score on the target over what was lost on one suite; `legend` holds (name, colour, shape) of the figure."""
 
     figure: Markup
     rows: tuple[FrontierRow, ...]
@@ -44,6 +53,7 @@ class Frontier:
     metric: str
     target: str
     budget: str
+    legend: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,16 +83,6 @@ class Matrix:
 
     columns: tuple[tuple[str, str], ...]
     rows: tuple[MatrixRow, ...]
-
-
-def suite_label(suite: str) -> str:
-    """Return a suite's name in words where keeptune gave it."""
-    return {OTHER_TASKS: "all other tasks", SELF_TEXTS: "texts of the base itself"}.get(suite, suite)
-
-
-def unit_label(metric: str) -> str:
-    """Return what a loss of a metric is counted in."""
-    return "nats per token" if metric == "loss" else metric_label(metric)
 
 
 def _columns(report: Report) -> list[tuple[str, float]]:
@@ -123,65 +123,6 @@ def _said(row: Lost) -> str:
     return f"{suite_label(row.suite)} {verb} {decimal(abs(row.forgetting), places)} {unit_label(row.metric)}{ends}"
 
 
-def verdict_sentence(certificate: Certificate) -> str:
-    """Return the verdict in words for who never saw one."""
-    kept = _kept(certificate)
-    if certificate.verdict == "CERTIFIED":
-        share = (
-            "the whole way" if certificate.alpha == 1.0 else f"{100 * (certificate.alpha or 0.0):g}\u00a0% of the way"
-        )
-        return (
-            f"The delivered model, {certificate.model or '?'} {share} from the base to the trained one, was shown to "
-            f"forget no more than it may ({kept}), on records kept for this alone."
-        )
-    shots = certificate.fallback_shots
-    behind = f"with {count(shots)} solved {noun(shots, 'examples')} in its prompt" if shots else "as it is"
-    fallback = certificate.fallback or f"Use the base model {behind}."
-    if certificate.verdict == "NOT CERTIFIED":
-        return (
-            f"No tuned model could be shown to forget as little as it should ({kept}), so none is delivered. This is "
-            f"no proof that they forget too much. {fallback}"
-        )
-    return (
-        f"Even the smallest step that was tested forgot more than it may ({kept}), so no tuned model is delivered. "
-        f"{fallback}"
-    )
-
-
-def _kept(certificate: Certificate) -> str:
-    """Return what each suite may lose, in words."""
-    parts = []
-    for budget in certificate.budgets:
-        outside = series(certificate.left_out_at_chance) if budget.suite == OTHER_TASKS else ""
-        but = f" but {outside}, where the base has nothing to lose" if outside else ""
-        parts.append(f"{suite_label(budget.suite)}{but}: at most {budget_words(budget)}")
-    return "; ".join(parts)
-
-
-def budget_words(budget: Budget) -> str:
-    """Return a budget as the page says it: its own words and, of points, what they are of the score."""
-    if budget.unit != "points" or budget.amount is None or budget.metric is None:
-        return budget.text
-    points = budget.text.split(" of ")[0]
-    return f"{points} of {metric_label(budget.metric)} ({decimal(budget.amount, 2)})"
-
-
-def alpha_sentence(report: Report) -> tuple[Phrase, ...]:
-    """Return what the delivered model reaches where it is not the trained one itself, of which the page speaks else."""
-    delivered, metric = report.forgotten.delivered, report.main_metric
-    if delivered is None or delivered[1] == 1.0 or metric is None:
-        return ()
-    score = _target(report, *delivered, metric=metric)
-    reached = (
-        f"{metric_label(metric)} {decimal(score.mean, decimals_for(score.mean))}" if score else "a score not measured"
-    )
-    return (
-        Phrase(f"Delivered is {delivered[0]} at alpha {delivered[1]:g}, "),
-        Phrase(f"which reaches {reached}", strong=True),
-        Phrase("; scores on this page without an alpha are those of alpha 1, the whole training."),
-    )
-
-
 def forgotten_number(report: Report) -> KeyNumber | None:
     """Return the tile "Forgotten" of the delivered model, None where it was not measured."""
     forgotten = report.forgotten
@@ -192,13 +133,6 @@ def forgotten_number(report: Report) -> KeyNumber | None:
     ends = f"; 95 %: {interval(row.low, row.high, places, signed=True)}" if row.low is not None else ""
     note = f"{unit_label(row.metric)} lost on {suite_label(row.suite)}{ends}"
     return KeyNumber("Forgotten", decimal(row.forgetting, places, signed=True), note)
-
-
-def _target(report: Report, model: str, alpha: float, *, metric: str) -> Score | None:
-    if alpha == 1.0:
-        return report.score(model, metric)
-    found = (s for a, s in report.forgotten.targets if (a, s.model, s.metric) == (alpha, model, metric))
-    return next(found, None)
 
 
 def frontier(report: Report) -> Frontier | None:
@@ -233,9 +167,11 @@ def frontier(report: Report) -> Frontier | None:
             )
         )
     amount = budget[0] if budget else None
+    legend = tuple(dict.fromkeys((row.name, row.colour, row.glyph) for row in rows))
     figure = Markup(frontier_svg(drawn, budget=amount, name="frontier"))
     words = budget[1] if budget else ""
-    return Frontier(figure, tuple(rows), suite_label(suite), unit_label(lost_metric), metric_label(metric), words)
+    names_of = (suite_label(suite), unit_label(lost_metric), metric_label(metric))
+    return Frontier(figure, tuple(rows), *names_of, words, legend)
 
 
 def _points(report: Report) -> Iterator[tuple[Lost, Score]]:
@@ -243,7 +179,7 @@ def _points(report: Report) -> Iterator[tuple[Lost, Score]]:
     for name in report.methods:
         of_one = [r for r in forgotten.rows if (r.model, r.suite) == (name, forgotten.main_suite)]
         for row in sorted(of_one, key=lambda row: row.alpha):
-            score = _target(report, name, row.alpha, metric=metric) if metric else None
+            score = target_score(report, name, row.alpha, metric=metric) if metric else None
             if score is not None:
                 yield row, score
 

@@ -22,6 +22,7 @@ from keeptune.report.headline import Phrase, headline, key_numbers, others_sente
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
 from keeptune.report.tables import Report, read_report
 from keeptune.report.tested import tested_rows
+from keeptune.report.verdict import alpha_sentence, verdict_sentence
 from keeptune.storage import write_atomic
 
 VERSION = 1
@@ -97,7 +98,7 @@ def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
     delivered = report.forgotten.delivered
     # The scores of other tasks are the trained model's: of one delivered on the way to it, its own losses are said.
     of_trained = (others_sentence,) if delivered is None or delivered[1] == 1.0 else ()
-    sentences = (losses.alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
+    sentences = (alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
     return [found for sentence in sentences if (found := sentence(report))]
 
 
@@ -106,7 +107,7 @@ def _forgotten(report: Report) -> dict[str, Any]:
     forgotten = report.forgotten
     return {
         "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
-        "verdict": losses.verdict_sentence(forgotten.certificate) if forgotten.certificate else "",
+        "verdict": verdict_sentence(forgotten.certificate) if forgotten.certificate else "",
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
         "tested": tested_rows(forgotten.certificate) if forgotten.certificate else [],
@@ -168,7 +169,7 @@ def report_json(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     certificate = report.forgotten.certificate
-    return f"{certificate.verdict}: {losses.verdict_sentence(certificate)}" if certificate else ""
+    return f"{certificate.verdict}: {verdict_sentence(certificate)}" if certificate else ""
 
 
 def _text(phrases: Sequence[Phrase]) -> str:

@@ -5,8 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keeptune.report.certificate import Certificate, Tested
-from keeptune.report.losses import suite_label, unit_label
-from keeptune.report.wording import decimal
+from keeptune.report.wording import decimal, suite_label, unit_label
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ def test_points_on_the_way_leave_the_scores_of_the_trained_models_alone(tmp_path
     [
         (
             "CERTIFIED",
-            "The delivered model, lora 30 % of the way from the base to the trained one, was shown to forget",
+            "to forget no more than it may: with 97.5 % confidence, at most 0.05 of ROUGE-L on all other tasks but riddles,",
         ),
         (
             "NOT CERTIFIED",
@@ -54,7 +54,7 @@ def test_points_on_the_way_leave_the_scores_of_the_trained_models_alone(tmp_path
         ),
         (
             "INFEASIBLE",
-            "(all other tasks but riddles, where the base has nothing to lose: at most 5 points of ROUGE-L (0.05))",
+            "(at most 0.05 of ROUGE-L on all other tasks but riddles, where the base has nothing to lose), so no",
         ),
     ],
 )
@@ -95,7 +95,7 @@ def test_the_frontier_has_a_point_a_method_and_alpha_and_the_base_at_zero(tmp_pa
         ("lora", "0.3", "+0.028", True),
         ("lora", "1", "+0.140", False),
     ]
-    assert (found.suite, found.metric, found.budget) == ("all other tasks", "ROUGE-L", "5 points of ROUGE-L (0.05)")
+    assert (found.suite, found.metric, found.budget) == ("all other tasks", "ROUGE-L", "0.05 of ROUGE-L")
     assert "lora" not in found.figure
 
 
