@@ -16,7 +16,7 @@ _MAX_EXAMPLES = 6
 _LENGTH_COLUMNS = ("p50", "p90", "p99", "max", "mean")
 _PARTS = ("prompt", "completion", "total")
 _SHOWN = frozenset({"rows_in", "kept", "kept_whole", "truncated", "dropped", "tasks", "splits", "leaks", "tokens"})
-_SHOWN |= {"untrained_tasks"}
+_SHOWN |= {"untrained_tasks", "parts"}
 _LEAKS = {
     "exact": "Same prompt",
     "near": "Near-duplicate prompt",
@@ -34,6 +34,16 @@ class SplitCounts:
     train: int
     validation: int
     test: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How many test records of a task no score is from: for a search, for the certificate, or trained on again."""
+
+    task: str
+    probe: int
+    certify: int
+    replay: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +89,7 @@ class Audit:
     truncated: int | None
     dropped: Counts
     splits: tuple[SplitCounts, ...]
+    parts: tuple[Parts, ...]
     leaks: tuple[Leak, ...]
     lengths: tuple[Lengths, ...]
     other: tuple[tuple[str, str], ...]
@@ -94,6 +105,11 @@ class Audit:
     def trained_tasks(self) -> tuple[str, ...]:
         """The tasks that were trained on."""
         return tuple(split.task for split in self.splits if split.task not in self.untrained_tasks)
+
+    @property
+    def num_set_aside(self) -> int:
+        """The number of test records that no score is from."""
+        return sum(part.probe + part.certify + part.replay for part in self.parts)
 
     @property
     def num_train(self) -> int | None:
@@ -117,6 +133,7 @@ def read_audit(folder: RunFolder) -> Audit:
         truncated=whole(value.get("truncated")),
         dropped=_counts(value.get("dropped")),
         splits=tuple(_splits(mapping(value.get("tasks")))),
+        parts=tuple(_parts(mapping(value.get("parts")))),
         leaks=tuple(_leak(kind, mapping(inner)) for kind, inner in leaks.items()),
         lengths=tuple(_lengths(tokens)),
         other=tuple(flat(_without_lists(rest))),
@@ -129,6 +146,12 @@ def _splits(tasks: Mapping[str, Any]) -> Iterator[SplitCounts]:
     for task, counts in tasks.items():
         train, validation, test = (whole(mapping(counts).get(split)) or 0 for split in SPLIT_NAMES)
         yield SplitCounts(task, train, validation, test)
+
+
+def _parts(tasks: Mapping[str, Any]) -> Iterator[Parts]:
+    for task, counts in tasks.items():
+        probe, certify, replay = (whole(mapping(counts).get(part)) or 0 for part in ("probe", "certify", "replay"))
+        yield Parts(task, probe, certify, replay)
 
 
 def _counts(value: Any) -> Counts:

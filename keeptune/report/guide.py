@@ -55,7 +55,8 @@ def _what_was_done(report: Report) -> Iterator[str]:
             f"of {sizes}{each} parameters."
         )
     splits = report.audit.splits
-    validation, test = sum(split.validation for split in splits), sum(split.test for split in splits)
+    validation = sum(split.validation for split in splits)
+    test = sum(split.test for split in splits) - report.audit.num_set_aside
     sizes = [f" ({count(n)} {noun(n, 'records')})" if splits else "" for n in (validation, test)]
     yield (
         f"Validation{sizes[0]} is what was kept from training to choose by: when to stop, and which method is best; "

@@ -86,9 +86,9 @@ class Matrix:
 
 
 def _columns(report: Report) -> list[tuple[str, float]]:
-    wanted = [(name, 1.0) for name in report.methods]
     delivered = report.forgotten.delivered
-    wanted += [delivered] if delivered is not None and delivered[1] < 1.0 else []
+    wanted = [delivered] if delivered is not None and delivered[1] < 1.0 else []
+    wanted += [(name, 1.0) for name in report.methods]
     return [place for place in wanted if any((r.model, r.alpha) == place for r in report.forgotten.rows)]
 
 
@@ -237,7 +237,7 @@ def _cell(row: Lost | None) -> Cell:
     counts = f"{count(row.num_lost)} records lost, {count(row.num_gained)} gained"
     detail = f"{counts}; KL {decimal(row.kl, 3)} nats" if row.kl is not None else counts
     if row.base_at_chance and row.metric != "loss":
-        return Cell("∅", number, ends, f"{detail}; base at chance: nothing to lose", "")
+        return Cell("∅", number, ends, f"{detail}; nothing to lose", "")
     greatest = BOUNDS.get(row.metric, (0.0, 1.0))[1]
     scale = 100.0 if greatest == 100.0 else 1.0
     size = sum(abs(row.forgetting) >= tint * scale for tint in _TINTS)

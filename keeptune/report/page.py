@@ -104,7 +104,9 @@ def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
 
 def _forgotten(report: Report) -> dict[str, Any]:
     """Return what the section on forgetting and its neighbours are made of."""
-    forgotten = report.forgotten
+    forgotten, delivered = report.forgotten, report.forgotten.delivered
+    on_the_way = delivered is not None and delivered[1] < 1.0
+    flip_model = report.answers.model if report.answers else "tuned"
     return {
         "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
         "verdict": verdict_sentence(forgotten.certificate) if forgotten.certificate else "",
@@ -114,7 +116,9 @@ def _forgotten(report: Report) -> dict[str, Any]:
         "canaries": [row for row in forgotten.canaries if any(row.counts)],
         "drift_panels": losses.drift_panels(report),
         "not_measured": losses.not_measured(report),
-        "flip_model": report.answers.model if report.answers else "tuned",
+        "flip_model": flip_model,
+        "flip_label": f"{flip_model} at alpha {delivered[1]:g}" if on_the_way and delivered else "",
+        "on_the_way": on_the_way,
     }
 
 
@@ -154,6 +158,10 @@ def report_json(report: Report) -> str:
         "canaries": [dataclasses.asdict(canary) for canary in report.forgotten.canaries],
         "noise": dataclasses.asdict(report.forgotten.noise) if report.forgotten.noise else None,
         "certificate": _certificate(report),
+        "delivered": dict(zip(("model", "alpha"), report.forgotten.delivered, strict=True))
+        if report.forgotten.delivered
+        else None,
+        "on_the_way": [{"alpha": alpha, **dataclasses.asdict(score)} for alpha, score in report.forgotten.targets],
         "drift": {c.model: [{"step": step, "kl": kl} for step, kl in c.drift] for c in report.curves if c.drift},
         "audit": _audit(report),
         "test_looks": _num_looks(report),
@@ -211,6 +219,7 @@ def _audit(report: Report) -> dict[str, Any] | None:
         "dropped": dict(audit.dropped),
         "leaks": [dataclasses.asdict(leak) for leak in audit.leaks],
         "splits": [dataclasses.asdict(split) for split in audit.splits],
+        "parts": [dataclasses.asdict(part) for part in audit.parts],
         "lengths": [dataclasses.asdict(lengths) for lengths in audit.lengths],
     }
 

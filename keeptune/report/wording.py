@@ -27,6 +27,20 @@ _LABELS = {
     "loss": "Loss",
     "perplexity": "Perplexity",
 }
+_KEYS = {
+    "exact_duplicates": "Copies of the same record",
+    "near_duplicates.num_pairs": "Pairs of near-duplicate prompts",
+    "groups.num_groups": "Groups of equal or near-duplicate prompts",
+    "groups.num_joined": "Prompts that joined another one’s group",
+    "groups.num_moved": "Records that this moved to another split",
+    "groups.largest_group": "Records in the largest group",
+    "tokens.completion_cut": "Completions cut",
+    "tokens.supervised_tokens": "Target tokens, all splits",
+    "tokens.truncated_fraction": "Share of the records that were truncated",
+    "not_trained": "Train and validation rows of tasks that are not trained on",
+    "max_records": "Beyond max_records",
+    "leak": "Train records that overlap with validation or test",
+}
 # A joiner between two characters that are not ASCII belongs to an emoji or a script that needs it; it stays.
 _JOINER = re.compile(r"(?<=[^\x00-\x7f])[\u200c\u200d](?=[^\x00-\x7f])")
 _HIDDEN_CATEGORIES = frozenset({"Cc", "Cf", "Co", "Cs", "Zl", "Zp"})
@@ -72,7 +86,9 @@ def unit_label(metric: str) -> str:
 
 
 def key_label(key: str) -> str:
-    """Return the name of a JSON field as prose: "num_near_pairs" becomes "Near pairs"."""
+    """Return the name of a JSON field as prose; one that is not known by name, "num_near_pairs", as "Near pairs"."""
+    if key in _KEYS:
+        return _KEYS[key]
     words = re.sub(r"(?:^|(?<=\.))num_", "", key).replace(".", ": ").replace("_", " ")
     return words[:1].upper() + words[1:]
 
