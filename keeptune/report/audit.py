@@ -14,7 +14,12 @@ from keeptune.report.reading import RunFolder, flat, mapping, number, rows, stri
 
 _MAX_EXAMPLES = 6
 _LENGTH_COLUMNS = ("p50", "p90", "p99", "max", "mean")
-_PARTS = ("prompt", "completion", "total")
+_PARTS = {
+    "prompt": "prompt",
+    "completion": "completion",
+    "total": "total",
+    "untrained_completion": "completion, tasks not trained on",
+}
 _SHOWN = frozenset({"rows_in", "kept", "kept_whole", "truncated", "dropped", "tasks", "splits", "leaks", "tokens"})
 _SHOWN |= {"untrained_tasks", "parts"}
 _LEAKS = {
@@ -165,10 +170,10 @@ def _leak(kind: str, value: Mapping[str, Any]) -> Leak:
 
 
 def _lengths(tokens: Mapping[str, Any]) -> Iterator[Lengths]:
-    for part in _PARTS:
+    for part, label in _PARTS.items():
         if isinstance(value := tokens.get(part), dict):
             p50, p90, p99, largest, mean = (number(value.get(column)) for column in _LENGTH_COLUMNS)
-            yield Lengths(part, p50, p90, p99, largest, mean)
+            yield Lengths(label, p50, p90, p99, largest, mean)
 
 
 def _without_lists(value: Mapping[str, Any]) -> dict[str, Any]:

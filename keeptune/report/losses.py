@@ -234,7 +234,7 @@ def _cell(row: Lost | None) -> Cell:
     places = decimals_for(row.base if row.metric != "loss" else row.forgetting)
     number = decimal(row.forgetting, places, signed=True)
     ends = interval(row.low, row.high, places, signed=True) if row.low is not None else ""
-    counts = f"{count(row.num_lost)} records lost, {count(row.num_gained)} gained"
+    counts = f"{count(row.num_lost)} {noun(row.num_lost, 'records')} lost, {count(row.num_gained)} gained"
     detail = f"{counts}; KL {decimal(row.kl, 3)} nats" if row.kl is not None else counts
     if row.base_at_chance and row.metric != "loss":
         return Cell("∅", number, ends, f"{detail}; nothing to lose", "")
