@@ -227,7 +227,7 @@ def lab(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
 @app.command()
 def demo(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
     """Tune a small model and report what it learned and forgot. It is the lab's, tuned in full and by LoRA."""
-    from keeptune import terminal
+    from keeptune.terminal_change import show_change
 
     begun = time.monotonic()
     _write_lab(folder, quiet=quiet)
@@ -237,7 +237,7 @@ def demo(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
         print(_plan(recipe), flush=True)
     run(path, quiet=quiet)
     page = Path(recipe.output_dir, "report.html").resolve()
-    terminal.show_change(_console(), page.with_name("report.json"))
+    show_change(_console(), page.with_name("report.json"))
     print(f"The demo took {time.monotonic() - begun:,.0f} s.")
     print(f"Open it in a browser: {page.as_uri()}")
 
@@ -273,7 +273,7 @@ def _plan(recipe: Recipe) -> str:
     num_others = sum(not task.train for task in recipe.data.tasks)
     return (
         f"Teaching {Path(recipe.model).name} the task {taught} by {' and '.join(recipe.methods)}; measuring what that "
-        f"brings there and costs on {num_others} other tasks. About three minutes on two cores, where all is still "
+        f"brings there and costs on {num_others} other tasks. Three to four minutes on two cores, where all is still "
         "to be done."
     )
 

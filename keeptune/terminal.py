@@ -328,20 +328,6 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
     show_table(console, title, ("task", "records", *methods), rows=rows)
 
 
-def show_change(console: Console, report: Path) -> None:
-    """Print a line for each method of what `report.json` says: the main score before and after, learned and others."""
-    value = json.loads(report.read_text(encoding="utf-8"))
-    metric = value["main_metric"]
-    means = {(s["model"], s["task"]): s["mean"] for s in value["scores"] if s["metric"] == metric and not s["shots"]}
-    for method in value["selection"]["values"]:
-        changes = [
-            f"{label} {means['base', task]:.3f} → {means[method, task]:.3f}"
-            for label, task in (("learned", ALL_TASKS), ("the other tasks", OTHER_TASKS))
-            if means.get(("base", task)) is not None and means.get((method, task)) is not None
-        ]
-        console.print(visible(f"{method}: {', '.join(changes)} ({metric})"), highlight=False, soft_wrap=True)
-
-
 def _with_mean(tasks: Sequence[str], mean: str) -> list[str]:
     """Return the tasks and, where there are several, the name that their mean stands under."""
     return [*tasks, mean] if len(tasks) > 1 else [*tasks]
@@ -394,7 +380,6 @@ def show_certificate(console: Console, path: Path) -> None:
     if value["artifact"]:
         outcome = f"Instruct model: {path.parent / value['artifact']['folder']}"
     else:
-        prompt = f"with {shots} solved examples in the prompt" if (shots := value["fallback"]["shots"]) else "as it is"
-        outcome = f"No tuned model is delivered: use the base model {prompt}."
+        outcome = f"No tuned model is delivered. {value['fallback']['sentence']}"
     for line in (value["sentence"], outcome, f"Certificate: {path}"):
         console.print(line, markup=False, highlight=False)

@@ -19,14 +19,15 @@ from keeptune.terminal import (
     LiveProgress,
     PlainProgress,
     show_audit,
-    show_change,
+    show_certificate,
     show_check,
     show_scores,
     show_tokens,
     visible,
 )
+from keeptune.terminal_change import show_change
 from keeptune.text.tokens import PreviewToken
-from tests.report.run_folder import audit, write_json, write_run, write_shots
+from tests.report.run_folder import audit, write_certificate, write_forgetting, write_json, write_run, write_shots
 from tests.stages.world import Notes
 
 
@@ -169,6 +170,29 @@ def test_the_last_lines_say_what_each_method_learned_and_what_it_lost(tmp_path: 
     console = plain()
     show_change(console, write_report(run).with_name("report.json"))
     assert text_of(console).splitlines()[0] == "full: learned 0.118 → 0.402 (rougeL)"
+
+
+def test_the_last_lines_say_what_the_delivered_model_learned_and_lost(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("ag_news",), others=("boolq", "wiki"), num_steps=1)
+    write_forgetting(run, verdict="CERTIFIED")
+    forgetting = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    write_json(run / "forgetting.json", {**forgetting, "rows": forgetting["rows"][::-1]})
+    console = plain()
+    show_change(console, write_report(run).with_name("report.json"))
+    # 0.8 of the whole training's 0.431; of others 0.028 of 0.6 are lost at alpha 0.3.
+    assert text_of(console).splitlines()[-1] == (
+        "Delivered, lora at alpha 0.3: learned 0.118 → 0.345, the other tasks 0.600 → 0.572 (rougeL)"
+    )
+
+
+@pytest.mark.parametrize("is_certified", [True, False])
+def test_a_certificate_is_shown_with_what_is_to_be_used(tmp_path: Path, is_certified: bool) -> None:
+    run = write_certificate(tmp_path, "CERTIFIED" if is_certified else "INFEASIBLE")
+    console = plain()
+    show_certificate(console, run / "certificate.json")
+    words = " ".join(text_of(console).split())
+    assert ("No tuned model is delivered. Use the base model with 4 solved examples in its" in words) != is_certified
+    assert ("Instruct model:" in words) == is_certified
 
 
 def test_a_single_task_is_shown_once(tmp_path: Path) -> None:

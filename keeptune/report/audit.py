@@ -14,9 +14,14 @@ from keeptune.report.reading import RunFolder, flat, mapping, number, rows, stri
 
 _MAX_EXAMPLES = 6
 _LENGTH_COLUMNS = ("p50", "p90", "p99", "max", "mean")
-_PARTS = ("prompt", "completion", "total")
+_PARTS = {
+    "prompt": "prompt",
+    "completion": "completion",
+    "total": "total",
+    "untrained_completion": "completion, tasks not trained on",
+}
 _SHOWN = frozenset({"rows_in", "kept", "kept_whole", "truncated", "dropped", "tasks", "splits", "leaks", "tokens"})
-_SHOWN |= {"untrained_tasks"}
+_SHOWN |= {"untrained_tasks", "parts"}
 _LEAKS = {
     "exact": "Same prompt",
     "near": "Near-duplicate prompt",
@@ -34,6 +39,16 @@ class SplitCounts:
     train: int
     validation: int
     test: int
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """How many test records of a task no score is from: for a search, for the certificate, or trained on again."""
+
+    task: str
+    probe: int
+    certify: int
+    replay: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +94,7 @@ class Audit:
     truncated: int | None
     dropped: Counts
     splits: tuple[SplitCounts, ...]
+    parts: tuple[Parts, ...]
     leaks: tuple[Leak, ...]
     lengths: tuple[Lengths, ...]
     other: tuple[tuple[str, str], ...]
@@ -94,6 +110,11 @@ class Audit:
     def trained_tasks(self) -> tuple[str, ...]:
         """The tasks that were trained on."""
         return tuple(split.task for split in self.splits if split.task not in self.untrained_tasks)
+
+    @property
+    def num_set_aside(self) -> int:
+        """The number of test records that no score is from."""
+        return sum(part.probe + part.certify + part.replay for part in self.parts)
 
     @property
     def num_train(self) -> int | None:
@@ -117,6 +138,7 @@ def read_audit(folder: RunFolder) -> Audit:
         truncated=whole(value.get("truncated")),
         dropped=_counts(value.get("dropped")),
         splits=tuple(_splits(mapping(value.get("tasks")))),
+        parts=tuple(_parts(mapping(value.get("parts")))),
         leaks=tuple(_leak(kind, mapping(inner)) for kind, inner in leaks.items()),
         lengths=tuple(_lengths(tokens)),
         other=tuple(flat(_without_lists(rest))),
@@ -131,6 +153,12 @@ def _splits(tasks: Mapping[str, Any]) -> Iterator[SplitCounts]:
         yield SplitCounts(task, train, validation, test)
 
 
+def _parts(tasks: Mapping[str, Any]) -> Iterator[Parts]:
+    for task, counts in tasks.items():
+        probe, certify, replay = (whole(mapping(counts).get(part)) or 0 for part in ("probe", "certify", "replay"))
+        yield Parts(task, probe, certify, replay)
+
+
 def _counts(value: Any) -> Counts:
     """Return (name, count), the largest first."""
     found = [(name, number) for name, inner in mapping(value).items() if (number := whole(inner)) is not None]
@@ -142,10 +170,10 @@ def _leak(kind: str, value: Mapping[str, Any]) -> Leak:
 
 
 def _lengths(tokens: Mapping[str, Any]) -> Iterator[Lengths]:
-    for part in _PARTS:
+    for part, label in _PARTS.items():
         if isinstance(value := tokens.get(part), dict):
             p50, p90, p99, largest, mean = (number(value.get(column)) for column in _LENGTH_COLUMNS)
-            yield Lengths(part, p50, p90, p99, largest, mean)
+            yield Lengths(label, p50, p90, p99, largest, mean)
 
 
 def _without_lists(value: Mapping[str, Any]) -> dict[str, Any]:

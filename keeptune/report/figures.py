@@ -113,6 +113,10 @@ def frontier_svg(marks: Sequence[Mark], *, budget: float | None, name: str) -> s
         axes.axvline(0.0, color=_GRID, linewidth=1.0)
         if budget is not None:
             axes.axvline(budget, color=_INK, linewidth=1.5, linestyle=(0, (5, 3)))
+            axes.annotate(
+                "budget", (budget, 0.02), xycoords=("data", "axes fraction"), xytext=(4, 0),
+                textcoords="offset points", color=_INK, fontsize=_FONT_PX,
+            )  # fmt: skip
         for shape, colour in dict.fromkeys((mark.shape, mark.colour) for mark in marks):
             of_one = [mark for mark in marks if (mark.shape, mark.colour) == (shape, colour)]
             _draw_series(axes, of_one, colour=_SERIES[(colour - 1) % NUM_COLOURS] if colour else _INK)

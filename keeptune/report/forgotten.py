@@ -5,17 +5,15 @@ A run that measured nothing outside its tasks has neither file: then everything 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
 from keeptune.report.answers import Answer, read_flips
-from keeptune.report.reading import RunFolder, mapping, number, rows, string, strings, whole
+from keeptune.report.certificate import Certificate, read_certificate
+from keeptune.report.reading import RunFolder, finite, mapping, number, rows, string, whole
 from keeptune.report.scores import Score, read_scores
-
-VERDICTS = ("CERTIFIED", "NOT CERTIFIED", "INFEASIBLE")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,36 +73,6 @@ class Noise:
 
 
 @dataclass(frozen=True, slots=True)
-class Budget:
-    """What a suite may lose, in the recipe's words and as `amount` in units of `metric`."""
-
-    suite: str
-    text: str
-    amount: float | None
-    unit: str | None
-    metric: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Certificate:
-    """A verdict on the budgets; `model` at `alpha` is delivered, or `fallback_shots` examples before the base."""
-
-    verdict: str
-    sentence: str
-    model: str | None
-    alpha: float | None
-    fallback_shots: int
-    budgets: tuple[Budget, ...]
-    limits: tuple[str, ...]
-    opening: int | None
-    delta: float | None
-    confidence: float | None
-    items: tuple[tuple[str, int], ...]
-    left_out_at_chance: tuple[str, ...]
-    sha256: tuple[tuple[str, str], ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Forgotten:
     """All that the run tells of what was forgotten; `targets` holds (alpha, score) of points between base and trained.
 
@@ -156,7 +124,7 @@ def read_forgotten(
     selection = folder.object("selection.json", expected=False)
     lost = tuple(row for row in map(_lost, rows(value.get("rows"))) if row is not None and row.model in methods)
     metric = string(value.get("metric"))
-    certificate = _certificate(folder.object("certificate.json", expected=False))
+    certificate = read_certificate(folder.object("certificate.json", expected=False))
     selected, alpha = string(selection.get("selected")), number(selection.get("alpha"))
     delivered = (selected, 1.0 if alpha is None else alpha) if selected in methods and selected is not None else None
     places = dict.fromkeys((row.model, row.alpha) for row in lost if row.alpha < 1.0)
@@ -193,7 +161,7 @@ def _targets(folder: RunFolder, places: Sequence[tuple[str, float]]) -> Iterator
 
 def _lost(row: Mapping[str, Any]) -> Lost | None:
     model, suite, metric = (string(row.get(key)) for key in ("model", "suite", "metric"))
-    alpha, forgetting = _finite(row.get("alpha")), _finite(row.get("forgetting"))
+    alpha, forgetting = finite(row.get("alpha")), finite(row.get("forgetting"))
     if model is None or suite is None or metric is None or alpha is None or forgetting is None:
         return None
     return Lost(
@@ -203,17 +171,17 @@ def _lost(row: Mapping[str, Any]) -> Lost | None:
         metric=metric,
         num_records=whole(row.get("num_records")),
         num_clusters=whole(row.get("num_clusters")),
-        base=_finite(row.get("base")),
-        tuned=_finite(row.get("tuned")),
+        base=finite(row.get("base")),
+        tuned=finite(row.get("tuned")),
         forgetting=forgetting,
-        low=_finite(row.get("low")),
-        high=_finite(row.get("high")),
+        low=finite(row.get("low")),
+        high=finite(row.get("high")),
         num_lost=whole(row.get("num_lost")),
         num_gained=whole(row.get("num_gained")),
-        chance=_finite(row.get("chance")),
+        chance=finite(row.get("chance")),
         base_at_chance=row.get("base_at_chance") is True,
-        retention=_finite(row.get("retention")),
-        kl=_finite(row.get("kl")),
+        retention=finite(row.get("retention")),
+        kl=finite(row.get("kl")),
     )
 
 
@@ -222,7 +190,7 @@ def _canaries(row: Mapping[str, Any]) -> Canaries | None:
     if model is None or task is None or not num_records:
         return None
     counts = ("num_unended", "num_empty", "num_looping", "num_other_script", "num_broken_format")
-    return Canaries(model, _finite(row.get("alpha")), task, num_records, *(whole(row.get(key)) for key in counts))
+    return Canaries(model, finite(row.get("alpha")), task, num_records, *(whole(row.get(key)) for key in counts))
 
 
 def _noise(value: Mapping[str, Any]) -> Noise | None:
@@ -230,37 +198,4 @@ def _noise(value: Mapping[str, Any]) -> Noise | None:
     if not num_records:
         return None
     changed = (whole(value.get("num_answers_changed")), whole(value.get("num_scores_changed")))
-    return Noise(num_records, *changed, _finite(value.get("largest_loss_change")))
-
-
-def _certificate(value: Mapping[str, Any]) -> Certificate | None:
-    verdict = string(value.get("verdict")) or ""
-    if verdict not in VERDICTS:
-        return None
-    choice, artifact = mapping(value.get("choice")), mapping(value.get("artifact"))
-    budgets = mapping(value.get("budgets")).items()
-    return Certificate(
-        verdict=verdict,
-        sentence=string(value.get("sentence")) or "",
-        model=string(choice.get("candidate")),
-        alpha=_finite(choice.get("alpha")),
-        fallback_shots=whole(mapping(value.get("fallback")).get("shots")) or 0,
-        budgets=tuple(_budget(suite, mapping(budget)) for suite, budget in budgets),
-        limits=strings(value.get("limits")),
-        opening=whole(value.get("opening")),
-        delta=_finite(value.get("delta")),
-        confidence=_finite(value.get("confidence")),
-        items=tuple((suite, n) for suite, v in mapping(value.get("items")).items() if (n := whole(v)) is not None),
-        left_out_at_chance=tuple(mapping(value.get("left_out_at_chance"))),
-        sha256=tuple((k, v) for k, v in mapping(artifact.get("sha256")).items() if isinstance(v, str)),
-    )
-
-
-def _budget(suite: str, value: Mapping[str, Any]) -> Budget:
-    words = (string(value.get(key)) for key in ("unit", "metric"))
-    return Budget(suite, string(value.get("text")) or "?", _finite(value.get("amount")), *words)
-
-
-def _finite(value: Any) -> float | None:
-    found = number(value)
-    return found if found is not None and math.isfinite(found) else None
+    return Noise(num_records, *changed, finite(value.get("largest_loss_change")))

@@ -28,7 +28,7 @@ _MEANINGS = {
 def guide(report: Report) -> tuple[str, ...]:
     """Return at most twelve sentences, from the run's own facts; fewer where facts are missing."""
     shown = (*_what_is_shown(report), *_examples_in_the_prompt(report))
-    return (*_what_was_done(report), *shown, *_other_tasks(report), _first_look(report))
+    return (*_what_was_done(report), *shown, *_other_tasks(report), *_on_the_way(report), _first_look(report))
 
 
 def _what_was_done(report: Report) -> Iterator[str]:
@@ -55,7 +55,8 @@ def _what_was_done(report: Report) -> Iterator[str]:
             f"of {sizes}{each} parameters."
         )
     splits = report.audit.splits
-    validation, test = sum(split.validation for split in splits), sum(split.test for split in splits)
+    validation = sum(split.validation for split in splits)
+    test = sum(split.test for split in splits) - report.audit.num_set_aside
     sizes = [f" ({count(n)} {noun(n, 'records')})" if splits else "" for n in (validation, test)]
     yield (
         f"Validation{sizes[0]} is what was kept from training to choose by: when to stop, and which method is best; "
@@ -106,6 +107,15 @@ def _other_tasks(report: Report) -> Iterator[str]:
         yield "To see it, texts that nothing was trained on were weighed before and after tuning: “What was forgotten”."
     else:
         yield "This run measured none of that: it has no task with train: false."
+
+
+def _on_the_way(report: Report) -> Iterator[str]:
+    if report.forgotten.certificate is not None:
+        yield (
+            "Alpha says how far a model stands on the way from the base (0) to the trained model (1): less of the way "
+            "learns less and forgets less. Certified is one that was shown, on records kept for this alone, to lose "
+            "less than its budget."
+        )
 
 
 def _first_look(report: Report) -> str:

@@ -10,6 +10,7 @@ from keeptune.progress import noun
 from keeptune.report.scores import Score
 from keeptune.report.tables import Cost, Paired, Report
 from keeptune.report.wording import (
+    NO_BREAK,
     count,
     decimal,
     decimals_for,
@@ -58,11 +59,41 @@ def headline(report: Report) -> tuple[Phrase, ...]:
     if method is None:
         return (Phrase(_unfinished(report)),)
     phrases = [Phrase(f"{_trained(report, method)} ")]
+    delivered = report.forgotten.delivered
+    if delivered is not None and delivered[1] < 1.0:
+        return (*phrases, *_reached(report, *delivered), Phrase(_cost(report.cost(method))))
     score = report.score(method, report.main_metric) if report.main_metric else None
     if report.main_metric is None or score is None:
         return (*phrases, Phrase("is chosen; it has not been scored on the test split."))
     phrases += _gain(report, score, metric=report.main_metric)
     return (*phrases, Phrase(_cost(report.cost(method))))
+
+
+def target_score(report: Report, model: str, alpha: float, *, metric: str) -> Score | None:
+    """Return the score over what was trained on of a method at `alpha`, None where it was not measured."""
+    if alpha == 1.0:
+        return report.score(model, metric)
+    found = (s for a, s in report.forgotten.targets if (a, s.model, s.metric) == (alpha, model, metric))
+    return next(found, None)
+
+
+def _reached(report: Report, model: str, alpha: float) -> list[Phrase]:
+    """Return what a model on the way reaches: its difference from the base is not paired, its score is known."""
+    metric = report.main_metric
+    score = target_score(report, model, alpha, metric=metric) if metric else None
+    if metric is None or score is None:
+        return [Phrase("has not been scored on the test split")]
+    base = next((s for name in report.models if name not in report.methods and (s := report.score(name, metric))), None)
+    places = decimals_for(score.mean, base.mean if base else None)
+    before = f"base {decimal(base.mean, places)}; " if base else ""
+    return [
+        Phrase(f"reaches {metric_label(metric)} "),
+        Phrase(decimal(score.mean, places), strong=True),
+        Phrase(
+            f" on {count(score.num_records)} test {noun(score.num_records, 'records')} ({before}95{NO_BREAK}% interval "
+            f"{interval(score.low, score.high, places)})"
+        ),
+    ]
 
 
 def _unfinished(report: Report) -> str:
@@ -84,8 +115,9 @@ def _trained(report: Report, method: str) -> str:
     cost = report.cost(method)
     kind = f" ({cost.peft_type})" if cost and cost.peft_type and cost.peft_type.lower() != method.lower() else ""
     delivered = report.forgotten.delivered
-    whole = " to the end (alpha 1)" if delivered is not None and delivered[1] < 1.0 else ""
-    return f"{base_label(report)}, tuned with {method}{kind}{data}{whole},"
+    part = delivered[1] if delivered is not None else 1.0
+    on_the_way = f" and taken {100 * part:g}{NO_BREAK}% of the way there" if part < 1.0 else ""
+    return f"{base_label(report)}, tuned with {method}{kind}{data}{on_the_way},"
 
 
 def others_sentence(report: Report) -> tuple[Phrase, ...]:
@@ -133,11 +165,13 @@ def shots_sentence(report: Report) -> tuple[Phrase, ...]:
     middle = f" (the middle one of {count(best.num_draws)} random choices)" if best.num_draws > 1 else ""
     verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
     found = {"better": "beats that", "worse": "does worse", "unclear": "shows no clear difference from that"}[verdict]
+    delivered = report.forgotten.delivered
+    whole = ", trained to the end," if delivered is not None and delivered[1] < 1.0 else ""
     doubt = f"95 % interval {interval(paired.low, paired.high, places, signed=True)}"
     return (
         Phrase(
-            f"Without training, the base with {which} in its prompt reaches {metric_label(metric)} "
-            f"{decimal(base, places)}{middle}; {method} "
+            f"With {which} in its prompt and no training, the base has {metric_label(metric)} "
+            f"{decimal(base, places)}{middle}; {method}{whole} "
         ),
         Phrase(found, strong=True),
         Phrase(f" (difference {decimal(paired.difference, places, signed=True)}, {doubt})."),
@@ -204,13 +238,25 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
     before = f"base {decimal(base.mean, places)}" if base else "base not scored"
     note = f"{before}, {count(score.num_records)} test {noun(score.num_records, 'records')}"
     delivered = report.forgotten.delivered
-    whole = ", alpha 1" if delivered is not None and delivered[1] < 1.0 else ""
-    found = [KeyNumber(f"{metric_label(metric)}{whole}", decimal(score.mean, places), note)]
+    if delivered is not None and delivered[1] < 1.0:
+        return _on_the_way(report, *delivered, metric=metric, before=before)
+    found = [KeyNumber(metric_label(metric), decimal(score.mean, places), note)]
     if paired is not None:
         found.append(_difference_number(paired, "Difference from the base", places=places))
     behind_examples = report.difference_from_shots(method, metric)
     if behind_examples is not None:
         found.append(_difference_number(behind_examples, "… with examples in its prompt", places=places))
+    return found
+
+
+def _on_the_way(report: Report, model: str, alpha: float, *, metric: str, before: str) -> list[KeyNumber]:
+    """Return the delivered model's score, and that of the whole training, which is not delivered."""
+    found = []
+    for label, at, note in ((metric_label(metric), alpha, before), ("… of the whole training", 1.0, "not delivered")):
+        score = target_score(report, model, at, metric=metric)
+        if score is not None:
+            records = f"{note}, {count(score.num_records)} test {noun(score.num_records, 'records')}"
+            found.append(KeyNumber(label, decimal(score.mean, decimals_for(score.mean)), records))
     return found
 
 

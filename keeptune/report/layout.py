@@ -165,15 +165,15 @@ def _ends(score: Score | FewShot) -> tuple[float | None, float | None]:
     return score.ends if isinstance(score, FewShot) else (score.low, score.high)
 
 
-def _places_of(score: Score | FewShot, places: int) -> int:
+def _places_of(value: float | None, *, metric: str, places: int) -> int:
     """Return a perplexity's own decimals: beside one of thousands, a small one would lose its digits."""
-    return max(places, decimals_for(score.mean)) if score.metric == "perplexity" else places
+    return max(places, decimals_for(value)) if metric == "perplexity" else places
 
 
 def _score_row(report: Report, score: Score | FewShot, *, axis: Axis, places: int) -> ScoreRow:
     low, high = _ends(score)
     figure = Markup(interval_svg(axis, low=low, middle=score.mean, high=high, mark_zero=False))
-    places = _places_of(score, places)
+    places = _places_of(score.mean, metric=score.metric, places=places)
     mean, ends = decimal(score.mean, places), interval(low, high, places)
     if isinstance(score, FewShot):
         hint = f"of {count(score.num_draws)} draws" if score.num_draws > 1 else ""
@@ -231,6 +231,7 @@ def _names(pair: Paired) -> tuple[str, str]:
 
 def _paired_row(report: Report, pair: Paired, *, metric: Metric, axis: Axis, places: int) -> PairedRow:
     verdict = _verdict(report, pair, metric=metric)
+    places = _places_of(pair.difference, metric=pair.metric, places=places)
     return PairedRow(
         model=pair.model,
         against=pair.against,
@@ -295,11 +296,13 @@ def _task_cell(
 ) -> TaskCell:
     if score is None:
         return TaskCell(decimal(None), "", "", "", "")
-    places = _places_of(score, places)
+    change = ""
+    if pair is not None and pair.difference is not None:
+        change = decimal(pair.difference, _places_of(pair.difference, metric=pair.metric, places=places), signed=True)
+    places = _places_of(score.mean, metric=score.metric, places=places)
     if isinstance(score, FewShot):
         return TaskCell(decimal(score.mean, places), f"({interval(*score.ends, places)})", "", "", "")
     verdict = _verdict(report, pair, metric=metric) if pair else ""
-    change = decimal(pair.difference, places, signed=True) if pair else ""
     doubt = _doubt(score, places=places)
     return TaskCell(decimal(score.mean, places), doubt, _MARKS.get(verdict, ""), verdict, change)
 

@@ -7,14 +7,24 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report.figures import NUM_COLOURS, Mark, drift_svg, frontier_svg
-from keeptune.report.forgotten import Certificate, Lost
-from keeptune.report.headline import KeyNumber, Phrase
+from keeptune.report.forgotten import Lost
+from keeptune.report.headline import KeyNumber, Phrase, target_score
 from keeptune.report.scores import BOUNDS, Score
 from keeptune.report.tables import Report
-from keeptune.report.wording import MISSING, count, decimal, decimals_for, interval, metric_label, percent
+from keeptune.report.verdict import budget_words
+from keeptune.report.wording import (
+    MISSING,
+    count,
+    decimal,
+    decimals_for,
+    interval,
+    metric_label,
+    suite_label,
+    unit_label,
+)
 
 _SHAPES = (("o", "●"), ("D", "◆"), ("^", "▲"), ("v", "▼"), ("P", "✚"), ("X", "✖"))
 _TINTS = (0.01, 0.05, 0.15)
@@ -35,7 +45,7 @@ class FrontierRow:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """Score on the target over what was lost on one suite."""
+    """Score on the target over what was lost on one suite; `legend` holds (name, colour, shape) of the figure."""
 
     figure: Markup
     rows: tuple[FrontierRow, ...]
@@ -43,6 +53,7 @@ class Frontier:
     metric: str
     target: str
     budget: str
+    legend: tuple[tuple[str, str, str], ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,19 +85,10 @@ class Matrix:
     rows: tuple[MatrixRow, ...]
 
 
-def suite_label(suite: str) -> str:
-    """Return a suite's name in words where keeptune gave it."""
-    return {OTHER_TASKS: "all other tasks", SELF_TEXTS: "texts of the base itself"}.get(suite, suite)
-
-
-def _unit(metric: str) -> str:
-    return "nats per token" if metric == "loss" else metric_label(metric)
-
-
 def _columns(report: Report) -> list[tuple[str, float]]:
-    wanted = [(name, 1.0) for name in report.methods]
     delivered = report.forgotten.delivered
-    wanted += [delivered] if delivered is not None and delivered[1] < 1.0 else []
+    wanted = [delivered] if delivered is not None and delivered[1] < 1.0 else []
+    wanted += [(name, 1.0) for name in report.methods]
     return [place for place in wanted if any((r.model, r.alpha) == place for r in report.forgotten.rows)]
 
 
@@ -118,45 +120,7 @@ def _said(row: Lost) -> str:
         if row.low is not None
         else ""
     )
-    return f"{suite_label(row.suite)} {verb} {decimal(abs(row.forgetting), places)} {_unit(row.metric)}{ends}"
-
-
-def verdict_sentence(certificate: Certificate) -> str:
-    """Return the verdict in words for who never saw one."""
-    shots = certificate.fallback_shots
-    behind = f" with {count(shots)} solved {noun(shots, 'examples')} in its prompt" if shots else ""
-    if certificate.verdict == "CERTIFIED":
-        share = "the whole way" if certificate.alpha == 1.0 else f"{percent(certificate.alpha)} of the way"
-        kept = "; ".join(f"{suite_label(b.suite)}: at most {b.text}" for b in certificate.budgets)
-        return (
-            f"The delivered model, {certificate.model or '?'} {share} from the base to the trained one, was shown to "
-            f"forget no more than it may ({kept}), on records kept for this alone."
-        )
-    if certificate.verdict == "NOT CERTIFIED":
-        return (
-            f"No tuned model could be shown to forget little enough, so none is delivered: use the base{behind}. This "
-            "is no proof that they forget too much."
-        )
-    return (
-        "Even the smallest step that was tested forgot more than it may, so no tuned model is delivered: use the "
-        f"base{behind}."
-    )
-
-
-def alpha_sentence(report: Report) -> tuple[Phrase, ...]:
-    """Return what the delivered model reaches where it is not the trained one itself, of which the page speaks else."""
-    delivered, metric = report.forgotten.delivered, report.main_metric
-    if delivered is None or delivered[1] == 1.0 or metric is None:
-        return ()
-    score = _target(report, *delivered, metric=metric)
-    reached = (
-        f"{metric_label(metric)} {decimal(score.mean, decimals_for(score.mean))}" if score else "a score not measured"
-    )
-    return (
-        Phrase(f"Delivered is {delivered[0]} at alpha {delivered[1]:g}, "),
-        Phrase(f"which reaches {reached}", strong=True),
-        Phrase("; scores on this page without an alpha are those of alpha 1, the whole training."),
-    )
+    return f"{suite_label(row.suite)} {verb} {decimal(abs(row.forgetting), places)} {unit_label(row.metric)}{ends}"
 
 
 def forgotten_number(report: Report) -> KeyNumber | None:
@@ -167,15 +131,8 @@ def forgotten_number(report: Report) -> KeyNumber | None:
         return None
     places = decimals_for(row.base if row.metric != "loss" else row.forgetting)
     ends = f"; 95 %: {interval(row.low, row.high, places, signed=True)}" if row.low is not None else ""
-    note = f"{_unit(row.metric)} lost on {suite_label(row.suite)}{ends}"
+    note = f"{unit_label(row.metric)} lost on {suite_label(row.suite)}{ends}"
     return KeyNumber("Forgotten", decimal(row.forgetting, places, signed=True), note)
-
-
-def _target(report: Report, model: str, alpha: float, *, metric: str) -> Score | None:
-    if alpha == 1.0:
-        return report.score(model, metric)
-    found = (s for a, s in report.forgotten.targets if (a, s.model, s.metric) == (alpha, model, metric))
-    return next(found, None)
 
 
 def frontier(report: Report) -> Frontier | None:
@@ -189,30 +146,32 @@ def frontier(report: Report) -> Frontier | None:
     budget = _budget(report, suite, lost_metric)
     marks = [*_of_base(report, metric)]
     names = {name: i for i, name in enumerate(report.methods)}
-    rows = [FrontierRow(n, "c0", g, "", decimal(m.score, 3), decimal(0.0, 3), False) for n, g, m in marks]
+    rows = [FrontierRow(n, "c0", g, "", _reached(m.score, m.score_ends), decimal(0.0, 3), False) for n, g, m in marks]
     drawn = [mark for _, _, mark in marks]
     for row, score in points:
         number = names[row.model]
         shape, glyph = _SHAPES[number % len(_SHAPES)]
         is_delivered = forgotten.delivered == (row.model, row.alpha)
-        ends = (row.low, row.high) if row.low is not None and row.high is not None else None
+        ends, score_ends = _ends(row.low, row.high), _ends(score.low, score.high)
         colour = 1 + number % NUM_COLOURS
-        drawn.append(Mark(row.forgetting, score.mean or 0.0, ends, _ends(score), shape, colour, is_delivered))
+        drawn.append(Mark(row.forgetting, score.mean or 0.0, ends, score_ends, shape, colour, is_delivered))
         rows.append(
             FrontierRow(
                 row.model,
                 f"c{colour}",
                 glyph,
                 f"{row.alpha:g}",
-                f"{decimal(score.mean, 3)} ({interval(score.low, score.high, 3)})",
-                f"{decimal(row.forgetting, 3, signed=True)} ({interval(row.low, row.high, 3, signed=True)})",
+                _reached(score.mean, score_ends),
+                _reached(row.forgetting, ends, signed=True),
                 is_delivered,
             )
         )
     amount = budget[0] if budget else None
+    legend = tuple(dict.fromkeys((row.name, row.colour, row.glyph) for row in rows))
     figure = Markup(frontier_svg(drawn, budget=amount, name="frontier"))
     words = budget[1] if budget else ""
-    return Frontier(figure, tuple(rows), suite_label(suite), _unit(lost_metric), metric_label(metric), words)
+    names_of = (suite_label(suite), unit_label(lost_metric), metric_label(metric))
+    return Frontier(figure, tuple(rows), *names_of, words, legend)
 
 
 def _points(report: Report) -> Iterator[tuple[Lost, Score]]:
@@ -220,7 +179,7 @@ def _points(report: Report) -> Iterator[tuple[Lost, Score]]:
     for name in report.methods:
         of_one = [r for r in forgotten.rows if (r.model, r.suite) == (name, forgotten.main_suite)]
         for row in sorted(of_one, key=lambda row: row.alpha):
-            score = _target(report, name, row.alpha, metric=metric) if metric else None
+            score = target_score(report, name, row.alpha, metric=metric) if metric else None
             if score is not None:
                 yield row, score
 
@@ -229,21 +188,27 @@ def _of_base(report: Report, metric: str) -> Iterator[tuple[str, str, Mark]]:
     for name in report.models:
         score = report.score(name, metric) if name not in report.methods else None
         if score is not None and score.mean is not None:
-            yield name, "■", Mark(0.0, score.mean, None, _ends(score), "s", 0)
+            yield name, "■", Mark(0.0, score.mean, None, _ends(score.low, score.high), "s", 0)
     for few in report.few_shot:
         if (few.metric, few.task) == (metric, ALL_TASKS):
-            yield few.name, "▸", Mark(0.0, few.mean, None, None, ">", 0)
+            yield few.name, "▸", Mark(0.0, few.mean, None, _ends(*few.ends), ">", 0)
 
 
-def _ends(score: Score) -> tuple[float, float] | None:
-    return (score.low, score.high) if score.low is not None and score.high is not None else None
+def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
+    return (low, high) if low is not None and high is not None else None
+
+
+def _reached(mean: float | None, ends: tuple[float, float] | None, *, signed: bool = False) -> str:
+    """Return a number and, in brackets, the ends of its interval where it has some."""
+    number = decimal(mean, 3, signed=signed)
+    return f"{number} ({interval(*ends, 3, signed=signed)})" if ends else number
 
 
 def _budget(report: Report, suite: str, metric: str) -> tuple[float, str] | None:
     certificate = report.forgotten.certificate
     for budget in certificate.budgets if certificate else ():
         if (budget.suite, budget.metric) == (suite, metric) and budget.amount is not None:
-            return budget.amount, budget.text
+            return budget.amount, budget_words(budget)
     return None
 
 
@@ -258,7 +223,7 @@ def matrix(report: Report) -> Matrix | None:
         known = next((row for row in lost if row is not None), None)
         if known is not None:
             base = decimal(known.base, decimals_for(known.base))
-            rows.append(MatrixRow(suite_label(suite), _unit(known.metric), base, tuple(map(_cell, lost))))
+            rows.append(MatrixRow(suite_label(suite), unit_label(known.metric), base, tuple(map(_cell, lost))))
     named = tuple((n, "" if a == 1.0 else f"delivered, alpha {a:g}") for n, a in columns)
     return Matrix(named, tuple(rows))
 
@@ -269,10 +234,10 @@ def _cell(row: Lost | None) -> Cell:
     places = decimals_for(row.base if row.metric != "loss" else row.forgetting)
     number = decimal(row.forgetting, places, signed=True)
     ends = interval(row.low, row.high, places, signed=True) if row.low is not None else ""
-    counts = f"{count(row.num_lost)} records lost, {count(row.num_gained)} gained"
+    counts = f"{count(row.num_lost)} {noun(row.num_lost, 'records')} lost, {count(row.num_gained)} gained"
     detail = f"{counts}; KL {decimal(row.kl, 3)} nats" if row.kl is not None else counts
     if row.base_at_chance and row.metric != "loss":
-        return Cell("∅", number, ends, f"{detail}; base at chance: nothing to lose", "")
+        return Cell("∅", number, ends, f"{detail}; nothing to lose", "")
     greatest = BOUNDS.get(row.metric, (0.0, 1.0))[1]
     scale = 100.0 if greatest == 100.0 else 1.0
     size = sum(abs(row.forgetting) >= tint * scale for tint in _TINTS)

@@ -21,6 +21,8 @@ from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
 from keeptune.report.tables import Report, read_report
+from keeptune.report.tested import tested_rows
+from keeptune.report.verdict import alpha_sentence, verdict_sentence
 from keeptune.storage import write_atomic
 
 VERSION = 1
@@ -83,29 +85,40 @@ def render_page(report: Report) -> str:
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
+        num_looks=_num_looks(report),
     )
+
+
+def _num_looks(report: Report) -> int:
+    """Return how often test was looked at: to go on with a look that was interrupted is no further one."""
+    return sum("resumes" not in dict(opening) for opening in report.openings)
 
 
 def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
     delivered = report.forgotten.delivered
     # The scores of other tasks are the trained model's: of one delivered on the way to it, its own losses are said.
     of_trained = (others_sentence,) if delivered is None or delivered[1] == 1.0 else ()
-    sentences = (losses.alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
+    sentences = (alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
     return [found for sentence in sentences if (found := sentence(report))]
 
 
 def _forgotten(report: Report) -> dict[str, Any]:
     """Return what the section on forgetting and its neighbours are made of."""
-    forgotten = report.forgotten
+    forgotten, delivered = report.forgotten, report.forgotten.delivered
+    on_the_way = delivered is not None and delivered[1] < 1.0
+    flip_model = report.answers.model if report.answers else "tuned"
     return {
         "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
-        "verdict": losses.verdict_sentence(forgotten.certificate) if forgotten.certificate else "",
+        "verdict": verdict_sentence(forgotten.certificate) if forgotten.certificate else "",
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
+        "tested": tested_rows(forgotten.certificate) if forgotten.certificate else [],
         "canaries": [row for row in forgotten.canaries if any(row.counts)],
         "drift_panels": losses.drift_panels(report),
         "not_measured": losses.not_measured(report),
-        "flip_model": report.answers.model if report.answers else "tuned",
+        "flip_model": flip_model,
+        "flip_label": f"{flip_model} at alpha {delivered[1]:g}" if on_the_way and delivered else "",
+        "on_the_way": on_the_way,
     }
 
 
@@ -145,8 +158,13 @@ def report_json(report: Report) -> str:
         "canaries": [dataclasses.asdict(canary) for canary in report.forgotten.canaries],
         "noise": dataclasses.asdict(report.forgotten.noise) if report.forgotten.noise else None,
         "certificate": _certificate(report),
+        "delivered": dict(zip(("model", "alpha"), report.forgotten.delivered, strict=True))
+        if report.forgotten.delivered
+        else None,
+        "on_the_way": [{"alpha": alpha, **dataclasses.asdict(score)} for alpha, score in report.forgotten.targets],
         "drift": {c.model: [{"step": step, "kl": kl} for step, kl in c.drift] for c in report.curves if c.drift},
         "audit": _audit(report),
+        "test_looks": _num_looks(report),
         "test_openings": [dict(opening) for opening in report.openings],
         "command": report.command,
         "commands": [{"time": time, "command": command} for time, command in report.commands],
@@ -159,7 +177,7 @@ def report_json(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     certificate = report.forgotten.certificate
-    return f"{certificate.verdict}: {losses.verdict_sentence(certificate)}" if certificate else ""
+    return f"{certificate.verdict}: {verdict_sentence(certificate)}" if certificate else ""
 
 
 def _text(phrases: Sequence[Phrase]) -> str:
@@ -201,6 +219,7 @@ def _audit(report: Report) -> dict[str, Any] | None:
         "dropped": dict(audit.dropped),
         "leaks": [dataclasses.asdict(leak) for leak in audit.leaks],
         "splits": [dataclasses.asdict(split) for split in audit.splits],
+        "parts": [dataclasses.asdict(part) for part in audit.parts],
         "lengths": [dataclasses.asdict(lengths) for lengths in audit.lengths],
     }
 

@@ -8,10 +8,12 @@ import unicodedata
 
 from markupsafe import Markup, escape
 
+from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
+
 MISSING = "–"
 NOT_FINITE = "not finite"
 # A number and its unit stay on one line.
-_NO_BREAK = "\u00a0"
+NO_BREAK = "\u00a0"
 _LABELS = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -24,6 +26,20 @@ _LABELS = {
     "token_f1": "Token F1",
     "loss": "Loss",
     "perplexity": "Perplexity",
+}
+_KEYS = {
+    "exact_duplicates": "Copies of the same record",
+    "near_duplicates.num_pairs": "Pairs of near-duplicate prompts",
+    "groups.num_groups": "Groups of equal or near-duplicate prompts",
+    "groups.num_joined": "Prompts that joined another one’s group",
+    "groups.num_moved": "Records that this moved to another split",
+    "groups.largest_group": "Records in the largest group",
+    "tokens.completion_cut": "Completions cut",
+    "tokens.supervised_tokens": "Target tokens, all splits",
+    "tokens.truncated_fraction": "Share of the records that were truncated",
+    "not_trained": "Train and validation rows of tasks that are not trained on",
+    "max_records": "Beyond max_records",
+    "leak": "Train records that overlap with validation or test",
 }
 # A joiner between two characters that are not ASCII belongs to an emoji or a script that needs it; it stays.
 _JOINER = re.compile(r"(?<=[^\x00-\x7f])[\u200c\u200d](?=[^\x00-\x7f])")
@@ -59,8 +75,20 @@ def metric_label(name: str) -> str:
     return _LABELS.get(name, name)
 
 
+def suite_label(suite: str) -> str:
+    """Return a suite's name in words where keeptune gave it."""
+    return {OTHER_TASKS: "all other tasks", SELF_TEXTS: "texts of the base itself"}.get(suite, suite)
+
+
+def unit_label(metric: str) -> str:
+    """Return what a loss of a metric is counted in."""
+    return "nats per token" if metric == "loss" else metric_label(metric)
+
+
 def key_label(key: str) -> str:
-    """Return the name of a JSON field as prose: "num_near_pairs" becomes "Near pairs"."""
+    """Return the name of a JSON field as prose; one that is not known by name, "num_near_pairs", as "Near pairs"."""
+    if key in _KEYS:
+        return _KEYS[key]
     words = re.sub(r"(?:^|(?<=\.))num_", "", key).replace(".", ": ").replace("_", " ")
     return words[:1].upper() + words[1:]
 
@@ -113,20 +141,20 @@ def seconds(value: float | None) -> str:
     if value is None or not math.isfinite(value):
         return decimal(value)
     if value < 10:
-        return f"{value:.1f}{_NO_BREAK}s"
+        return f"{value:.1f}{NO_BREAK}s"
     whole = round(value)
     units = [(86400, "d"), (3600, "h"), (60, "min"), (1, "s")]
     first = next((i for i, (size, _) in enumerate(units) if whole >= size), 3)
     parts = []
     for size, unit in units[first : first + 2]:
-        parts.append(f"{whole // size}{_NO_BREAK}{unit}")
+        parts.append(f"{whole // size}{NO_BREAK}{unit}")
         whole %= size
-    return _NO_BREAK.join(part for i, part in enumerate(parts) if i == 0 or not part.startswith(f"0{_NO_BREAK}"))
+    return NO_BREAK.join(part for i, part in enumerate(parts) if i == 0 or not part.startswith(f"0{NO_BREAK}"))
 
 
 def num_bytes(value: float | None) -> str:
     """Return a size in decimal units, as in "1.21 GB"."""
-    return _scaled(value, [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")], plain=f"{_NO_BREAK}B")
+    return _scaled(value, [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")], plain=f"{NO_BREAK}B")
 
 
 def parameters(value: float | None) -> str:
@@ -140,7 +168,7 @@ def _scaled(value: float | None, units: list[tuple[float, str]], *, plain: str) 
     for size, unit in units:
         if value >= size * 0.9995:
             scaled = value / size
-            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{_NO_BREAK}{unit}"
+            return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{NO_BREAK}{unit}"
     return f"{value:,.0f}{plain}"
 
 
@@ -150,7 +178,7 @@ def percent(part: float | None, total: float | None = 1.0) -> str:
         return MISSING
     value = 100 * part / total
     places = 0 if value == 0 or value >= 99.95 else 1 if value >= 9.95 else 2
-    return f"{value:.{places}f}{_NO_BREAK}%"
+    return f"{value:.{places}f}{NO_BREAK}%"
 
 
 def clipped(text: str, *, head: int, tail: int) -> str:

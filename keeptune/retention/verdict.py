@@ -24,22 +24,25 @@ class Verdict:
     sentence: str
 
 
-def verdict(walked: Walk, *, choice: Choice | None) -> Verdict:
+def verdict(walked: Walk, *, choice: Choice | None, left_out: Sequence[str] = ()) -> Verdict:
     """Return the verdict on `choice`, or on the first steps of all paths where nothing was certified.
+
+    The sentence ends with the suites in `left_out`, on which the base is no better than chance.
 
     The most promising candidate speaks for all: the one that fewest records would do for, which its hungriest suite
     decides.
     """
+    end = f" Left out, as the base answers no better than chance there: {', '.join(left_out)}." if left_out else ""
     if choice is not None:
         cells = [cell for cell in walked.cells if cell.choice == choice]
-        return Verdict("CERTIFIED", choice, None, None, _certified(cells, delta=walked.delta))
+        return Verdict("CERTIFIED", choice, None, None, _certified(cells, delta=walked.delta) + end)
     firsts = _failures(walked)
     open_ = [cells for cells in firsts if all(cell.num_records_needed is not None for cell in cells)]
     if not open_:
         over = next(cell for cells in firsts for cell in cells if cell.num_records_needed is None)
-        return Verdict("INFEASIBLE", None, over.suite, None, _infeasible(over))
+        return Verdict("INFEASIBLE", None, over.suite, None, _infeasible(over) + end)
     hungriest = min((max(cells, key=_needed) for cells in open_), key=_needed)
-    return Verdict("NOT CERTIFIED", None, hungriest.suite, _needed(hungriest), _not_certified(hungriest))
+    return Verdict("NOT CERTIFIED", None, hungriest.suite, _needed(hungriest), _not_certified(hungriest) + end)
 
 
 def _failures(walked: Walk) -> list[list[Cell]]:

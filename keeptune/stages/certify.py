@@ -19,7 +19,8 @@ from keeptune.stages.instruct import deliver, withdraw
 from keeptune.stages.retention import FORGETTING, answer, main_metric
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts, write_texts
-from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of
+from keeptune.stages.training import artifact_folder, method_of
+from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
 from keeptune.stages.way import BASE, load_base, open_way, points
 from keeptune.storage import MANIFEST, file_sha256, read_json, write_json
 
@@ -157,11 +158,15 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     check_budgets(run.recipe, data, texts)
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
-    left_out = _at_chance(run)
-    budgets = {suite: budget for suite, budget in budgets_of(run.recipe).items() if suite not in left_out}
+    asked = budgets_of(run.recipe)
+    left_out = _at_chance(run, data, asked)
+    budgets = {suite: budget for suite, budget in asked.items() if suite not in left_out}
     key = _key(run, data, texts=texts, methods=methods, budgets=budgets)
-    if path.exists() and read_json(path).get("key") == key:
+    if path.exists() and (before := read_json(path)).get("key") == key:
         run.context.progress.say(f"{path}: certified before and unchanged")
+        if before["fallback"] is not None:
+            # Other numbers of examples may be asked for now; the verdict stands.
+            write_json(path, {**before, "fallback": best_prompt(run, data, before=before["fallback"])})
         return path
     if not budgets:
         raise DataError(
@@ -171,13 +176,13 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     session = _Session(run, data, texts, budgets, left_out, key)
     opening = _opening(session, list(methods))
     walked = _walked(session, methods, opening=opening)
-    values = _validation_values(session, methods, walked.certified)
+    values = certified_values(run, data, methods=methods, certified=walked.certified)
     choice = choose(
         walked.certified,
         validation=lambda name, alpha: values[name, alpha],
-        higher_is_better=_higher_is_better(run.recipe),
+        higher_is_better=higher_is_better(run.recipe),
     )
-    found = verdict(walked, choice=choice)
+    found = verdict(walked, choice=choice, left_out=tuple(left_out))
     _write_selection(run, choice, values)
     if choice is None:
         withdraw(run)
@@ -207,10 +212,18 @@ def _key(
     )
 
 
-def _at_chance(run: Run) -> dict[str, str]:
-    """Return the suites with nothing to lose, each with the base's score on its report part."""
-    rows = read_json(run.folder / FORGETTING)["rows"]
-    return {row["suite"]: f"{row['base']:.3g}" for row in rows if row["base_at_chance"] and row["metric"] != "loss"}
+def _at_chance(run: Run, data: Data, budgets: Mapping[str, Budget]) -> dict[str, str]:
+    """Return the suites under a budget with nothing to lose, each with the base's score on its report part.
+
+    "others" is among them where every other task is.
+    """
+    rows = [row for row in read_json(run.folder / FORGETTING)["rows"] if row["base_at_chance"] and row["alpha"] == 1.0]
+    found = {row["suite"]: f"{row['base']:.3g}" for row in rows if row["metric"] != "loss"}
+    named = {*budgets, *(data.untrained_tasks if OTHER_TASKS in budgets else ())} - {OTHER_TASKS}
+    left_out = {suite: base for suite, base in found.items() if suite in named}
+    if OTHER_TASKS in budgets and data.untrained_tasks <= found.keys():
+        left_out[OTHER_TASKS] = found[OTHER_TASKS]
+    return left_out
 
 
 def _opening(session: _Session, candidates: Sequence[str]) -> int:
@@ -288,43 +301,9 @@ def _drops(session: _Session, base: Sequence[Answer], tuned: Sequence[Answer]) -
     return found
 
 
-def _higher_is_better(recipe: Recipe) -> bool:
-    from keeptune.evaluation.metrics import METRICS
-
-    return METRICS[recipe.evaluation.select_by].higher_is_better
-
-
-def _validation_values(
-    session: _Session, methods: Mapping[str, Method], certified: Sequence[Choice]
-) -> dict[tuple[str, float], float]:
-    """Return the value on validation of each certified model."""
-    from keeptune.evaluation.evaluate import validation_value
-    from keeptune.model.load import pick_device
-    from keeptune.stages.data import evaluation_split, max_new_tokens
-
-    run, data = session.run, session.data
-    split = evaluation_split(data, "validation")
-    values: dict[tuple[str, float], float] = {}
-    for name in dict.fromkeys(choice.candidate for choice in certified):
-        way = open_way(run, data, methods[name])
-        fit = fit_model(way.model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
-        bench = make_bench(run, data, way.model, fit=fit, max_new_tokens=max_new_tokens(run.recipe, data))
-        for choice in certified:
-            if choice.candidate == name:
-                way.set_(choice.alpha)
-                values[name, choice.alpha] = validation_value(
-                    way.model,
-                    split=split,
-                    bench=bench,
-                    metric=run.recipe.evaluation.select_by,
-                    num_records=run.recipe.evaluation.num_validation_records,
-                )
-    return values
-
-
 def _write_selection(run: Run, choice: Choice | None, values: Mapping[tuple[str, float], float]) -> None:
     best: dict[str, float] = {}
-    higher = _higher_is_better(run.recipe)
+    higher = higher_is_better(run.recipe)
     for (name, _), value in values.items():
         best[name] = max(best.get(name, value), value) if higher else min(best.get(name, value), value)
     facts = {
@@ -350,16 +329,12 @@ def _write_certificate(
     run, retention = session.run, session.run.recipe.retention
     files = read_json(artifact / MANIFEST)["files"] if artifact is not None else {}
     weights = {name: facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors")}
-    fallback = None
-    if found.choice is None:
-        shots = max(run.recipe.evaluation.num_shots) if "few-shot" in run.recipe.evaluation.baselines else 0
-        fallback = {"model": BASE, "shots": shots}
     value = {
         "key": session.key,
         "verdict": found.kind,
         "sentence": found.sentence,
         "choice": None if found.choice is None else asdict(found.choice),
-        "fallback": fallback,
+        "fallback": best_prompt(run, session.data) if found.choice is None else None,
         "num_records_needed": found.num_records_needed,
         "confidence": retention.confidence,
         "opening": opening,
@@ -373,7 +348,7 @@ def _write_certificate(
             {**asdict(choice), "validation": values[choice.candidate, choice.alpha]} for choice in walked.certified
         ],
         "artifact": {"folder": artifact.name, "sha256": weights} if artifact is not None else None,
-        "items": {suite: count for suite, count in _certify_counts(session.data, session.texts).items() if count},
+        "items": {cell.suite: cell.measured.num_records for cell in walked.cells},
         "certify_sha256": read_json(run.folder / "certify.json")["certify_sha256"],
         "limits": list(LIMITS),
         "created": run.context.now(),

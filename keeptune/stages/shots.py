@@ -1,4 +1,4 @@
-"""Few-shot baselines: the recipe's rows arrive; the test records leave behind solved examples of the train split."""
+"""Few-shot baselines: the recipe's rows arrive; a split's records leave behind solved examples of the train split."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def shot_rows(evaluation: EvaluationFields) -> list[ShotRow]:
 def split_behind(
     row: ShotRow, *, run: Run, data: Data, split: Split, train: Sequence[Record]
 ) -> tuple[Split, Exemplars, str]:
-    """Return the test records of the trained tasks behind the row's exemplars, and why the row is left out, if it is.
+    """Return a split's records of the trained tasks behind the row's exemplars, and why the row is left out, if it is.
 
     How many records show fewer exemplars than the row asks for is said.
     """
@@ -77,7 +77,7 @@ def split_behind(
     )
     total, without = len(chosen), exemplars.num_without_exemplars
     if without == total:
-        left_out = _left_out(row, total=total, room=room, refusal=refusal) if any(chosen) else _no_train(row)
+        left_out = _left_out(row, asked=asked, room=room, refusal=refusal) if any(chosen) else _no_train(row, asked)
         run.progress.say(left_out)
         return behind, exemplars, left_out
     if exemplars.num_fitted:
@@ -98,7 +98,7 @@ def _chosen(row: ShotRow, *, questions: Sequence[Record], train: Sequence[Record
     return [drawn.get(question.task, []) for question in questions]
 
 
-def _left_out(row: ShotRow, *, total: int, room: Room, refusal: str) -> str:
+def _left_out(row: ShotRow, *, asked: Split, room: Room, refusal: str) -> str:
     baseline = "nearest" if row.draw == "nearest" else "few-shot"
     if refusal:
         return (
@@ -107,14 +107,15 @@ def _left_out(row: ShotRow, *, total: int, room: Room, refusal: str) -> str:
             "data.template in another output_dir."
         )
     return (
-        f"{row.name}: found no room for one solved example before any of {total:,} test prompts; expected one to fit "
-        f"in the model's {room.max_positions:,} positions, {room.max_new_tokens:,} of them for the answer. The row is "
-        f"left out: lower evaluation.max_new_tokens, or remove {baseline} from evaluation.baselines."
+        f"{row.name}: found no room for one solved example before any of {len(asked.records):,} {asked.name} prompts; "
+        f"expected one to fit in the model's {room.max_positions:,} positions, {room.max_new_tokens:,} of them for the "
+        f"answer. The row is left out: lower evaluation.max_new_tokens, or remove {baseline} from "
+        "evaluation.baselines."
     )
 
 
-def _no_train(row: ShotRow) -> str:
+def _no_train(row: ShotRow, asked: Split) -> str:
     return (
-        f"{row.name}: found no train record of the tasks in test; expected one or more to show. The row is left out: "
-        "give these tasks train records."
+        f"{row.name}: found no train record of the tasks in {asked.name}; expected one or more to show. The row is "
+        "left out: give these tasks train records."
     )

@@ -225,7 +225,7 @@ def test_the_command_says_what_it_wrote_and_what_it_kept(
 def test_the_demo_says_what_it_will_do(lab: Path) -> None:
     assert cli._plan(world.recipe(lab / "lab-demo.yaml")) == (
         "Teaching lab-instruct the task span_sentence by full and lora; measuring what that brings there and costs on "
-        "12 other tasks. About three minutes on two cores, where all is still to be done."
+        "12 other tasks. Three to four minutes on two cores, where all is still to be done."
     )
 
 

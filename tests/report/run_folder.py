@@ -347,6 +347,32 @@ def write_forgetting(run: Path, *, verdict: str | None = None) -> Path:
     return write_certificate(run, verdict) if verdict else run
 
 
+FALLBACK = {
+    "model": "base",
+    "shots": 4,
+    "draw": 1,
+    "metric": "loss",
+    "split": "validation",
+    "values": [{"shots": 0, "draw": None, "value": 3.4}, {"shots": 4, "draw": 1, "value": 2.8}],
+    "sentence": "Use the base model with 4 solved examples in its prompt: of the prompts tried it has the best loss.",
+}
+
+
+def tested_cell(model: str, alpha: float, *, certified: bool) -> dict[str, Any]:
+    """Return a test of `certificate.json`: 0.012 lost of a budget of 0.05."""
+    measured = {"p": 0.0021 if certified else 0.31, "test": "clustered t", "mean": 0.012, "standard_error": 0.011}
+    return {
+        "choice": {"candidate": model, "alpha": alpha},
+        "suite": "others",
+        "budget": {"amount": 0.05, "unit": "points", "metric": "rougeL"},
+        "delta": 0.0125,
+        "measured": {**measured, "num_records": 800, "num_clusters": 790, "num_changed": 64},
+        "upper_bound": 0.038 if certified else 0.071,
+        "certified": certified,
+        "num_records_needed": None if certified else 2100,
+    }
+
+
 def write_certificate(run: Path, verdict: str) -> Path:
     is_certified = verdict == "CERTIFIED"
     budget = {"text": "5 points of rougeL", "amount": 0.05, "unit": "points", "metric": "rougeL"}
@@ -355,9 +381,9 @@ def write_certificate(run: Path, verdict: str) -> Path:
         "verdict": verdict,
         "sentence": "With 95 % confidence over the draw of records, a sentence of the certificate.",
         "choice": choice,
-        "fallback": None if is_certified else {"model": "base", "shots": 4},
+        "fallback": None if is_certified else FALLBACK,
         "budgets": {"others": budget},
-        "cells": [],
+        "cells": [tested_cell("lora", 0.3, certified=is_certified), tested_cell("full", 0.3, certified=False)],
         "certified": [],
         "limits": ["It names these weights."],
         "opening": 2,

@@ -16,7 +16,16 @@ from keeptune.report.page import write_report
 from keeptune.report.reading import RunFolder
 from keeptune.report.scores import read_scores
 from keeptune.report.tables import read_report
-from tests.report.run_folder import lost_row, sample, write_forgetting, write_json, write_lines, write_run
+from keeptune.report.tested import probability
+from tests.report.run_folder import (
+    lost_row,
+    sample,
+    write_forgetting,
+    write_json,
+    write_lines,
+    write_run,
+    write_shots,
+)
 from tests.report.test_page import assert_safe, page_of
 
 
@@ -46,15 +55,15 @@ def test_points_on_the_way_leave_the_scores_of_the_trained_models_alone(tmp_path
     [
         (
             "CERTIFIED",
-            "The delivered model, lora 30.0 % of the way from the base to the trained one, was shown to forget",
+            "no more than it may: with 97.5 % confidence, at most 0.05 of ROUGE-L on all other tasks but riddles,",
         ),
         (
             "NOT CERTIFIED",
-            "use the base with 4 solved examples in its prompt. This is no proof that they forget too much.",
+            "This is no proof that they forget too much. Use the base model with 4 solved examples in its",
         ),
         (
             "INFEASIBLE",
-            "Even the smallest step that was tested forgot more than it may, so no tuned model is delivered",
+            "(at most 0.05 of ROUGE-L on all other tasks but riddles, where the base has nothing to lose), so no",
         ),
     ],
 )
@@ -95,7 +104,7 @@ def test_the_frontier_has_a_point_a_method_and_alpha_and_the_base_at_zero(tmp_pa
         ("lora", "0.3", "+0.028", True),
         ("lora", "1", "+0.140", False),
     ]
-    assert (found.suite, found.metric, found.budget) == ("all other tasks", "ROUGE-L", "5 points of rougeL")
+    assert (found.suite, found.metric, found.budget) == ("all other tasks", "ROUGE-L", "0.05 of ROUGE-L")
     assert "lora" not in found.figure
 
 
@@ -135,7 +144,7 @@ def test_the_matrix_says_without_colour_how_much_was_lost(tmp_path: Path) -> Non
 def test_the_delivered_alpha_has_a_column_and_a_tile_of_its_own(tmp_path: Path) -> None:
     report = read_report(a_run(tmp_path, verdict="CERTIFIED"))
     found, tile = matrix(report), forgotten_number(report)
-    assert found is not None and found.columns[-1] == ("lora", "delivered, alpha 0.3")
+    assert found is not None and found.columns == (("lora", "delivered, alpha 0.3"), ("full", ""), ("lora", ""))
     assert tile is not None and (tile.label, tile.value) == ("Forgotten", "+0.028")
 
 
@@ -215,7 +224,8 @@ def test_nothing_to_lose_is_not_called_unclear(tmp_path: Path) -> None:
 def test_the_fields_of_forgetting_are_documented(tmp_path: Path) -> None:
     value = report_json(a_run(tmp_path, verdict="CERTIFIED"))
     documented = (Path(__file__).resolve().parents[2] / "docs/report.md").read_text(encoding="utf-8")
-    for part in (value["forgetting"][0], value["canaries"][0], value["noise"], value["certificate"]):
+    certificate = value["certificate"]
+    for part in (value["forgetting"][0], value["canaries"][0], value["noise"], certificate, certificate["tests"][0]):
         for key in part:
             assert f"`{key}`" in documented, key
     assert value["certificate"]["budgets"][0]["amount"] == 0.05
@@ -235,3 +245,81 @@ def test_a_run_that_delivers_nothing_says_why(tmp_path: Path) -> None:
     words = page_of(a_run(tmp_path, verdict="NOT CERTIFIED")).words
     assert "No tuned model is delivered by this run: the answer is the base model." in words
     assert "No method was shown to keep the budgets, so none is delivered." in words
+
+
+def test_the_first_sentence_speaks_of_the_delivered_model_and_not_of_the_whole_training(tmp_path: Path) -> None:
+    words = page_of(a_run(tmp_path, verdict="CERTIFIED")).words.replace("\u00a0", " ")
+    # 0.8 of the whole training's 0.431, which the run folder holds at alpha 0.3.
+    assert (
+        "and taken 30 % of the way there, reaches ROUGE-L 0.345 on 100 test records (base 0.118; 95 % interval" in words
+    )
+    assert (
+        "The whole training (alpha 1) reaches 0.431, and loses 0.140 (0.120 to 0.160) of ROUGE-L on all other" in words
+    )
+    assert "where this model loses 0.028 (0.008 to 0.048). Scores on this page without an alpha are those of" in words
+    assert "ROUGE-L 0.345 base 0.118, 100 test records … of the whole training 0.431 not delivered" in words
+
+
+def test_the_frontier_stands_on_the_first_screen(tmp_path: Path) -> None:
+    html = write_report(a_run(tmp_path, verdict="CERTIFIED")).read_text(encoding="utf-8")
+    assert html.count('aria-label="Score over what was lost"') == 1
+    assert html.index('aria-label="Score over what was lost"') < html.index("How to read this page")
+
+
+def test_every_point_of_the_frontier_has_its_interval(tmp_path: Path) -> None:
+    run = write_shots(a_run(tmp_path, verdict="CERTIFIED"))
+    found = frontier(read_report(run))
+    assert found is not None
+    scores = {(row.name, row.alpha): row.score for row in found.rows}
+    # The mean of three draws from the lowest to the highest; of the single nearest choice its own interval.
+    assert scores["base, 1 shot", ""] == "0.180 (0.160 to 0.200)"
+    assert scores["base", ""] == "0.118 (0.099 to 0.137)"
+    assert scores["base, 4 nearest shots", ""].startswith("0.280 (0.2")
+    assert all("(" in score for score in scores.values())
+
+
+def test_each_test_of_the_certificate_is_in_the_page_and_in_the_numbers(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    words = page_of(run).words
+    assert "lora 0.3 all other tasks ROUGE-L +0.012 +0.038 0.050 0.0021 64 of 800 ▲ kept" in words
+    assert "full 0.3 all other tasks ROUGE-L +0.012 +0.071 0.050 0.3100 64 of 800 ▼ not shown" in words
+    tests = report_json(run)["certificate"]["tests"]
+    assert tests[0] == {
+        "model": "lora", "alpha": 0.3, "suite": "others", "metric": "rougeL", "lost": 0.012, "bound": 0.038,
+        "p_value": 0.0021, "delta": 0.0125, "test": "clustered t", "num_records": 800, "num_changed": 64,
+        "certified": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("value", "words"), [(0.00004, "below 0.0001"), (0.0312, "0.0312"), (None, "–"), (0.0, "below 0.0001")]
+)
+def test_a_p_value_has_the_digits_that_matter(value: float | None, words: str) -> None:
+    assert probability(value) == words
+
+
+def test_what_is_delivered_and_what_the_way_reaches_are_in_the_numbers(tmp_path: Path) -> None:
+    value = report_json(a_run(tmp_path, verdict="CERTIFIED"))
+    assert value["delivered"] == {"model": "lora", "alpha": 0.3}
+    reached = {(row["model"], row["alpha"]): row["mean"] for row in value["on_the_way"] if row["metric"] == "rougeL"}
+    assert reached == {("full", 0.3): pytest.approx(0.3216), ("lora", 0.3): pytest.approx(0.3448)}
+
+
+def test_answers_of_the_delivered_model_are_not_called_those_of_the_whole_training(tmp_path: Path) -> None:
+    words = page_of(a_run(tmp_path, verdict="CERTIFIED")).words
+    assert "lora at alpha 0.3 0.0" in words.partition("Forgotten answers")[2].partition("Broken answers")[0]
+    assert "lora, trained to the end (alpha 1), to what was trained on, ranked by" in words
+
+
+def test_what_validation_measured_of_the_prompts_stands_in_the_numbers(tmp_path: Path) -> None:
+    certificate = report_json(a_run(tmp_path, verdict="INFEASIBLE"))["certificate"]
+    assert (certificate["fallback_shots"], certificate["fallback"][:35]) == (4, "Use the base model with 4 solved ex")
+
+
+def test_a_look_that_went_on_after_an_interruption_is_no_further_look(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    opening = {"opened": "2026-11-23T21:02:11Z", "models": ["base"], "test_sha256": "ab12"}
+    write_lines(run / "test_openings.jsonl", [opening, opening | {"resumes": True}, opening])
+    value = report_json(run)
+    assert (value["test_looks"], len(value["test_openings"])) == (2, 3)
+    assert "2 times so far; lines with “resumes” went on with a look that was interrupted." in page_of(run).words

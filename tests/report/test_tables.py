@@ -9,13 +9,15 @@ import pytest
 
 from keeptune.data import audit as data_audit
 from keeptune.errors import StorageError
-from keeptune.report.audit import SplitCounts
+from keeptune.report.audit import Parts, SplitCounts
 from keeptune.report.curves import MAX_POINTS, read_curve
+from keeptune.report.layout import paired_groups, score_groups, task_tables
 from keeptune.report.reading import RunFolder, number, whole
 from keeptune.report.scores import read_scores
 from keeptune.report.tables import Paired, read_report
 from keeptune.storage import read_json
 from tests.report.run_folder import events, sample, scores_file, write_json, write_lines, write_run
+from tests.report.test_page import page_of
 
 
 def test_a_finished_run_misses_nothing(tmp_path: Path) -> None:
@@ -25,6 +27,42 @@ def test_a_finished_run_misses_nothing(tmp_path: Path) -> None:
     assert (report.selection.selected, report.main_metric) == ("lora", "rougeL")
     assert report.tasks == ("ag_news",)
     assert [cost.trained_parameters for cost in report.costs] == [3_147_264, 589_824]
+
+
+def test_a_small_perplexity_keeps_its_digits_beside_a_large_one(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("ag_news", "qa"), num_steps=1)
+    means = {"base": 7171.2, "full": 1.414, "lora": 10.48}
+    for model, mean in means.items():
+        path = run / ("base/zero-shot" if model == "base" else f"{model}/test") / "scores.json"
+        value = read_json(path)
+        of_loss = [row for row in value["scores"] if row["metric"] == "loss"]
+        rows = [{**row, "metric": "perplexity", "mean": mean, "standard_error": None} for row in of_loss]
+        write_json(path, {**value, "scores": [*value["scores"], *rows]})
+    tuned = {"model": "lora", "against": "full", "task": "all", "metric": "perplexity", "low": 8.9, "high": 9.2}
+    other = {"model": "full", "against": "base", "task": "ag_news", "metric": "perplexity", "difference": -7169.786}
+    pairs = [tuned | {"difference": 9.066}, tuned | {"against": "base", "difference": -7160.72, "low": -7999.0}, other]
+    write_json(run / "paired.json", {"paired": pairs})
+    report = read_report(run)
+    [scores] = [group for group in score_groups(report) if group.label == "Perplexity"]
+    assert [row.mean for row in scores.rows] == ["7,171.2", "1.414", "10.48"]
+    [differences] = [group for group in paired_groups(report) if group.label == "Perplexity"]
+    assert [row.difference for row in differences.rows] == ["+9.066", "−7,160.7"]
+    [tasks] = [table for table in task_tables(report) if table.label == "Perplexity"]
+    assert [cell.mean for cell in tasks.groups[0].rows[0].cells] == ["7,171.2", "1.414", "10.48"]
+    # Not "−7,169.786": a difference has as many digits as it is large.
+    assert tasks.groups[0].rows[0].cells[1].difference == "−7,169.8"
+
+
+def test_the_test_records_that_no_score_is_from_are_counted_apart(tmp_path: Path) -> None:
+    run = write_run(tmp_path, others=("boolq",), num_steps=1)
+    audit = read_json(run / "data/audit.json")
+    write_json(run / "data/audit.json", {**audit, "parts": {"boolq": {"probe": 19, "certify": 38}}})
+    report = read_report(run)
+    assert report.audit.parts == (Parts("boolq", 19, 38, 0),)
+    words = page_of(run).words
+    assert "boolq 19 38 0" in words and "Parts: " not in words
+    # 96 of each task, without the 57 that were set aside.
+    assert "test (135 records) was kept from both" in words
 
 
 def test_methods_stand_in_the_order_of_the_selection(tmp_path: Path) -> None:

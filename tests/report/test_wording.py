@@ -81,6 +81,14 @@ def test_a_scale_sets_the_decimals() -> None:
 
 def test_a_field_name_reads_as_prose() -> None:
     assert wording.key_label("leaks.num_near_pairs") == "Leaks: near pairs"
+    assert wording.key_label("groups.num_moved") == "Records that this moved to another split"
+
+
+def test_only_whole_numbers_get_their_thousands_separated() -> None:
+    texts = ["12460", "999", "1000", "0.12345", "2e10", "ab1234", "-1234", "123456789012345678", "1234567890123456789"]
+    assert [wording.thousands(text) for text in texts] == [
+        "12,460", "999", "1,000", "0.12345", "2e10", "ab1234", "-1234", "123,456,789,012,345,678", "1234567890123456789"
+    ]  # fmt: skip
 
 
 def test_what_is_left_out_of_a_long_text_is_counted() -> None:

@@ -99,3 +99,18 @@ def test_a_later_failure_takes_nothing_from_what_was_certified() -> None:
         drops_at=lambda _, alpha: {"sst2": single(np.full(1000, float(alpha == 1.0)))},
     )
     assert verdict(path, choice=Choice("lora", 0.5)).kind == "CERTIFIED"
+
+
+def test_each_sentence_names_what_was_left_out() -> None:
+    certified = walked({"text": NATS}, {"lora": {"text": single(np.zeros(600))}})
+    too_few = walked({"sst2": TWO_POINTS}, {"lora": {"sst2": single(SOME_LOST[::2])}})
+    over = walked({"sst2": TWO_POINTS}, {"lora": {"sst2": single(np.ones(600))}})
+    for one, choice, kind in (
+        (certified, Choice("lora", 1.0), "CERTIFIED"),
+        (too_few, None, "NOT CERTIFIED"),
+        (over, None, "INFEASIBLE"),
+    ):
+        found = verdict(one, choice=choice, left_out=("headline", "riddles"))
+        assert found.kind == kind
+        assert found.sentence.endswith("Left out, as the base answers no better than chance there: headline, riddles.")
+        assert "Left out" not in verdict(one, choice=choice).sentence

@@ -182,7 +182,17 @@ def test_another_budget_opens_the_records_again_and_spends_half_of_what_is_left(
     assert len((copied.folder / LEDGER).read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_a_budget_that_does_not_hold_delivers_no_model_and_names_the_base(copied: Made) -> None:
+def test_new_certify_records_are_certified_anew_and_their_openings_count_by_themselves(copied: Made) -> None:
+    retention = copied.recipe.retention.model_copy(update={"self_texts": 62})
+    with stages.open_run(copied.recipe.model_copy(update={"retention": retention}), context=context()) as run:
+        value = json.loads(stages.certify(run).read_text(encoding="utf-8"))
+    assert value["items"]["self"] == 62 and value["opening"] == 1
+    lines = [json.loads(line) for line in (copied.folder / LEDGER).read_text(encoding="utf-8").splitlines()]
+    assert [line["opening"] for line in lines] == [1, 1]
+    assert len({line["certify_sha256"] for line in lines}) == 2
+
+
+def test_a_budget_too_small_for_the_records_is_refused_by_certify_too(copied: Made) -> None:
     retention = copied.recipe.retention.model_copy(update={"budget": {"self": "0.0001 nats"}, "self_texts": 60})
     recipe = copied.recipe.model_copy(update={"retention": retention})
     with stages.open_run(recipe, context=context()) as run:
@@ -235,9 +245,10 @@ def test_certify_without_a_budget_is_refused(copied: Made) -> None:
 
 
 def test_suites_of_chance_are_left_out_and_said(tmp_path: Path, model: Path) -> None:
-    recipe = written_recipe(tmp_path, model=model, budget={"self": "0.9 nats"})
-    made = finished(recipe)
-    assert made.certificate["left_out_at_chance"].keys() >= {"others-task"}
+    budget = {"self": "0.9 nats", "others": "30 points of exact_match"}
+    made = finished(written_recipe(tmp_path, model=model, budget=budget))
+    assert made.certificate["left_out_at_chance"].keys() == {"others-task", "others"}
+    assert made.certificate["budgets"].keys() == {"self"}
 
 
 def test_the_texts_of_a_suite_stay_when_records_are_added_to_train(made: Made) -> None:

@@ -1,0 +1,286 @@
+"""Verdicts through the stage: trained methods whose certify answers are written down, so that every loss is known."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from keeptune import stages
+from keeptune.config import Recipe, load_recipe
+from keeptune.errors import DataError
+from keeptune.evaluation.metrics import Answer, answer_to_json
+from keeptune.stages.certify import LEDGER
+from keeptune.stages.retention import FORGETTING
+from keeptune.storage import staged_folder, write_json, write_jsonl
+from tests.stages.world import Notes, context, llama, recipe_file, records
+
+TASKS = ("left", "right", "riddles")
+
+
+@dataclass
+class Scripted:
+    """A trained run with two methods; `wrong` holds how many of the certify records of a task a model answers wrong.
+
+    The base answers all of them, and those of "riddles" at chance, as `forgetting.json` says.
+    """
+
+    recipe: Recipe
+    folder: Path
+    wrong: dict[tuple[str, str], int] = field(default_factory=dict)
+    answered: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    def certified(self, **retention: Any) -> dict[str, Any]:
+        changed = self.recipe.retention.model_copy(update=retention)
+        recipe = self.recipe.model_copy(update={"retention": changed})
+        notes = Notes()
+        with stages.open_run(recipe, context=context(notes=notes)) as run:
+            path = stages.certify(run)
+        self.notes = notes.lines
+        return json.loads(path.read_text(encoding="utf-8"))
+
+    def answer(
+        self, run: Any, data: Any, model: Any, *, split: Any, name: str, folder: Path, key: str, **_: Any
+    ) -> None:
+        """Stand in for a model that answers."""
+        self.answered.append(name)
+        seen: dict[str, int] = {}
+        answers = []
+        for record in split.records:
+            number = seen[record.task] = seen.get(record.task, 0) + 1
+            right = number > self.wrong.get((name, record.task), 0)
+            values = {"exact_match": float(right), "loss": 0.1 if right else 2.0}
+            answers.append(Answer(record.id, record.task, record.id, "?", "!", ("!",), True, values, 3))
+        with staged_folder(folder, facts={"key": key}) as staging:
+            write_jsonl(staging / "samples.jsonl", map(answer_to_json, answers))
+
+
+def write_recipe(folder: Path, *, model: Path) -> Recipe:
+    path = recipe_file(
+        folder,
+        model=model,
+        data=records(folder / "a.jsonl"),
+        retention={"self_texts": 0, "alphas": [0.5, 1.0], "budget": {"others": "20 points of exact_match"}},
+        evaluation={"metrics": ["exact_match"], "max_new_tokens": 8, "baselines": ["few-shot"], "num_shots": [1, 2]},
+    )
+    value = json.loads(path.read_text(encoding="utf-8"))
+    for i, name in enumerate(TASKS):
+        source = records(folder / f"{name}.jsonl", number=200, seed=7 + i)
+        value["data"]["tasks"].append({"path": str(source), "name": name, "train": False})
+    path.write_text(json.dumps(value), encoding="utf-8")
+    return load_recipe(path)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
+    folder = tmp_path_factory.mktemp("trained")
+    recipe = write_recipe(folder, model=llama(tmp_path_factory.mktemp("base")))
+    with stages.open_run(recipe, context=context()) as run:
+        stages.train(run, data=stages.prepare(run))
+        for method in recipe.methods:
+            for place in ("test", "path/0.5/test"):
+                scores = run.folder / method / place / "scores.json"
+                scores.parent.mkdir(parents=True, exist_ok=True)
+                write_json(scores, {"scores": []})
+        write_json(run.folder / FORGETTING, {"rows": [*rows_of(recipe, at_chance={"riddles"})]})
+    return Scripted(recipe, run.folder)
+
+
+def rows_of(recipe: Recipe, *, at_chance: set[str]) -> Iterator[dict[str, Any]]:
+    for method in recipe.methods:
+        for suite in (*TASKS, "others"):
+            facts = {"suite": suite, "metric": "exact_match", "base_at_chance": suite in at_chance, "base": 0.02}
+            yield {"model": method, "alpha": 1.0, **facts}
+
+
+@pytest.fixture
+def run(trained: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    folder = tmp_path / "run"
+    shutil.copytree(trained.folder, folder)
+    found = Scripted(trained.recipe.model_copy(update={"output_dir": str(folder)}), folder)
+    # The package has a function of the module's name.
+    monkeypatch.setattr(importlib.import_module("keeptune.stages.certify"), "answer", found.answer)
+    return found
+
+
+def every(run: Scripted, wrong: Mapping[str, int]) -> None:
+    """Let each method answer so many records wrong, by task, from alpha 0.5 on."""
+    run.wrong = {
+        (f"{method} at alpha {alpha}", task): number
+        for method in run.recipe.methods
+        for alpha in ("0.5", "1")
+        for task, number in wrong.items()
+    }
+
+
+def openings(run: Scripted) -> list[int]:
+    lines = (run.folder / LEDGER).read_text(encoding="utf-8").splitlines()
+    return [json.loads(line)["opening"] for line in lines]
+
+
+def test_what_changes_nothing_is_certified_to_the_end_of_each_way(run: Scripted) -> None:
+    found = run.certified()
+    assert found["verdict"] == "CERTIFIED"
+    assert [(c["candidate"], c["alpha"]) for c in found["certified"]] == [
+        ("full", 0.5), ("full", 1.0), ("lora", 0.5), ("lora", 1.0)
+    ]  # fmt: skip
+    assert found["fallback"] is None
+    assert (run.folder / "instruct-model").is_dir()
+
+
+def test_a_way_is_walked_up_to_its_first_failure(run: Scripted) -> None:
+    run.wrong = {("full at alpha 1", "left"): 60, ("lora at alpha 0.5", "left"): 60}
+    found = run.certified()
+    assert run.answered == ["base", "full at alpha 0.5", "full at alpha 1", "lora at alpha 0.5"]
+    assert found["choice"] == {"candidate": "full", "alpha": 0.5}
+    assert json.loads((run.folder / "selection.json").read_text(encoding="utf-8"))["alpha"] == 0.5
+
+
+def test_a_loss_beyond_the_budget_is_infeasible_and_an_older_model_is_withdrawn(run: Scripted) -> None:
+    assert run.certified()["verdict"] == "CERTIFIED"
+    every(run, {"left": 70, "right": 70})
+    found = run.certified(budget={"others": "19 points of exact_match"})
+    assert found["verdict"] == "INFEASIBLE"
+    assert "More records would not change that" in found["sentence"]
+    assert (found["choice"], found["artifact"], found["num_records_needed"]) == (None, None, None)
+    assert not (run.folder / "instruct-model").exists()
+    selection = json.loads((run.folder / "selection.json").read_text(encoding="utf-8"))
+    assert (selection["selected"], selection["certified"]) == (None, False)
+
+
+def test_a_loss_too_near_the_budget_is_not_certified_and_the_records_that_would_do_are_named(run: Scripted) -> None:
+    assert run.certified()["verdict"] == "CERTIFIED"
+    every(run, {"left": 13, "right": 13})
+    found = run.certified(budget={"others": "19 points of exact_match"})
+    [cell] = [c for c in found["cells"] if c["choice"]["candidate"] == "full"]
+    assert found["verdict"] == "NOT CERTIFIED"
+    assert cell["measured"]["mean"] < 0.19 < cell["upper_bound"]
+    assert found["num_records_needed"] > cell["measured"]["num_records"]
+    assert f"About {found['num_records_needed']:,} records would be needed." in found["sentence"]
+    assert not (run.folder / "instruct-model").exists()
+
+
+def test_each_new_question_is_an_opening_that_spends_half_of_what_is_left(run: Scripted) -> None:
+    found = [run.certified(budget={"others": f"{points} points of exact_match"}) for points in (20, 19, 20)]
+    assert openings(run) == [1, 2, 3]
+    assert [f["opening"] for f in found] == [1, 2, 3]
+    assert [f["delta"] for f in found] == pytest.approx([0.025, 0.0125, 0.00625])
+
+
+def test_a_verdict_gives_way_to_the_next_one(run: Scripted) -> None:
+    every(run, {"left": 70, "right": 70})
+    assert run.certified()["verdict"] == "INFEASIBLE"
+    run.wrong = {}
+    found = run.certified(budget={"others": "25 points of exact_match"})
+    assert found["verdict"] == "CERTIFIED" and found["fallback"] is None
+    assert (run.folder / "instruct-model").is_dir()
+
+
+def test_others_leaves_out_tasks_at_chance_and_says_so(run: Scripted) -> None:
+    every(run, {"riddles": 80})
+    found = run.certified()
+    assert found["verdict"] == "CERTIFIED"
+    assert {cell["measured"]["mean"] for cell in found["cells"]} == {0.0}
+    assert found["left_out_at_chance"] == {"riddles": "0.02"}
+    assert found["sentence"].endswith("Left out, as the base answers no better than chance there: riddles.")
+    num_left = sum(1 for line in certify_lines(run) if line["task"] != "riddles")
+    assert found["items"] == {"others": num_left}
+    card = (run.folder / "instruct-model" / "README.md").read_text(encoding="utf-8")
+    assert "no better than chance there: riddles" in card
+
+
+def certify_lines(run: Scripted) -> list[dict[str, Any]]:
+    lines = (run.folder / "data" / "certify.jsonl").read_text(encoding="utf-8").split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+def test_where_every_other_task_is_at_chance_there_is_nothing_to_certify(run: Scripted) -> None:
+    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={*TASKS, "others"})]})
+    with pytest.raises(DataError, match=r"retention\.budget: found only suites that the base answers at chance \(left"):
+        run.certified()
+
+
+def test_tasks_at_chance_that_hide_the_others_leave_the_others_to_certify(run: Scripted) -> None:
+    """A mean of all tasks may be at chance where one of them is not."""
+    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles", "others"})]})
+    found = run.certified()
+    assert found["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
+
+
+def test_a_task_and_the_others_may_have_a_budget_at_once_and_both_must_hold(run: Scripted) -> None:
+    both = {"others": "45 points of exact_match", "left": "25 points of exact_match"}
+    run.wrong = {("full at alpha 0.5", "left"): 35, ("lora at alpha 1", "left"): 35}
+    found = run.certified(budget=both)
+    cells = {(c["choice"]["candidate"], c["choice"]["alpha"], c["suite"]): c for c in found["cells"]}
+    assert {suite for _, _, suite in cells} == {"others", "left"}
+    # What a task lost counts for it and, with the records of all others, for them.
+    alone, together = cells["full", 0.5, "left"], cells["full", 0.5, "others"]
+    lost = {c["suite"]: c["measured"]["mean"] * c["measured"]["num_records"] for c in (alone, together)}
+    assert lost == pytest.approx({"left": 35, "others": 35})
+    assert together["certified"] and not alone["certified"]
+    assert [(c["candidate"], c["alpha"]) for c in found["certified"]] == [("lora", 0.5)]
+
+
+def test_a_task_at_chance_with_a_budget_of_its_own_is_left_out_and_the_rest_is_certified(run: Scripted) -> None:
+    found = run.certified(budget={"riddles": "25 points of exact_match", "others": "20 points of exact_match"})
+    assert found["left_out_at_chance"] == {"riddles": "0.02"}
+    assert set(found["budgets"]) == set(found["items"]) == {"others"}
+
+
+def test_where_nothing_is_certified_the_prompt_that_is_best_on_validation_is_named(
+    run: Scripted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    # The most examples are not the best ones here.
+    values = iter([3.5, 1.25, 2.5])
+    from keeptune.evaluation import evaluate
+
+    def value(model: Any, *, split: Any, **_: Any) -> float:
+        asked.append(split.name)
+        return next(values)
+
+    monkeypatch.setattr(evaluate, "validation_value", value)
+    every(run, {"left": 70, "right": 70})
+    fallback = run.certified()["fallback"]
+    assert asked == ["validation", "validation", "validation"]
+    assert (fallback["shots"], fallback["draw"], fallback["folder"]) == (1, 1, "base/1-shot-draw-1")
+    assert fallback["values"] == [
+        {"shots": 0, "draw": None, "value": 3.5},
+        {"shots": 1, "draw": 1, "value": 1.25},
+        {"shots": 2, "draw": 1, "value": 2.5},
+    ]
+    assert fallback["sentence"] == (
+        "Use the base model with 1 solved example in its prompt: of the prompts tried on validation it has the best "
+        "loss, 1.250 (without examples in its prompt: 3.500, with 2 solved examples in its prompt: 2.500)."
+    )
+
+
+def test_the_prompts_are_measured_as_validation_answers_them_and_other_numbers_ask_anew(run: Scripted) -> None:
+    every(run, {"left": 70, "right": 70})
+    first = run.certified()
+    assert [one["shots"] for one in first["fallback"]["values"]] == [0, 1, 2]
+    assert len({one["value"] for one in first["fallback"]["values"]}) == 3
+    assert run.certified()["fallback"] == first["fallback"]
+    evaluation = run.recipe.evaluation.model_copy(update={"num_shots": (3,)})
+    run.recipe = run.recipe.model_copy(update={"evaluation": evaluation})
+    found = run.certified()
+    assert [one["shots"] for one in found["fallback"]["values"]] == [0, 3]
+    assert found["fallback"]["values"][0] == first["fallback"]["values"][0]
+    assert {**found, "fallback": None} == {**first, "fallback": None}
+    assert openings(run) == [1]
+
+
+def test_without_examples_in_the_recipe_the_base_is_named_as_it_is(run: Scripted) -> None:
+    evaluation = run.recipe.evaluation.model_copy(update={"baselines": ("zero-shot",)})
+    run.recipe = run.recipe.model_copy(update={"evaluation": evaluation})
+    every(run, {"left": 70, "right": 70})
+    fallback = run.certified()["fallback"]
+    assert fallback["shots"] == 0 and fallback["folder"] == "base/zero-shot"
+    assert fallback["sentence"] == "Use the base model without examples in its prompt: no other prompt was tried."
