@@ -112,7 +112,7 @@ def plan_run(table: Examples, *, settings: TrainingSettings, has_validation: boo
 def num_probe_examples(probe: Examples, *, table: Examples, num_epochs: int) -> int:
     """Return how many of the probe's first examples the drift may be measured on: 2 % of the training's time at most.
 
-    A tenth of the run trains on a tenth of `num_epochs` · the table's tokens; reading a token costs half of that at most.
+    A tenth of the run trains on a tenth of `num_epochs` · the table's tokens; reading one costs half of that at most.
     """
     tokens_per_drift = num_epochs * int(table.lengths.sum()) / _NUM_DRIFTS
     most_tokens = _DRIFT_FRACTION * _FORWARD_PASSES_PER_TRAINED_TOKEN * tokens_per_drift
