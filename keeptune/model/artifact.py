@@ -99,6 +99,15 @@ def save_artifact(
         _save_tokenizer(tokenizer_folder, staging, chat_template=template.chat_template)
 
 
+def artifact_bytes(model: nn.Module, *, tokenizer_folder: Path) -> int:
+    """Return about how many bytes `save_artifact` writes: weights and texts; the model may be on the meta device."""
+    saved = model.parameters()
+    if isinstance(model, PeftModel):
+        saved = get_peft_model_state_dict(model, save_embedding_layers=False).values()
+    texts = [tokenizer_folder / name for name in TEXT_FILES if (tokenizer_folder / name).exists()]
+    return sum(t.numel() * t.element_size() for t in saved) + sum(path.stat().st_size for path in texts)
+
+
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Turn what the disk refuses inside the block into a `StorageError`, and keep transformers from drawing bars."""
