@@ -26,6 +26,7 @@ RANKS = [
     {"report"},
     {"recipe_text", "config_data"},
     {"config", "terminal"},
+    {"terminal_plan"},
     {"stages"},
     {"lab"},
     {"cli"},

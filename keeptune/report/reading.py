@@ -103,6 +103,12 @@ def number(value: Any) -> float | None:
         return math.inf
 
 
+def finite(value: Any) -> float | None:
+    """Return a finite number, or None."""
+    found = number(value)
+    return found if found is not None and math.isfinite(found) else None
+
+
 def whole(value: Any) -> int | None:
     """Return a JSON number as an int, None for anything else and for what is not finite."""
     found = number(value)

@@ -44,7 +44,9 @@ class Footprint(TorchDispatchMode):
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
-        self._known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
+        # Held, so that no storage of its own can go and leave its address to another.
+        self._own = [tensor.untyped_storage() for tensor in (*model.parameters(), *model.buffers())]
+        self._known = {storage._cdata for storage in self._own}
         # As `keeptune.training.heap` reads them.
         self._events: list[int] = []
         self._num_blocks = self._live_bytes = 0

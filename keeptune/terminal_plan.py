@@ -1,0 +1,91 @@
+"""What `keeptune plan` found arrives; tables and lines for a terminal leave."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from rich.console import Console
+
+from keeptune.progress import noun
+from keeptune.report.wording import num_bytes, parameters, seconds
+from keeptune.terminal import show_table, visible
+
+_KINDS = ("weights", "gradients", "optimizer", "activations", "runtime", "total")
+
+
+class ShownMemory(Protocol):
+    """Bytes by kind, which `to_json` tells, and their sum."""
+
+    @property
+    def total(self) -> int: ...
+    def to_json(self) -> Mapping[str, int]: ...
+
+
+class ShownPlan(Protocol):
+    """What a method would take."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def trained_parameters(self) -> int: ...
+    @property
+    def total_parameters(self) -> int: ...
+    @property
+    def memory(self) -> ShownMemory | None: ...
+    @property
+    def num_steps(self) -> int: ...
+    @property
+    def num_tokens(self) -> int: ...
+    @property
+    def seconds(self) -> float | None: ...
+    @property
+    def artifact_bytes(self) -> int: ...
+    @property
+    def remedy(self) -> str | None: ...
+
+
+class Planned(Protocol):
+    """What a plan found."""
+
+    @property
+    def device(self) -> str: ...
+    @property
+    def available_bytes(self) -> int | None: ...
+    @property
+    def methods(self) -> Sequence[ShownPlan]: ...
+
+
+def show_plan(console: Console, outcome: Planned) -> None:
+    """Print the memory of each method by kind, then its steps, time and artifact, then what would make it fit."""
+    sizes, times = [], []
+    for m in outcome.methods:
+        known = m.memory.to_json() if m.memory else {}
+        trained = f"{_plain(parameters(m.trained_parameters))} of {_plain(parameters(m.total_parameters))}"
+        sizes.append((m.name, trained, *(_plain(num_bytes(known.get(kind))) for kind in _KINDS)))
+        costs = (_plain(seconds(m.seconds)), _plain(num_bytes(m.artifact_bytes)))
+        times.append((m.name, f"{m.num_steps:,}", f"{m.num_tokens:,}", *costs))
+    show_table(console, f"Memory at its peak on {outcome.device}", ("method", "trains", *_KINDS), rows=sizes)
+    show_table(console, "Training", ("method", "steps", "tokens", "time, about", "artifact, about"), rows=times)
+    lines = [
+        f"Available: {_plain(num_bytes(outcome.available_bytes))}. Time is a guess from a few micro-batches on this "
+        "machine, as busy as it is now; validation, checkpoints and the test come on top.",
+        *(m.remedy for m in outcome.methods if m.remedy),
+    ]
+    for line in lines:
+        console.print(visible(line), highlight=False, soft_wrap=True)
+
+
+def plan_lines(outcome: Planned) -> list[str]:
+    """Return one line a method: memory, steps and time."""
+    return [
+        f"{m.name}: {_plain(num_bytes(m.memory.total if m.memory else None))} of memory, "
+        f"{m.num_steps:,} {noun(m.num_steps, 'steps')}, about {_plain(seconds(m.seconds))}"
+        f"{'; does not fit' if m.remedy else ''}"
+        for m in outcome.methods
+    ]
+
+
+def _plain(text: str) -> str:
+    """Return a worded number with ordinary spaces: `visible` would spell the page's unbreakable ones out."""
+    return text.replace("\u00a0", " ")
