@@ -112,11 +112,10 @@ def plan(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) ->
     with stages.naming_recipe(recipe, loaded):
         stages.check_methods(loaded)
         outcome = stages.plan(loaded, context=_context(quiet=quiet, signals=False))
-    if not quiet:
+    if quiet:
+        print("\n".join(terminal_plan.plan_lines(outcome)))
+    else:
         terminal_plan.show_plan(_console(), outcome)
-        return
-    for line in terminal_plan.plan_lines(outcome):
-        print(line)
 
 
 @app.command()

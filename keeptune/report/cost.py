@@ -74,4 +74,6 @@ def read_costs(folder: RunFolder, methods: Sequence[str]) -> Iterator[Cost]:
 
 def _memory(value: Any) -> MemoryByKind | None:
     kinds = mapping(value)
-    return MemoryByKind(**{field.name: whole(kinds.get(field.name)) for field in fields(MemoryByKind)}) if kinds else None
+    if not kinds:
+        return None
+    return MemoryByKind(**{field.name: whole(kinds.get(field.name)) for field in fields(MemoryByKind)})

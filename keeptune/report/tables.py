@@ -5,7 +5,6 @@ Whatever is absent or broken stays None or empty, and is noted in `Report.missin
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass

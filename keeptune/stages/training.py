@@ -213,9 +213,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     if method.l2_base:
         progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
     intended = intend(run.recipe, data, method, model=adapted, fit=fit, table=kept.train_table)
-    memory = estimate(run.recipe, data, intended)
-    if memory is not None:
-        progress.say(f"{method.name}: {memory.total / 1e9:.2f} GB of memory expected at the peak")
+    memory = _expected_memory(run, data, intended, name=method.name)
     result = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
     artifact_bytes = _save(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
@@ -232,7 +230,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
             **kept.facts,
             **facts,
             "artifact_bytes": artifact_bytes,
-            "estimated_memory_bytes": None if memory is None else memory.to_json(),
+            "estimated_memory_bytes": memory,
             "layout": fit.layout,
             "device": device.type,
             "dtype": dtype,
@@ -309,6 +307,15 @@ def intend(recipe: Recipe, data: Data, method: Method, *, model: nn.Module, fit:
         table=table,
         l2_base=method.l2_base,
     )
+
+
+def _expected_memory(run: Run, data: Data, intended: Intended, *, name: str) -> dict[str, int] | None:
+    """Say how much memory a training is expected to hold, and return it by kind; None where only training tells."""
+    memory = estimate(run.recipe, data, intended)
+    if memory is None:
+        return None
+    run.context.progress.say(f"{name}: {memory.total / 1e9:.2f} GB of memory expected at the peak")
+    return memory.to_json()
 
 
 def _run_loop(run: Run, data: Data, intended: Intended, *, name: str, key: str, kept: Kept) -> TrainingResult:

@@ -166,8 +166,7 @@ def _peak_bytes(work: Work, *, batch: Batch, accumulates: bool, settings: Traini
             (loss / batch.num_targets).backward()
             del loss
             if not accumulates:
-                for parameter in trained:
-                    parameter.grad = None
+                model.zero_grad(set_to_none=True)
         del moments
     return _process_bytes(footprint, device=work.device)
 

@@ -54,7 +54,7 @@ class Footprint(TorchDispatchMode):
         self.peak_bytes = 0
         """The most that the tensors held at a time."""
 
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # noqa: PLR0917 (torch's own signature)
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         out = func(*args, **(kwargs or {}))

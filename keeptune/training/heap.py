@@ -19,7 +19,7 @@ _SMALL_BYTES = 1024
 # from the heap, and no longer from the system one by one.
 _LARGEST_IN_HEAP = 32 * 1024 * 1024 - 64 * 1024
 _SET_THP_DISABLE = 41
-_FIELDS = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost".split()
+_FIELDS = ["arena", "ordblks", "smblks", "hblks", "hblkhd", "usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"]
 
 
 class _MallInfo(ctypes.Structure):

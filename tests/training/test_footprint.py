@@ -52,7 +52,11 @@ def passed(model: nn.Module, batch: Batch, *, bf16: bool = False, checkpointing:
 @pytest.mark.parametrize("bf16", [False, True], ids=["fp32", "bf16"])
 @pytest.mark.parametrize(
     ("make", "collate"),
-    [(llama, pack), (llama, partial(pad, pad_id=0)), (partial(t5, decoder_start_token_id=0), partial(pad_pairs, pad_id=0))],
+    [
+        (llama, pack),
+        (llama, partial(pad, pad_id=0)),
+        (partial(t5, decoder_start_token_id=0), partial(pad_pairs, pad_id=0)),
+    ],
     ids=["packed", "padded", "pairs"],
 )
 def test_a_copy_without_data_holds_as_many_bytes_at_its_peak_as_the_model(
