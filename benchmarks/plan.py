@@ -2,9 +2,9 @@
 
     python benchmarks/plan.py --data FOLDER --model FOLDER [--only 19m]
 
-`--data` holds `alpaca_en_demo.json`; `--model` is the 3.1M-parameter English Llama. Each method of each model is planned
-and then trained, each in a process of its own, one after the other. `small` steps are those that keeptune chooses for
-so few records; `filled` ones fill whole micro-batches, of 1,024 tokens (the lab's: 4,096). Results:
+`--data` holds `alpaca_en_demo.json`; `--model` is the 3.1M-parameter English Llama. Each method of each model is
+planned and then trained, each in a process of its own, one after the other. `small` steps are those that keeptune
+chooses for so few records; `filled` ones fill whole micro-batches, of 1,024 tokens (the lab's: 4,096). Results:
 `benchmarks/results/plan.json`.
 """
 

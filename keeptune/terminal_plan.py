@@ -2,61 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
-
 from rich.console import Console
 
 from keeptune.progress import noun
 from keeptune.report.wording import num_bytes, parameters, seconds
+from keeptune.stages.plan import PlanOutcome
 from keeptune.terminal import show_table, visible
 
 _KINDS = ("weights", "gradients", "optimizer", "activations", "runtime", "total")
 
 
-class ShownMemory(Protocol):
-    """Bytes by kind, which `to_json` tells, and their sum."""
-
-    @property
-    def total(self) -> int: ...
-    def to_json(self) -> Mapping[str, int]: ...
-
-
-class ShownPlan(Protocol):
-    """What a method would take."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def trained_parameters(self) -> int: ...
-    @property
-    def total_parameters(self) -> int: ...
-    @property
-    def memory(self) -> ShownMemory | None: ...
-    @property
-    def num_steps(self) -> int: ...
-    @property
-    def num_tokens(self) -> int: ...
-    @property
-    def seconds(self) -> float | None: ...
-    @property
-    def artifact_bytes(self) -> int: ...
-    @property
-    def remedy(self) -> str | None: ...
-
-
-class Planned(Protocol):
-    """What a plan found."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def available_bytes(self) -> int | None: ...
-    @property
-    def methods(self) -> Sequence[ShownPlan]: ...
-
-
-def show_plan(console: Console, outcome: Planned) -> None:
+def show_plan(console: Console, outcome: PlanOutcome) -> None:
     """Print the memory of each method by kind, then its steps, time and artifact, then what would make it fit."""
     sizes, times = [], []
     for m in outcome.methods:
@@ -76,7 +32,7 @@ def show_plan(console: Console, outcome: Planned) -> None:
         console.print(visible(line), highlight=False, soft_wrap=True)
 
 
-def plan_lines(outcome: Planned) -> list[str]:
+def plan_lines(outcome: PlanOutcome) -> list[str]:
     """Return one line a method: memory, steps and time."""
     return [
         f"{m.name}: {_plain(num_bytes(m.memory.total if m.memory else None))} of memory, "

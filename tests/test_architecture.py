@@ -26,8 +26,8 @@ RANKS = [
     {"report"},
     {"recipe_text", "config_data"},
     {"config", "terminal"},
-    {"terminal_plan"},
     {"stages"},
+    {"terminal_plan"},
     {"lab"},
     {"cli"},
 ]

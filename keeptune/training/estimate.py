@@ -1,6 +1,7 @@
 """What a training will take: a model with its method and planned steps arrive; bytes by kind and seconds leave.
 
-Nothing is trained for the bytes, and no weight is read: a copy of the model without data goes through one micro-batch.
+Nothing is trained for the bytes: a copy of the model without data goes through one micro-batch, or, where a method
+computes with the values of its weights, the model itself.
 """
 
 from __future__ import annotations
@@ -26,8 +27,6 @@ _MOMENTS_BYTES = 8
 _STEP_BYTES = 4
 # The first pass stands for the start of a training, the second for a step in its midst.
 _NUM_PASSES = 2
-# What is raised where a model computes with values of weights, which a copy without data has not.
-_NO_VALUES = (RuntimeError, ValueError, TypeError, IndexError, AttributeError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,23 +76,30 @@ def estimate_memory(
     keeps_start: bool = False,
     answer: Callable[[nn.Module], object] | None = None,
 ) -> MemoryEstimate | None:
-    """Return what training takes with `batch` as its largest micro-batch; None where the model cannot run without data.
+    """Return what training takes with `batch` as its largest micro-batch.
 
-    `work.model` may be on the meta device; it stays as it is. `accumulates`: a step has several micro-batches, so that
-    gradients are there when the largest one comes. `keeps_start`: the trained weights are kept as they were at first.
-    `answer` does with a model what a validation does to decode answers. The measured peak is higher by what is not
-    torch's own: buffers that MKL and oneDNN keep (some megabytes, more with large matrices), and blocks of glibc that
-    micro-batches of other sizes leave unused.
+    None where the model is on the meta device and cannot run without data. `work.model` stays as it is.
+    `accumulates`: a step has several micro-batches, so that gradients are there when the largest one comes.
+    `keeps_start`: the trained weights are kept as they were at first. `answer` does with a model what a validation
+    does to decode answers. The measured peak is higher by what is not torch's own: buffers that MKL and oneDNN keep
+    (some megabytes, more with large matrices), and blocks of glibc that micro-batches of other sizes leave unused.
     """
     trained = work.parameters.values()
     num_trained = sum(parameter.numel() for parameter in trained)
     gradients = _GRADIENT_BYTES * num_trained
     optimizer = _MOMENTS_BYTES * num_trained + _STEP_BYTES * len(trained)
+
+    def peaks(model: nn.Module) -> tuple[int, int]:
+        answers = 0 if answer is None else _answers_bytes(model, answer, device=work.device)
+        return _peak_bytes(work, model, batch=batch, accumulates=accumulates, settings=settings), answers
+
     try:
-        peak = _peak_bytes(work, batch=batch, accumulates=accumulates, settings=settings)
-        answers = 0 if answer is None else _answers_bytes(work, answer)
-    except _NO_VALUES:
-        return None
+        peak, answers = peaks(without_data(work.model, device=work.device))
+    except RuntimeError:
+        # So torch says that the model looks at values.
+        if any(parameter.is_meta for parameter in work.model.parameters()):
+            return None
+        peak, answers = peaks(work.model)
     return MemoryEstimate(
         weights=weights_bytes(work.model) + (_GRADIENT_BYTES * num_trained if keeps_start else 0),
         gradients=gradients,
@@ -154,9 +160,8 @@ def measure_speed(
     return Speed(num_tokens / seconds, update_seconds)
 
 
-def _peak_bytes(work: Work, *, batch: Batch, accumulates: bool, settings: TrainingSettings) -> int:
+def _peak_bytes(work: Work, model: nn.Module, *, batch: Batch, accumulates: bool, settings: TrainingSettings) -> int:
     """Return the most that gradients, optimizer and activations take together."""
-    model = without_data(work.model, device=work.device)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     checkpointing = gradient_checkpointing(model, enabled=settings.gradient_checkpointing)
     with Footprint(model) as footprint, training(model), checkpointing:
@@ -168,14 +173,14 @@ def _peak_bytes(work: Work, *, batch: Batch, accumulates: bool, settings: Traini
             if not accumulates:
                 model.zero_grad(set_to_none=True)
         del moments
+        model.zero_grad(set_to_none=True)
     return _process_bytes(footprint, device=work.device)
 
 
-def _answers_bytes(work: Work, answer: Callable[[nn.Module], object]) -> int:
-    model = without_data(work.model, device=work.device)
+def _answers_bytes(model: nn.Module, answer: Callable[[nn.Module], object], *, device: torch.device) -> int:
     with Footprint(model) as footprint, evaluating(model):
         answer(model)
-    return _process_bytes(footprint, device=work.device)
+    return _process_bytes(footprint, device=device)
 
 
 def _process_bytes(footprint: Footprint, *, device: torch.device) -> int:

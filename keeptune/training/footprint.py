@@ -59,7 +59,8 @@ class Footprint(TorchDispatchMode):
     ) -> Any:
         out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
-            if isinstance(value, Tensor):
+            # A sparse tensor has no storage of its own: its parts are tensors, and were noted.
+            if isinstance(value, Tensor) and value.layout == torch.strided:
                 self._note(value)
         return out
 

@@ -62,7 +62,10 @@ def test_a_long_line_is_cut_and_the_offsets_after_it_stay_true(tmp_path: Path) -
         ('{"a": 1}'.encode("utf-32"), "found UTF-32 text; expected UTF-8 text. Save the file as UTF-8."),
         ('{"a": 1}'.encode("utf-16-be"), "found UTF-16 text without a byte order mark; expected UTF-8"),
         ('{"a": 1}'.encode("utf-16-le"), "found UTF-16 text without a byte order mark; expected UTF-8"),
-        (gzip.compress(b"{}", mtime=0), "found gzipped bytes; expected UTF-8 text. Give the file a name that ends with .gz."),
+        (
+            gzip.compress(b"{}", mtime=0),
+            "found gzipped bytes; expected UTF-8 text. Give the file a name that ends with .gz.",
+        ),
         (b"PAR1\x00", "found a Parquet file; expected UTF-8 text. Give the file a name that ends with .parquet."),
         (b"PK\x03\x04", "found a zip archive; expected UTF-8 text. Unpack it."),
     ],

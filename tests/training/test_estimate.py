@@ -92,7 +92,7 @@ def test_the_process_counts_without_the_weights_that_it_holds() -> None:
 
 
 def test_more_tokens_take_more_and_checkpointing_takes_less() -> None:
-    model = llama(num_hidden_layers=6)
+    model = llama(num_hidden_layers=4)
     plain, more = estimated(model, batch_of(90, 60)), estimated(model, batch_of(180, 120))
     less = estimated(model, batch_of(90, 60), settings=replace(SETTINGS, gradient_checkpointing=True))
     assert less.activations < plain.activations < more.activations
@@ -115,13 +115,42 @@ def test_answers_that_take_more_than_a_micro_batch_decide_and_smaller_ones_do_no
     assert many.activations > 200 * 50 * 64 * 4
 
 
-def test_a_model_that_looks_at_values_has_no_estimate() -> None:
-    def looking(model: nn.Module, batch: Batch) -> Tensor:
-        loss = batch_loss(model, batch)
-        return loss if loss.item() > 0 else -loss
+def looking_at_its_value(model: nn.Module, batch: Batch) -> Tensor:
+    loss = batch_loss(model, batch)
+    return loss if loss.item() > 0 else -loss
 
-    work = work_of(llama(), loss=looking)
-    assert estimate_memory(work, batch=batch_of(9, 5), accumulates=False, settings=SETTINGS) is None
+
+def test_a_model_that_looks_at_values_goes_through_the_micro_batch_itself_and_stays_as_it_is() -> None:
+    model, batch = llama(), batch_of(9, 5)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    work = work_of(model, loss=looking_at_its_value)
+    found = estimate_memory(work, batch=batch, accumulates=True, settings=SETTINGS)
+    assert found is not None
+    assert found.activations == pytest.approx(estimated(model, batch).activations, rel=0.02)
+    assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_model_that_looks_at_values_it_has_not_has_no_estimate() -> None:
+    with torch.device("meta"):
+        work = work_of(llama(), loss=looking_at_its_value)
+    assert estimate_memory(work, batch=batch_of(9, 5), accumulates=True, settings=SETTINGS) is None
+
+
+@pytest.mark.filterwarnings("ignore:Sparse invariant checks")
+@pytest.mark.parametrize(
+    ("peft_type", "arguments"),
+    [
+        ("FROD", {}),
+        ("SHIRA", {"r": 4}),
+        ("VBLORA", {"vector_length": 16, "num_vectors": 16, "topk": 2}),
+        ("WAVEFT", {"n_frequency": 32}),
+    ],
+)
+def test_methods_that_compute_with_values_have_an_estimate(peft_type: str, arguments: dict[str, Any]) -> None:
+    method = Method("mine", peft_type, 1e-3, arguments)
+    model = apply_method(llama(hidden_size=64, intermediate_size=128), method, seed=0)
+    assert estimated(model, batch_of(9, 5)).activations > 0
 
 
 def test_an_encoder_decoder_has_an_estimate_too() -> None:
