@@ -18,14 +18,15 @@ def show_plan(console: Console, outcome: PlanOutcome) -> None:
     for m in outcome.methods:
         known = m.memory.to_json() if m.memory else {}
         trained = f"{_plain(parameters(m.trained_parameters))} of {_plain(parameters(m.total_parameters))}"
-        sizes.append((m.name, trained, *(_plain(num_bytes(known.get(kind))) for kind in _KINDS)))
+        sizes.append((m.name, *(_plain(num_bytes(known.get(kind))) for kind in _KINDS)))
         costs = (_plain(seconds(m.seconds)), _plain(num_bytes(m.artifact_bytes)))
-        times.append((m.name, f"{m.num_steps:,}", f"{m.num_tokens:,}", *costs))
-    show_table(console, f"Memory at its peak on {outcome.device}", ("method", "trains", *_KINDS), rows=sizes)
-    show_table(console, "Training", ("method", "steps", "tokens", "time, about", "artifact, about"), rows=times)
+        times.append((m.name, trained, f"{m.num_steps:,}", f"{m.num_tokens:,}", *costs))
+    show_table(console, f"Memory at its peak on {outcome.device}", ("method", *_KINDS), rows=sizes)
+    show_table(console, "Training", ("method", "trains", "steps", "tokens", "time", "artifact"), rows=times)
     lines = [
-        f"Available: {_plain(num_bytes(outcome.available_bytes))}. Time is a guess from a few micro-batches on this "
-        "machine, as busy as it is now; validation, checkpoints and the test come on top.",
+        f"Available: {_plain(num_bytes(outcome.available_bytes))}. Runtime is the program with its libraries. "
+        "Time is a guess from a few micro-batches on this machine, as busy as it is now; validation, checkpoints and "
+        "the test come on top.",
         *(m.remedy for m in outcome.methods if m.remedy),
     ]
     for line in lines:
