@@ -33,7 +33,7 @@ ENVIRONMENT = {**os.environ, "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32", "OMP_WAIT_
 PLAN = """
 import json, sys
 from pathlib import Path
-from keeptune import cli, stages, terminal  # the memory of the command line itself counts
+from keeptune import stages
 from keeptune.config import load_recipe
 from keeptune.progress import Silent
 context = stages.Context(progress=Silent(), stop_requested=lambda: False, command="plan", now=lambda: "")
@@ -91,14 +91,16 @@ def measure(recipe: dict[str, Any], *, method: str, scratch: Path) -> dict[str, 
     plan = json.loads(planned.stdout)
     subprocess.run([sys.executable, "-m", "keeptune.cli", "train", str(path), "--quiet"], **kept)
     training = json.loads((run / method / "training.json").read_text(encoding="utf-8"))
-    peak = training["peak_memory_bytes"]
+    peak, stated = training["peak_memory_bytes"], training["estimated_memory_bytes"]
     return {
         "planned_memory_bytes": plan["memory"],
+        "stated_memory_bytes": stated,
         "peak_memory_bytes": peak,
         "num_steps": training["num_steps"],
         "planned_seconds": plan["seconds"],
         "train_seconds": training["train_seconds"],
         "memory_ratio": plan["memory"]["total"] / peak,
+        "stated_memory_ratio": stated["total"] / peak,
         "seconds_ratio": plan["seconds"] / training["train_seconds"],
     }
 

@@ -163,18 +163,12 @@ def _seconds(intended: Intended, *, num_tokens: int, num_steps: int) -> float | 
 
 def _remedy(recipe: Recipe, data: Data, intended: Intended, *, method: Method, machine: _Machine) -> str:
     """Return the first settings under which the method fits, else that the model is too large for it."""
-
-    def total(changed: dict[str, int | bool]) -> int | None:
-        memory = estimate(recipe, data, replace(intended, settings=replace(intended.settings, **changed)))
-        return memory.total if memory is not None and machine.holds(memory.total) else None
-
-    changes = list(_smaller(recipe))
-    # The smallest of all is soon told, and where even that is too much the others need no look.
-    if changes and total(changes[-1]) is not None:
-        for changed in changes:
-            if (num_bytes := total(changed)) is not None:
-                listed = " and ".join(f"training.{key}={str(value).lower()}" for key, value in changed.items())
-                return f"{method.name}: does not fit; with {listed} it takes {num_bytes / 1e9:.2f} GB, which does."
+    for changed in _smaller(recipe):
+        smaller = replace(intended, settings=replace(intended.settings, **changed))
+        memory = estimate(recipe, data, smaller)
+        if memory is not None and machine.holds(memory.total):
+            listed = " and ".join(f"training.{key}={str(value).lower()}" for key, value in changed.items())
+            return f"{method.name}: does not fit; with {listed} it takes {memory.total / 1e9:.2f} GB, which does."
     advice = "a smaller base model" if method.peft_type else "a PEFT method, whose frozen weights have no gradients"
     return f"{method.name}: fits with no size of micro-batch. Choose {advice}."
 
