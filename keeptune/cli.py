@@ -104,6 +104,21 @@ def check(
 
 
 @app.command()
+def plan(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
+    """Say what memory and time each method would take; train nothing, keep nothing."""
+    from keeptune import stages, terminal_plan
+
+    loaded = _load(recipe, set_)
+    with stages.naming_recipe(recipe, loaded):
+        stages.check_methods(loaded)
+        outcome = stages.plan(loaded, context=_context(quiet=quiet, signals=False))
+    if quiet:
+        print("\n".join(terminal_plan.plan_lines(outcome)))
+    else:
+        terminal_plan.show_plan(_console(), outcome)
+
+
+@app.command()
 def prepare(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
     """Read, audit, split and tokenise the data."""
     from keeptune import stages, terminal

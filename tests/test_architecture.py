@@ -28,6 +28,7 @@ RANKS = [
     {"config", "terminal"},
     {"terminal_change"},
     {"stages"},
+    {"terminal_plan"},
     {"lab"},
     {"cli"},
 ]

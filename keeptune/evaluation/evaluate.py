@@ -164,11 +164,16 @@ def validation_value(model: nn.Module, *, split: Split, bench: Bench, metric: st
     """
     ids = split.examples.record_ids
     assert len(ids), f"no example in the {split.name} split"
-    # An id is a hash of its record's content: its order is as good as a random one, and needs no seed.
-    positions = sorted(range(len(ids)), key=lambda i: (ids[i], i))[:num_records]
+    positions = validation_positions(ids, num_records=num_records)
     names = LOSS_METRICS if metric in LOSS_METRICS else (metric,)
     answers = _answers(model, split, positions, bench=bench, metrics=names)
     return next(score.mean for score in score_answers(answers, metrics=(metric,)) if score.task == ALL_TASKS)
+
+
+def validation_positions(ids: Sequence[str], *, num_records: int) -> list[int]:
+    """Return the positions of the records that `validation_value` is taken over."""
+    # An id is a hash of its record's content: its order is as good as a random one, and needs no seed.
+    return sorted(range(len(ids)), key=lambda i: (ids[i], i))[:num_records]
 
 
 def read_answers(folder: Path) -> list[Answer]:

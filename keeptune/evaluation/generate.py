@@ -101,6 +101,26 @@ def generate(
     return [answers[i] for i in range(len(prompts))]
 
 
+def first_pass(model: nn.Module, lengths: Sequence[int], *, decoding: Decoding) -> None:
+    """Run a model over the largest batch of prompts of these lengths as `generate` begins it, whatever their tokens."""
+    decoding = _beside_virtual_tokens(model, decoding)
+    batches = _batches(lengths, decoding=decoding, alike=_forbids_padding(model))
+    indices, _ = max(batches, key=lambda batch: len(batch[0]) * lengths[batch[0][0]])
+    input_ids_BT, attention_mask_BT = _padded([[decoding.pad_id] * lengths[i] for i in indices], decoding=decoding)
+    base = base_of(model)
+    arguments: dict[str, Any] = {}
+    if decoding.encoder_decoder:
+        arguments["decoder_input_ids"] = input_ids_BT[:, :1].to(base.device)
+    elif base._supports_logits_to_keep():
+        arguments["logits_to_keep"] = 1
+    model(
+        input_ids=input_ids_BT.to(base.device),
+        attention_mask=attention_mask_BT.to(base.device),
+        use_cache=True,
+        **arguments,
+    )
+
+
 def _forbids_padding(model: nn.Module) -> bool:
     """Tell whether padding on the left would change answers.
 

@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
-from keeptune.model.attention import base_of
+from keeptune.model.attention import base_of, uses_virtual_tokens
 from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, resolve_model
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
@@ -97,6 +97,18 @@ def save_artifact(
             save_whole_model(base_of(model), staging, generation=generation)
         generation.save_pretrained(staging)
         _save_tokenizer(tokenizer_folder, staging, chat_template=template.chat_template)
+
+
+def artifact_bytes(model: nn.Module, *, tokenizer_folder: Path) -> int:
+    """Return about how many bytes `save_artifact` writes: weights and texts; the model may be on the meta device."""
+    saved = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if not isinstance(model, PeftModel):
+        saved = model.parameters()
+    elif not uses_virtual_tokens(model):
+        # PEFT saves of some methods more than what trains.
+        saved = get_peft_model_state_dict(model, save_embedding_layers=False).values()
+    texts = [tokenizer_folder / name for name in TEXT_FILES if (tokenizer_folder / name).exists()]
+    return sum(t.numel() * t.element_size() for t in saved) + sum(path.stat().st_size for path in texts)
 
 
 @contextlib.contextmanager

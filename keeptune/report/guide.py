@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from keeptune.progress import noun
+from keeptune.report.cost import Cost
 from keeptune.report.headline import base_label, series
-from keeptune.report.tables import Cost, Report
+from keeptune.report.tables import Report
 from keeptune.report.wording import count, metric_label, parameters
 
 _MEANINGS = {

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 from keeptune.data.record import OTHER_TASKS
 from keeptune.progress import noun
+from keeptune.report.cost import Cost
 from keeptune.report.scores import Score
-from keeptune.report.tables import Cost, Paired, Report
+from keeptune.report.tables import Paired, Report
 from keeptune.report.wording import (
     NO_BREAK,
     count,

@@ -5,7 +5,6 @@ Whatever is absent or broken stays None or empty, and is noted in `Report.missin
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ from typing import Any
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.report.answers import Answers, read_answers
 from keeptune.report.audit import Audit, read_audit
+from keeptune.report.cost import Cost, read_costs
 from keeptune.report.curves import Curve, read_curve
 from keeptune.report.forgotten import NOTHING_FORGOTTEN, Forgotten, read_forgotten
-from keeptune.report.reading import RunFolder, flat, mapping, number, rows, string, strings, whole
+from keeptune.report.reading import RunFolder, finite, flat, mapping, number, rows, string, strings, whole
 from keeptune.report.scores import Score, read_scores
 from keeptune.report.shots import (
     FewShot,
@@ -53,27 +53,6 @@ class Paired:
         if self.low is None or self.high is None or not (self.low > 0 or self.high < 0):
             return "unclear"
         return "better" if (self.low > 0) == higher_is_better else "worse"
-
-
-@dataclass(frozen=True, slots=True)
-class Cost:
-    """What a method cost; bytes, seconds and counts as measured by the run."""
-
-    model: str
-    peft_type: str | None
-    trained_parameters: int | None
-    total_parameters: int | None
-    peak_memory_bytes: int | None
-    train_seconds: float | None
-    tokens_per_second: float | None
-    artifact_bytes: int | None
-    num_steps: int | None
-    best_step: int | None
-    num_train_tokens: int | None
-    num_target_tokens: int | None
-    device: str | None
-    dtype: str | None
-    stopped_early: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,7 +215,7 @@ def read_report(run: Path) -> Report:
         main_metric=main_metric,
         scores=scores,
         paired=tuple(_paired(folder.object("paired.json"))),
-        costs=tuple(_costs(folder, methods)),
+        costs=tuple(read_costs(folder, methods)),
         curves=tuple(curve for name in methods if (curve := read_curve(folder, name)) is not None),
         decodings=tuple(_decodings([*values, *(value for value in of_base.values() if num_shots(value))])),
         selection=selection,
@@ -323,39 +302,10 @@ def _paired(value: Mapping[str, Any]) -> Iterator[Paired]:
             task=string(row.get("task")) or ALL_TASKS,
             metric=string(row.get("metric")) or "?",
             difference=number(row.get("difference")),
-            low=_finite(row.get("low")),
-            high=_finite(row.get("high")),
+            low=finite(row.get("low")),
+            high=finite(row.get("high")),
             better=whole(row.get("better")),
             worse=whole(row.get("worse")),
-        )
-
-
-def _finite(value: Any) -> float | None:
-    found = number(value)
-    return found if found is not None and math.isfinite(found) else None
-
-
-def _costs(folder: RunFolder, methods: Sequence[str]) -> Iterator[Cost]:
-    for name in methods:
-        value = folder.object(f"{name}/training.json")
-        if not value:
-            continue
-        yield Cost(
-            model=name,
-            peft_type=string(value.get("peft_type")),
-            trained_parameters=whole(value.get("trained_parameters")),
-            total_parameters=whole(value.get("total_parameters")),
-            peak_memory_bytes=whole(value.get("peak_memory_bytes")),
-            train_seconds=_finite(value.get("train_seconds")),
-            tokens_per_second=_finite(value.get("tokens_per_second")),
-            artifact_bytes=whole(value.get("artifact_bytes")),
-            num_steps=whole(value.get("num_steps")),
-            best_step=whole(value.get("best_step")),
-            num_train_tokens=whole(value.get("num_train_tokens")),
-            num_target_tokens=whole(value.get("num_target_tokens")),
-            device=string(value.get("device")),
-            dtype=string(value.get("dtype")),
-            stopped_early=value.get("stopped_early") is True,
         )
 
 
@@ -366,7 +316,7 @@ def _decodings(values: Sequence[Mapping[str, Any]]) -> Iterator[Decoding]:
                 model=string(value.get("row")) or string(value.get("model")) or "?",
                 split=string(value.get("split")),
                 num_left_out=whole(value.get("num_left_out")),
-                cut_fraction=_finite(value.get("cut_fraction")),
+                cut_fraction=finite(value.get("cut_fraction")),
                 prompt_sha256=string(value.get("prompt_sha256")),
                 settings=tuple(flat(mapping(value.get("decoding")))),
             )

@@ -14,6 +14,7 @@ from keeptune.stages.data import Data, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
 from keeptune.stages.keep import KeepTexts
+from keeptune.stages.plan import PlanOutcome, plan
 from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import check_methods, train
@@ -23,6 +24,7 @@ __all__ = [
     "Context",
     "Data",
     "KeepTexts",
+    "PlanOutcome",
     "Run",
     "Texts",
     "certify",
@@ -36,6 +38,7 @@ __all__ = [
     "keep_texts",
     "naming_recipe",
     "open_run",
+    "plan",
     "prepare",
     "report",
     "train",

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import json
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -137,6 +139,19 @@ def prepare(run: Run) -> Data:
         with staged_folder(folder, facts=facts) as staging:
             facts["counts"] = write_data(run.recipe, base, staging, progress=progress).counts()
     return Data(base, folder, key, made_before=made_before)
+
+
+@contextmanager
+def borrowed_data(recipe: Recipe, *, progress: Progress) -> Iterator[Data]:
+    """Lend the run's own data where they stand prepared and unchanged, else the same data for the time of the block."""
+    with tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
+        base = read_base(recipe, cache=Path(scratch))
+        folder, key = Path(recipe.output_dir) / "data", _data_key(recipe, base, sources=source_hashes(recipe))
+        if not is_done(folder, key):
+            folder = Path(scratch) / "data"
+            folder.mkdir()
+            write_data(recipe, base, folder, progress=progress)
+        yield Data(base, folder, key)
 
 
 def _refuse_other_data(run_folder: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ from keeptune.config import MethodFields, Recipe
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.progress import UNCHANGED
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
+from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.run import Run, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, read_json, write_json
@@ -26,9 +27,10 @@ if TYPE_CHECKING:
     from keeptune.evaluation.evaluate import Bench
     from keeptune.model.methods import Method
     from keeptune.text.batches import Batch, Layout
-    from keeptune.text.tokens import Example
+    from keeptune.text.tokens import Example, Examples
     from keeptune.training.settings import TrainingResult, TrainingSettings
 
+TOO_LITTLE_MEMORY = "found too little memory; expected room for the model twice. Choose a smaller one."
 _DEFAULT_RATES = {False: 2e-5, True: 2e-4}
 # What a micro-batch is, in a person's words.
 _LAYOUTS = {
@@ -80,8 +82,7 @@ def train(
     data = data or prepare(run)
     folders = []
     for name in chosen:
-        too_large = f"methods.{name}: found too little memory; expected room for the model twice. Choose a smaller one."
-        with memory_errors(too_large):
+        with memory_errors(f"methods.{name}: {TOO_LITTLE_MEMORY}"):
             folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts))
     return folders
 
@@ -136,15 +137,18 @@ def artifact_folder(folder: Path, method: Method) -> Path:
     return folder / ("model" if method.peft_type is None else "adapter")
 
 
-def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.device) -> Fit:
-    """Choose packed batches and the chunked loss where the model is exact under them, else padding and logits."""
+def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.device, has_weights: bool = True) -> Fit:
+    """Choose packed batches and the chunked loss where the model is exact under them, else padding and logits.
+
+    A model without weights cannot be tried: it is taken for exact.
+    """
     import torch
 
     from keeptune.model.divergence import pair_divergences
     from keeptune.model.loss import batch_loss, loss_is_exact, target_losses
 
-    layout, collate = _layout(model, data=data)
-    through_logits = not loss_is_exact(model)
+    layout, collate = _layout(model, data=data, has_weights=has_weights)
+    through_logits = has_weights and not loss_is_exact(model)
     return Fit(
         layout=layout,
         collate=collate,
@@ -163,14 +167,14 @@ def computes_in_bf16(recipe: Recipe, device: torch.device) -> bool:
     return device.type == "cuda" if bf16 is None else bf16
 
 
-def _layout(model: nn.Module, *, data: Data) -> tuple[Layout, Callable[[Sequence[Example]], Batch]]:
+def _layout(model: nn.Module, *, data: Data, has_weights: bool) -> tuple[Layout, Callable[[Sequence[Example]], Batch]]:
     from keeptune.model.attention import can_pack, uses_virtual_tokens
     from keeptune.text.batches import pack, pad, pad_pairs
 
     pad_id = data.base.tokenizer.pad_id
     if data.base.facts.encoder_decoder:
         return "pairs", partial(pad_pairs, pad_id=pad_id)
-    if not uses_virtual_tokens(model) and can_pack(model):
+    if not uses_virtual_tokens(model) and (not has_weights or can_pack(model)):
         return "packed", pack
     return "padded", partial(pad, pad_id=pad_id)
 
@@ -190,11 +194,11 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
         progress.say(f"{folder}: trained {UNCHANGED}")
         return folder
     device = pick_device(run.recipe.device)
-    model = load_model(data.base.folder, device=device, dtype=_weight_type(run.recipe, device, method))
+    model = load_model(data.base.folder, device=device, dtype=weight_type(run.recipe, device, method))
     kept = Kept(data.table("train"), None, {})
     if texts is not None:
         fit = fit_model(model, recipe=run.recipe, data=data, device=device)
-        settings = _settings(run.recipe, data, method, layout=fit.layout)
+        settings = training_settings(run.recipe, data, method, layout=fit.layout)
         kept = keep(run, data, method, texts=texts, base=model, fit=fit, settings=settings)
     adapted = apply_method(model, method, seed=run.recipe.seed)
     fit = fit_model(adapted, recipe=run.recipe, data=data, device=device)
@@ -208,7 +212,9 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     own = own_facts(method, counts)
     if method.l2_base:
         progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
-    result = _run_loop(run, data, method, model=adapted, fit=fit, key=key, kept=kept)
+    intended = intend(run.recipe, data, method, model=adapted, fit=fit, table=kept.train_table)
+    memory = _expected_memory(run, data, intended, name=method.name)
+    result = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
     artifact_bytes = _save(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
     write_json(
@@ -224,6 +230,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
             **kept.facts,
             **facts,
             "artifact_bytes": artifact_bytes,
+            "estimated_memory_bytes": memory,
             "layout": fit.layout,
             "device": device.type,
             "dtype": dtype,
@@ -267,21 +274,11 @@ def make_bench(
 ) -> Bench:
     """Return what all evaluations of a model on one split share; `tokens_per_batch` defaults to the recipe's."""
     from keeptune.evaluation.evaluate import Bench
-    from keeptune.evaluation.generate import Decoding
-    from keeptune.model.artifact import stop_token_ids
 
-    base = data.base
-    decoding = Decoding(
-        max_new_tokens=max_new_tokens,
-        stop_ids=stop_token_ids(model, tokenizer=base.tokenizer, template=base.template),
-        pad_id=base.tokenizer.pad_id,
-        tokens_per_batch=tokens_per_batch or run.recipe.evaluation.tokens_per_batch,
-        encoder_decoder=base.facts.encoder_decoder,
-        max_positions=base.facts.max_positions,
-    )
+    limits = {"max_new_tokens": max_new_tokens, "tokens_per_batch": tokens_per_batch}
     return Bench(
-        tokenizer=base.tokenizer,
-        decoding=decoding,
+        tokenizer=data.base.tokenizer,
+        decoding=make_decoding(run.recipe, data, model, **limits),
         collate=fit.collate,
         target_losses=fit.target_losses,
         pair_divergences=fit.pair_divergences,
@@ -292,7 +289,7 @@ def make_bench(
     )
 
 
-def _weight_type(recipe: Recipe, device: torch.device, method: Method) -> torch.dtype:
+def weight_type(recipe: Recipe, device: torch.device, method: Method) -> torch.dtype:
     """Return fp32 for weights that train or live on a CPU, bf16 for frozen weights on a GPU that computes in it."""
     import torch
 
@@ -300,15 +297,34 @@ def _weight_type(recipe: Recipe, device: torch.device, method: Method) -> torch.
     return torch.bfloat16 if frozen and computes_in_bf16(recipe, device) else torch.float32
 
 
-def _run_loop(
-    run: Run, data: Data, method: Method, *, model: nn.Module, fit: Fit, key: str, kept: Kept
-) -> TrainingResult:
+def intend(recipe: Recipe, data: Data, method: Method, *, model: nn.Module, fit: Fit, table: Examples) -> Intended:
+    """Return the training of a method's model on a table as it stands before it begins."""
+    return Intended(
+        model=model,
+        fit=fit,
+        loss=partial(fit.batch_loss, kl_weight=method.replay_kl) if method.replay_kl else fit.batch_loss,
+        settings=training_settings(recipe, data, method, layout=fit.layout),
+        table=table,
+        l2_base=method.l2_base,
+    )
+
+
+def _expected_memory(run: Run, data: Data, intended: Intended, *, name: str) -> dict[str, int] | None:
+    """Say how much memory a training is expected to hold, and return it by kind; None where only training tells."""
+    memory = estimate(run.recipe, data, intended)
+    if memory is None:
+        return None
+    run.context.progress.say(f"{name}: {memory.total / 1e9:.2f} GB of memory expected at the peak")
+    return memory.to_json()
+
+
+def _run_loop(run: Run, data: Data, intended: Intended, *, name: str, key: str, kept: Kept) -> TrainingResult:
     from keeptune.evaluation.evaluate import validation_value
     from keeptune.evaluation.metrics import METRICS
     from keeptune.training.loop import train as run_loop
     from keeptune.training.world import SINGLE
 
-    select_by = run.recipe.evaluation.select_by
+    fit, model, select_by = intended.fit, intended.model, run.recipe.evaluation.select_by
     bench = make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens(run.recipe, data))
     split = evaluation_split(data, "validation")
 
@@ -316,15 +332,14 @@ def _run_loop(
         number = run.recipe.evaluation.num_validation_records
         return validation_value(adapted, split=split, bench=bench, metric=select_by, num_records=number)
 
-    settings = _settings(run.recipe, data, method, layout=fit.layout)
     return run_loop(
         model=model,
-        train_table=kept.train_table,
+        train_table=intended.table,
         validation_table=split.examples,
-        loss=partial(fit.batch_loss, kl_weight=method.replay_kl) if method.replay_kl else fit.batch_loss,
+        loss=intended.loss,
         collate=fit.collate,
-        settings=settings,
-        folder=run.folder / method.name,
+        settings=intended.settings,
+        folder=run.folder / name,
         validate=None if select_by == "loss" else validate,
         higher_is_better=select_by != "loss" and METRICS[select_by].higher_is_better,
         world=SINGLE,
@@ -333,8 +348,8 @@ def _run_loop(
         progress=run.context.progress,
         stop_requested=run.context.stop_requested,
         run_key=key,
-        l2_base=method.l2_base,
-        drift=make_drift_meter(run, kept.probe, fit=fit, settings=settings),
+        l2_base=intended.l2_base,
+        drift=make_drift_meter(run, kept.probe, fit=fit, settings=intended.settings),
     )
 
 
@@ -351,7 +366,8 @@ def tokens_per_step(recipe: Recipe, lengths: NDArray[np.int64]) -> int:
     return auto_tokens_per_step(lengths, num_epochs=recipe.training.num_train_epochs) if chosen == "auto" else chosen
 
 
-def _settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> TrainingSettings:
+def training_settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> TrainingSettings:
+    """Return the numbers of a method's training."""
     from keeptune.training.settings import TrainingSettings
 
     numbers = recipe.training.model_dump(exclude={"bf16"})

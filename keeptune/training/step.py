@@ -173,11 +173,16 @@ def _batch_loss(work: Work, table: Examples, *, micro_batch: Sequence[int]) -> T
     batch = work.collate([table[i] for i in micro_batch])
     # The divisor was counted from the table before the first batch existed; both must mean the same.
     assert batch.num_targets == int(table.num_targets[list(micro_batch)].sum())
+    return compute_loss(work, work.model, batch)
+
+
+def compute_loss(work: Work, model: nn.Module, batch: Batch) -> Tensor:
+    """Return `model`'s summed loss in nats over a batch, computed in the number format of the training."""
     compute = contextlib.nullcontext()
     if work.autocast is not None:
         compute = torch.autocast(work.device.type, dtype=work.autocast)
     with compute:
-        return work.loss(work.model, batch)
+        return work.loss(model, batch)
 
 
 def _sum_gradients(work: Work) -> None:
