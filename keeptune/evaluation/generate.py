@@ -91,7 +91,7 @@ def generate(
     progress.start("Answers", total=len(prompts), unit="records")
     lengths = [len(prompt) for prompt in prompts]
     try:
-        with evaluating(model), _greedy(model, decoding):
+        with evaluating(model), plainly_greedy(model, decoding):
             for indices, num_new_tokens in _batches(lengths, decoding=decoding, alike=_forbids_padding(model)):
                 rows = decoder.rows([list(prompts[i]) for i in indices], limit=num_new_tokens)
                 answers.update(zip(indices, (_until_stop(row, decoding.stop_ids) for row in rows), strict=True))
@@ -143,7 +143,7 @@ def _batches(lengths: Sequence[int], *, decoding: Decoding, alike: bool = False)
 
 
 @contextlib.contextmanager
-def _greedy(model: nn.Module, decoding: Decoding) -> Iterator[None]:
+def plainly_greedy(model: nn.Module, decoding: Decoding) -> Iterator[None]:
     """Replace the model's generation settings by plain greedy ones inside the block."""
     inner: Any = base_of(model)
     saved = inner.generation_config

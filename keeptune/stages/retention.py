@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
+from keeptune.stages.harness import Harness, ask_all, harness_rows
 from keeptune.stages.openings import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 FORGETTING = "forgetting.json"
 
 
-def measure(run: Run, data: Data, texts: Texts | None) -> Path:
+def measure(run: Run, data: Data, texts: Texts | None, *, harness: Harness | None = None) -> Path:
     """Answer test along each method's way and weigh texts before and after; return the file that says what was lost.
+
+    Documents of the harness are answered like test.
 
     What stands already is not measured again. Base and trained models have answered test before.
     """
@@ -43,8 +46,10 @@ def measure(run: Run, data: Data, texts: Texts | None) -> Path:
         _repeat_base(run, data)
     for method in methods:
         _measure_method(run, data, method, texts=texts)
+    if harness is not None:
+        ask_all(run, data, methods, harness=harness)
     path = run.folder / FORGETTING
-    write_json(path, _forgetting(run, data, methods, texts=texts))
+    write_json(path, _forgetting(run, data, methods, texts=texts, harness=harness))
     return path
 
 
@@ -164,7 +169,9 @@ def main_metric(recipe: Recipe) -> str:
     return evaluation.metrics[0] if evaluation.select_by == "loss" else evaluation.select_by
 
 
-def _forgetting(run: Run, data: Data, methods: Sequence[Method], *, texts: Texts | None) -> dict[str, Any]:
+def _forgetting(
+    run: Run, data: Data, methods: Sequence[Method], *, texts: Texts | None, harness: Harness | None
+) -> dict[str, Any]:
     from keeptune.evaluation.canaries import canaries
     from keeptune.evaluation.evaluate import read_answers
 
@@ -182,6 +189,7 @@ def _forgetting(run: Run, data: Data, methods: Sequence[Method], *, texts: Texts
             if base_texts:
                 weighed = read_answers(point.texts)
                 rows += [facts | row for row in _rows(base_texts, weighed, metric="loss")]
+            rows += [facts | row for row in harness_rows(run, point, harness=harness)]
             if base and point.alpha == 1.0:
                 everything = read_answers(point.test)
                 broken += [facts | asdict(c) for c in canaries(everything).values()]
@@ -192,6 +200,7 @@ def _forgetting(run: Run, data: Data, methods: Sequence[Method], *, texts: Texts
         "canaries": broken,
         "noise": _noise(run, base, data, metric=metric),
         "texts": dict(texts.audit) if texts is not None else {},
+        **({"harness": dict(harness.audit)} if harness is not None else {}),
     }
 
 
