@@ -151,11 +151,22 @@ def evaluate(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False
 
 
 @app.command()
-def certify(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
+def certify(
+    recipe: RecipePath,
+    *,
+    artifact: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Certify this model or adapter folder, and deliver nothing.")
+    ] = None,
+    set_: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
     """Deliver the best model that loses no more than the budget."""
     from keeptune import stages, terminal
 
     with _run(recipe, set_, quiet=quiet, begun=True) as run:
+        if artifact is not None:
+            print("\n".join(("", *stages.certify_artifact(run, artifact).lines)))
+            return
         terminal.show_certificate(_console(), stages.certify(run))
 
 

@@ -183,22 +183,25 @@ def suite_documents(suite: HarnessSuite) -> list[HarnessDocument]:
 
 def _document(suite: str, task: Any, document: Any, *, place: tuple[str, int]) -> HarnessDocument:
     try:
-        question, target, choices = task.doc_to_text(document), task.doc_to_target(document), _choices(task, document)
+        question, references, choices = _texts(task, document)
     except Exception as error:
         raise RecipeError(
             f"{_KEY}: found document {place[1]} of {place[0]!r}, of which its task file makes no prompt "
             f"({type(error).__name__}: {_first_line(error)}); expected one. Mend the task file."
         ) from error
-    if not isinstance(question, str):
-        # Where the choices are inputs before one ending (winogrande), the question is the right one's number.
-        question, target = "\n".join([*choices, str(target)]), question
-    references = tuple(
-        choices[one] if isinstance(one, int) and choices else str(one)
-        for one in (target if isinstance(target, list) else [target])
-    )
     content = json.dumps([suite, question, references, choices], ensure_ascii=False)
     id_ = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     return HarnessDocument(id_, suite, *place, question, references, len(choices) or None)
+
+
+def _texts(task: Any, document: Any) -> tuple[str, tuple[str, ...], list[str]]:
+    """Return a document's question, its right answers and the choices that it offers."""
+    question, target, choices = task.doc_to_text(document), task.doc_to_target(document), _choices(task, document)
+    if not isinstance(question, str):
+        # Where the choices are inputs before one ending (winogrande), the question is the right one's number.
+        question, target = "\n".join([*choices, str(target)]), question
+    targets = target if isinstance(target, list) else [target]
+    return question, tuple(choices[t] if isinstance(t, int) and choices else str(t) for t in targets), choices
 
 
 def _choices(task: Any, document: Any) -> list[str]:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import DataError
+from keeptune.stages.certified import CERTIFICATE, changed_file
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, withdraw
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from keeptune.retention.verdict import Verdict
     from keeptune.retention.walk import Choice, Walk
 
-CERTIFICATE = "certificate.json"
 # What every certificate leaves open, in the words of the page and of the card.
 LIMITS = (
     "It speaks of the mean over records like those of the certified suites, not of any single answer, and of nothing "
@@ -126,13 +126,14 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     check_budgets(run.recipe, data, texts, harness=harness)
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
-    left_out = at_chance(run)
+    left_out = at_chance(read_json(run.folder / FORGETTING)["rows"])
     budgets = {
         suite: budget for suite, budget in budgets_of(run.recipe, harness=harness).items() if suite not in left_out
     }
     session = Session(run, data, texts, harness, budgets, left_out, "")
     session = replace(session, key=_key(session, methods))
-    if path.exists() and read_json(path).get("key") == session.key:
+    # A delivered model that someone changed is delivered again.
+    if path.exists() and read_json(path).get("key") == session.key and changed_file(path) is None:
         run.context.progress.say(f"{path}: certified before and unchanged")
         return path
     if not budgets:
@@ -178,9 +179,8 @@ def _key(session: Session, methods: Mapping[str, Method]) -> str:
     )
 
 
-def at_chance(run: Run) -> dict[str, str]:
-    """Return the suites with nothing to lose, each with the base's score on its report part."""
-    rows = read_json(run.folder / FORGETTING)["rows"]
+def at_chance(rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return the suites with nothing to lose among rows of `forgetting.json`, each with the base's score."""
     return {row["suite"]: f"{row['base']:.3g}" for row in rows if row["base_at_chance"] and row["metric"] != "loss"}
 
 

@@ -259,16 +259,25 @@ def _ask(run: Run, data: Data, model: nn.Module, *, harness: Harness, name: str,
     answer_harness(run, data, model, harness=harness, part="test", suites=suites, name=name, folder=folder, key=key)
 
 
-def harness_rows(run: Run, point: Point, *, harness: Harness | None) -> Iterator[dict[str, Any]]:
-    """Yield what each suite lost at a point, a row of `forgetting.json` each; none stands among `others`."""
+def harness_answers(run: Run, point: Point | None) -> list[Answer]:
+    """Read the answers of a point, or of the base, to the report part; none where the recipe names no harness task."""
     from keeptune.evaluation.evaluate import read_answers
+
+    if not run.recipe.retention.harness.tasks:
+        return []
+    return read_answers(run.folder / BASE / "harness" if point is None else point.harness)
+
+
+def harness_rows(
+    base: Sequence[Answer], tuned: Sequence[Answer], *, harness: Harness | None
+) -> Iterator[dict[str, Any]]:
+    """Yield what each suite lost, a row of `forgetting.json` each; none stands among `others`."""
     from keeptune.retention.measures import measure_retention
 
-    if harness is None:
-        return
-    base, tuned = read_answers(run.folder / BASE / "harness"), read_answers(point.harness)
-    for suite, facts in harness.audit.items():
+    for suite, facts in (harness.audit if harness is not None else {}).items():
         before, after = ([a for a in answers if a.task == suite] for answers in (base, tuned))
+        if not before:
+            continue
         found = measure_retention(before, after, metric=facts["metric"], least_chance=facts["chance"])
         row = asdict(found.tasks[0])
         yield {"suite": row.pop("task"), **row, "kl": None}

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
-from keeptune.stages.harness import Harness, ask_all, harness_rows
+from keeptune.stages.harness import Harness, ask_all, harness_answers, harness_rows
 from keeptune.stages.openings import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
@@ -179,17 +179,18 @@ def _forgetting(
     first = run.folder / BASE / ZERO_SHOT
     base = _others(read_answers(first), data) if first.exists() else []
     base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
+    asked = harness_answers(run, None)
     rows: list[dict[str, Any]] = []
     broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(base).values()]
     for method in methods:
         for point in points(run, method):
             tuned = _others(read_answers(point.test), data) if base else []
             facts = {"model": method.name, "alpha": point.alpha}
-            rows += [facts | row for row in _rows(base, tuned, metric=metric)]
+            rows += [facts | row for row in lost_rows(base, tuned, metric=metric)]
             if base_texts:
                 weighed = read_answers(point.texts)
-                rows += [facts | row for row in _rows(base_texts, weighed, metric="loss")]
-            rows += [facts | row for row in harness_rows(run, point, harness=harness)]
+                rows += [facts | row for row in lost_rows(base_texts, weighed, metric="loss")]
+            rows += [facts | row for row in harness_rows(asked, harness_answers(run, point), harness=harness)]
             if base and point.alpha == 1.0:
                 everything = read_answers(point.test)
                 broken += [facts | asdict(c) for c in canaries(everything).values()]
@@ -208,7 +209,7 @@ def _others(answers: Sequence[Answer], data: Data) -> list[Answer]:
     return [answer for answer in answers if answer.task in data.untrained_tasks]
 
 
-def _rows(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> Iterator[dict[str, Any]]:
+def lost_rows(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> Iterator[dict[str, Any]]:
     """Yield what each suite lost, and for several suites of instructions what their records lost together."""
     from keeptune.evaluation.metrics import DIVERGENCE
     from keeptune.evaluation.scores import score_answers
