@@ -148,10 +148,12 @@ class HarnessFields(Section):
     """Folder with task files (.yaml) of one's own. Python functions that they name are run."""
     max_records: Positive | None = None
     """Keep at most this many documents of a suite, chosen by hash; default: all."""
+    apply_chat_template: bool = False
+    """Put the template of the run around every prompt; false: plain prompts, as the harness does by default."""
 
     @model_validator(mode="after")
     def _consistent(self) -> HarnessFields:
-        given = [key for key in ("include_path", "max_records") if getattr(self, key) is not None]
+        given = [key for key in ("include_path", "max_records", "apply_chat_template") if getattr(self, key)]
         if given and not self.tasks:
             raise ValueError(f"found {given[0]} without tasks, where it has no effect; expected both. Name tasks")
         if taken := sorted(_MEAN_ROWS & set(self.tasks)):

@@ -216,11 +216,12 @@ def ask(
     *,
     bench: Bench,
     tokenizer: Any,
+    apply_chat_template: bool = False,
 ) -> list[Answer]:
     """Return a model's answers to the documents, in their order, each with its value of its suite's metric.
 
     Solved examples are drawn anew from one seed, so that every model that is asked the same documents reads the same
-    prompts. No chat template is put around them. `tokenizer` is the one of transformers.
+    prompts. `tokenizer` is the one of transformers, whose chat template is put around them where that is asked for.
 
     Raises:
         DataError: a document's value is no number between 0 and 1.
@@ -248,7 +249,13 @@ def ask(
         )
         _report_work(asked, bench)
         try:
-            found = evaluate(asked, {"tasks": tasks, "groups": {}, "group_map": {}}, samples=wanted, bootstrap_iters=0)
+            found = evaluate(
+                asked,
+                {"tasks": tasks, "groups": {}, "group_map": {}},
+                samples=wanted,
+                bootstrap_iters=0,
+                apply_chat_template=apply_chat_template,
+            )
         finally:
             bench.progress.finish()
     metrics = {suite.name: suite.metric for suite in suites}

@@ -46,7 +46,7 @@ def artifact_sha256(folder: Path) -> dict[str, str]:
 def changed_file(certificate: Path) -> Changed | None:
     """Return the first file that is another than when the certificate was made.
 
-    None where there is none, and where the certificate names no folder, or one that is gone.
+    None where there is none, and where nothing is certified, or a folder that is gone.
     """
     folder, hashes = _artifact(certificate)
     if folder is None or not folder.is_dir():
@@ -60,7 +60,7 @@ def changed_file(certificate: Path) -> Changed | None:
 
 
 def certificates_of(folder: Path, *, runs: Iterable[Path]) -> Iterator[Path]:
-    """Yield the certificates in run folders that name this folder."""
+    """Yield the certificates in run folders by which this folder is certified."""
     for run in runs:
         for path in (run / CERTIFICATE, *sorted((run / CERTIFICATES).glob("*.json"))):
             named = _artifact(path)[0] if path.is_file() else None
@@ -85,6 +85,7 @@ def refuse_changed(folder: Path, *, runs: Iterable[Path]) -> None:
 
 def _artifact(certificate: Path) -> tuple[Path | None, Mapping[str, str]]:
     value: dict[str, Any] = read_json(certificate)
-    artifact = value.get("artifact")
+    # Of a folder that was not certified nothing is claimed.
+    artifact = value["artifact"] if value["verdict"] == "CERTIFIED" else None
     # The run's own certificate names its folder from where it stands, another one the whole path.
     return (certificate.parent / artifact["folder"], artifact["sha256"]) if artifact else (None, {})

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import Message, PartName, Record, SplitName
-from keeptune.errors import DataError
+from keeptune.errors import DataError, RecipeError
 from keeptune.stages.data import Data, max_new_tokens_on_test
 from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, is_done, stage_key
@@ -104,6 +104,11 @@ def write_harness(run: Run, data: Data) -> Harness | None:
     fields = run.recipe.retention.harness
     if not fields.tasks:
         return None
+    if fields.apply_chat_template and data.base.facts.encoder_decoder:
+        raise RecipeError(
+            "retention.harness.apply_chat_template: found true with an encoder-decoder, which reads prompts without "
+            "turns; expected false. Set retention.harness.apply_chat_template=false."
+        )
     include_path = Path(fields.include_path).expanduser() if fields.include_path else None
     folder = run.folder / "harness"
     found = Harness(folder, _key(run.recipe, data, include_path=include_path), fields.tasks, include_path)
@@ -136,6 +141,7 @@ def _key(recipe: Recipe, data: Data, *, include_path: Path | None) -> str:
         tasks=list(fields.tasks),
         own=own,
         max_records=fields.max_records,
+        chat=fields.apply_chat_template,
         shares={task: part_shares(recipe, task) for task in fields.tasks},
         seed=recipe.seed,
         harness=harness_version(),
@@ -211,7 +217,9 @@ def answer_harness(
     bench = make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens_on_test(run.recipe, data))
     documents = harness.documents(part, of=suites)
     tokenizer = load_tokenizer(data.base.tokenizer_folder)
-    answers = ask(model, harness.suites, documents, bench=bench, tokenizer=tokenizer)
+    tokenizer.chat_template = data.base.template.chat_template
+    chat = run.recipe.retention.harness.apply_chat_template
+    answers = ask(model, harness.suites, documents, bench=bench, tokenizer=tokenizer, apply_chat_template=chat)
     prompts = stage_key(prompts=[answer.prompt for answer in answers])
     header = {
         "model": name,

@@ -53,10 +53,10 @@ def bench(*, encoder_decoder: bool = False, stopped: bool = False, tokens_per_ba
     return Bench(unused, decoding, unused, unused, unused, None, Silent(), lambda: stopped)
 
 
-def asked(folder: Path, suites: list[HarnessSuite], **options: Any) -> list[Any]:
+def asked(folder: Path, suites: list[HarnessSuite], *, chat: bool = False, **options: Any) -> list[Any]:
     documents = [document for suite in suites for document in suite_documents(suite)]
-    model = load_model(folder, device=CPU, dtype=torch.float32)
-    return ask(model, suites, documents, bench=bench(**options), tokenizer=load_tokenizer(folder))
+    model, tokenizer = load_model(folder, device=CPU, dtype=torch.float32), load_tokenizer(folder)
+    return ask(model, suites, documents, bench=bench(**options), tokenizer=tokenizer, apply_chat_template=chat)
 
 
 def test_answers_are_the_harness_s_own(tmp_path: Path, base: Path) -> None:
@@ -94,6 +94,14 @@ def test_solved_examples_are_the_same_for_every_model_that_is_asked(tmp_path: Pa
     assert [answer.prompt for answer in first] == [answer.prompt for answer in second]
     assert all(answer.prompt.count("Answer:") == 3 for answer in first)
     assert first == second
+
+
+def test_the_chat_template_is_put_around_prompts_where_that_is_asked_for(tmp_path: Path, base: Path) -> None:
+    suites = load_suites(["colours"], include_path=task(tmp_path, "colours"))
+    plain, chat = asked(base, suites)[0], asked(base, suites, chat=True)[0]
+    assert "<|im_start|>" not in plain.prompt
+    assert chat.prompt.startswith("<|im_start|>user\nQuestion: ")
+    assert chat.prompt.endswith("Answer:<|im_end|>\n<|im_start|>assistant\n")
 
 
 def test_answers_do_not_depend_on_the_batches_nor_on_the_order_in_which_they_are_wanted(

@@ -18,7 +18,7 @@ from keeptune.config import Recipe, load_recipe
 from keeptune.errors import DataError, RecipeError
 from keeptune.stages.certify import budgets_of
 from tests.evaluation.harness_tasks import colours, task, writing
-from tests.stages.world import Notes, context, llama, recipe_file, records
+from tests.stages.world import Notes, context, llama, recipe_file, records, t5
 
 LONG = "In which of the nine boxes that stand below the old stair of the house lies the green stone of the king?"
 REASON = "lm-evaluation-harness is an extra (keeptune[harness])"
@@ -295,3 +295,16 @@ def test_a_budget_in_another_metric_or_in_nats_is_refused(made: Made) -> None:
         retention = made.recipe.retention.model_copy(update={"budget": {"colours": text}})
         with pytest.raises(RecipeError, match=found):
             budgets_of(made.recipe.model_copy(update={"retention": retention}), harness=harness)
+
+
+def test_a_chat_template_for_an_encoder_decoder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tasks").mkdir()
+    task(tmp_path / "tasks", "colours")
+    recipe = written_recipe(tmp_path, model=t5(tmp_path / "t5"), tasks=["colours"])
+    fields = recipe.retention.harness.model_copy(update={"apply_chat_template": True})
+    retention = recipe.retention.model_copy(update={"harness": fields})
+    with (
+        stages.open_run(recipe.model_copy(update={"retention": retention}), context=context()) as run,
+        pytest.raises(RecipeError, match="found true with an encoder-decoder, which reads prompts without turns"),
+    ):
+        stages.write_harness(run, stages.prepare(run))
