@@ -54,7 +54,7 @@ def certified(made: Made, folder: Path, *, notes: Notes | None = None) -> tuple[
 def adapter(base: Path, folder: Path) -> None:
     """Write an adapter that changes nothing, as peft alone would."""
     with quiet_peft():
-        get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2)).save_pretrained(folder)
+        get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2)).save_pretrained(str(folder))
 
 
 def ledger(made: Made) -> list[dict[str, Any]]:
