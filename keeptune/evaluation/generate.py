@@ -85,14 +85,14 @@ def generate(
         OutOfMemoryError: half a batch does not fit either.
         Interrupted: a stop was asked for.
     """
-    decoding = _beside_virtual_tokens(model, decoding)
+    decoding = beside_virtual_tokens(model, decoding)
     decoder = _Decoder(model, decoding, stop_requested)
     answers: dict[int, Generated] = {}
     progress.start("Answers", total=len(prompts), unit="records")
     lengths = [len(prompt) for prompt in prompts]
     try:
         with evaluating(model), plainly_greedy(model, decoding):
-            for indices, num_new_tokens in _batches(lengths, decoding=decoding, alike=_forbids_padding(model)):
+            for indices, num_new_tokens in _batches(lengths, decoding=decoding, alike=forbids_padding(model)):
                 rows = decoder.rows([list(prompts[i]) for i in indices], limit=num_new_tokens)
                 answers.update(zip(indices, (_until_stop(row, decoding.stop_ids) for row in rows), strict=True))
                 progress.advance(len(indices))
@@ -101,7 +101,7 @@ def generate(
     return [answers[i] for i in range(len(prompts))]
 
 
-def _forbids_padding(model: nn.Module) -> bool:
+def forbids_padding(model: nn.Module) -> bool:
     """Tell whether padding on the left would change answers.
 
     PEFT puts virtual tokens before the padding, so that their distance to the prompt would depend on the batch.
@@ -109,7 +109,7 @@ def _forbids_padding(model: nn.Module) -> bool:
     return uses_virtual_tokens(model) and not base_of(model).config.is_encoder_decoder
 
 
-def _beside_virtual_tokens(model: Any, decoding: Decoding) -> Decoding:
+def beside_virtual_tokens(model: Any, decoding: Decoding) -> Decoding:
     """Return the decoding with the positions that PEFT's virtual tokens leave to prompts and answers."""
     if decoding.max_positions is None or not uses_virtual_tokens(model):
         return decoding

@@ -25,7 +25,7 @@ from keeptune.data.clean import prompt_key
 from keeptune.data.record import Message, Record
 from keeptune.errors import DataError, Interrupted, RecipeError, import_extra
 from keeptune.evaluation.evaluate import Bench
-from keeptune.evaluation.generate import plainly_greedy
+from keeptune.evaluation.generate import beside_virtual_tokens, forbids_padding, plainly_greedy
 from keeptune.evaluation.metrics import DIVERGENCE, LOSS_METRICS, Answer
 from keeptune.model.attention import base_of
 from keeptune.model.memory import memory_errors
@@ -243,7 +243,7 @@ def ask(
             pretrained=model,
             tokenizer=tokenizer,
             backend="seq2seq" if bench.decoding.encoder_decoder else "causal",
-            max_length=bench.decoding.max_positions or _NO_LIMIT_TOKENS,
+            max_length=beside_virtual_tokens(model, bench.decoding).max_positions or _NO_LIMIT_TOKENS,
             mixed_precision_dtype=bench.autocast,
             softmax_dtype=torch.float32,
         )
@@ -314,7 +314,7 @@ def _report_work(asked: Any, bench: Bench) -> None:
         def listened(requests: Sequence[Any], **_: Any) -> Any:
             longest = max(len(asked.tok_encode("".join(a for a in r.args if isinstance(a, str)))) for r in requests)
             tokens = min(bench.decoding.tokens_per_batch, _MOST_LOGITS // vocab_size)
-            asked.batch_size_per_gpu = max(1, tokens // max(1, longest))
+            asked.batch_size_per_gpu = 1 if forbids_padding(asked.model) else max(1, tokens // max(1, longest))
             num_left[0] = len(requests)
             progress.start("Harness", total=len(requests), unit="requests")
             found = method(requests, disable_tqdm=True)
@@ -351,13 +351,15 @@ def _silent() -> Iterator[None]:
     """Keep the harness's log, warnings and progress bars off the terminal; what it says is raised here instead."""
     from tqdm import tqdm
 
-    logger, begin = logging.getLogger("lm_eval"), tqdm.__init__
-    level = logger.level
+    begin = tqdm.__init__
+    loggers = [logging.getLogger(name) for name in ("lm_eval", "datasets", "huggingface_hub")]
+    levels = [logger.level for logger in loggers]
 
     def hidden(bar: Any, *arguments: Any, **named: Any) -> None:
         begin(bar, *arguments, **{**named, "disable": True})
 
-    logger.setLevel(logging.CRITICAL)
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
     tqdm.__init__ = hidden  # pyright: ignore[reportAttributeAccessIssue]
     try:
         with warnings.catch_warnings():
@@ -365,7 +367,8 @@ def _silent() -> Iterator[None]:
             yield
     finally:
         tqdm.__init__ = begin
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 def _first_line(error: BaseException) -> str:

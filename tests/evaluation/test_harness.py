@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, PromptTuningConfig, get_peft_model
 
 from keeptune.errors import DataError, Interrupted, RecipeError
 from keeptune.evaluation.evaluate import Bench
 from keeptune.evaluation.generate import Decoding
 from keeptune.evaluation.harness import HarnessSuite, ask, load_suites, suite_documents
 from keeptune.model.load import load_model, load_tokenizer
+from keeptune.model.methods import quiet_peft
 from keeptune.progress import Silent
 from tests.evaluation.harness_tasks import colours, task, writing
 from tests.stages.world import llama, t5
@@ -153,6 +155,23 @@ def test_an_encoder_decoder_answers_too(tmp_path: Path) -> None:
     answers = asked(folder, load_suites(["colours", "words"], include_path=tmp_path), encoder_decoder=True)
     assert len(answers) == 24
     assert all(0.0 <= value <= 1.0 for answer in answers for value in answer.metrics.values())
+
+
+def test_an_adapter_that_adds_nothing_changes_nothing_and_virtual_tokens_are_no_obstacle(
+    tmp_path: Path, base: Path
+) -> None:
+    task(tmp_path, "colours")
+    suites = load_suites(["colours", "words"], include_path=writing(tmp_path, "words"))
+    documents = [document for suite in suites for document in suite_documents(suite)]
+    kinds = (LoraConfig(r=2), PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=4))
+    found = []
+    for kind in kinds:
+        torch.manual_seed(0)
+        with quiet_peft():
+            adapted = get_peft_model(load_model(base, device=CPU, dtype=torch.float32), kind)
+        found.append(ask(adapted, suites, documents, bench=bench(), tokenizer=load_tokenizer(base)))
+    assert found[0] == asked(base, suites)
+    assert [answer.id for answer in found[1]] == [answer.id for answer in found[0]]
 
 
 def test_asking_leaves_the_random_state_and_the_progress_bars_as_they_were(tmp_path: Path, base: Path) -> None:
