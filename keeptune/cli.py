@@ -145,8 +145,9 @@ def train(
 
     with _run(recipe, set_, quiet=quiet, check=stages.check_methods) as run:
         prepared = stages.prepare(run)
+        harness = stages.write_harness(run, prepared)
         texts = stages.write_texts(run, prepared)
-        stages.check_budgets(run.recipe, prepared, texts)
+        stages.check_budgets(run.recipe, prepared, texts, harness=harness)
         kept = stages.keep_texts(run.recipe, prepared, texts)
         for folder in stages.train(run, data=prepared, methods=method, texts=kept):
             print(f"Trained: {folder}")
@@ -165,11 +166,22 @@ def evaluate(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False
 
 
 @app.command()
-def certify(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
+def certify(
+    recipe: RecipePath,
+    *,
+    artifact: Annotated[
+        Path | None, typer.Option(metavar="FOLDER", help="Certify this model or adapter folder, and deliver nothing.")
+    ] = None,
+    set_: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
     """Deliver the best model that loses no more than the budget."""
     from keeptune import stages, terminal
 
     with _run(recipe, set_, quiet=quiet, begun=True) as run:
+        if artifact is not None:
+            print("\n".join(("", *stages.certify_artifact(run, artifact).lines)))
+            return
         terminal.show_certificate(_console(), stages.certify(run))
 
 
@@ -191,11 +203,12 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         prepared = stages.prepare(opened)
         if not quiet and not prepared.made_before:
             terminal.show_audit(_console(), prepared.audit)
+        harness = stages.write_harness(opened, prepared)
         texts = stages.write_texts(opened, prepared)
-        stages.check_budgets(opened.recipe, prepared, texts)
+        stages.check_budgets(opened.recipe, prepared, texts, harness=harness)
         kept = stages.keep_texts(opened.recipe, prepared, texts)
         stages.train(opened, data=prepared, texts=kept)
-        delivered = stages.evaluate(opened, data=prepared, texts=texts)
+        delivered = stages.evaluate(opened, data=prepared, texts=texts, harness=harness)
         certificate = stages.certify(opened, data=prepared) if delivered is None else None
         page = stages.report(opened)
     terminal.show_scores(_console(), page.with_name("report.json"))

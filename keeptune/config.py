@@ -9,7 +9,17 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
-from keeptune.config_data import NAME, DataFields, Fraction, Positive, RetentionFields, Section, TaskFields, TextFields
+from keeptune.config_data import (
+    NAME,
+    DataFields,
+    Fraction,
+    HarnessFields,
+    Positive,
+    RetentionFields,
+    Section,
+    TaskFields,
+    TextFields,
+)
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.evaluation.metrics import metric_problems
@@ -211,12 +221,19 @@ class Recipe(Section):
     def _suites(self) -> Recipe:
         texts = [text.name for text in self.retention.texts]
         untrained = [task.name for task in self.data.tasks if not task.train]
-        names = [*texts, *(task.name for task in self.data.tasks)]
+        harness = list(self.retention.harness.tasks)
+        names = [*texts, *harness, *(task.name for task in self.data.tasks)]
         if twice := sorted({name for name in names if names.count(name) > 1}):
-            raise ValueError(f"found {twice[0]!r} as a task and as a text; expected each name once. Rename the text")
+            raise ValueError(
+                f"found {twice[0]!r} twice among tasks, texts and harness tasks; expected each name once. "
+                "Rename the task or text"
+            )
         own = [SELF_TEXTS] if self.retention.self_texts else []
-        suites = [*untrained, *texts, *own, *([OTHER_TASKS] if untrained else [])]
-        for key, named in (("budget", self.retention.budget), ("replay", [self.retention.replay])):
+        read = [*untrained, *texts, *own, *([OTHER_TASKS] if untrained else [])]
+        for key, named, suites in (
+            ("budget", self.retention.budget, [*read, *harness]),
+            ("replay", [self.retention.replay], read),
+        ):
             for name in named:
                 if name not in suites and (key, name) != ("replay", SELF_TEXTS):
                     listed = ", ".join(suites) or "none, as nothing is named that could be kept"
@@ -262,6 +279,7 @@ def _known_keys(section: Sequence[Any]) -> list[str]:
         "evaluation": EvaluationFields,
         "tasks": TaskFields,
         "retention": RetentionFields,
+        "harness": HarnessFields,
         "texts": TextFields,
         "methods": MethodFields,
     }

@@ -139,11 +139,35 @@ class TextFields(Section):
         return self
 
 
+class HarnessFields(Section):
+    """Tasks of lm-evaluation-harness, each a suite under its own name; needs `keeptune[harness]`."""
+
+    tasks: tuple[str, ...] = ()
+    """Names of its tasks or groups, such as arc_easy or mmlu."""
+    include_path: str | None = None
+    """Folder with task files (.yaml) of one's own. Python functions that they name are run."""
+    max_records: Positive | None = None
+    """Keep at most this many documents of a suite, chosen by hash; default: all."""
+    apply_chat_template: bool = False
+    """Put the template of the run around every prompt; false: plain prompts, as the harness does by default."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> HarnessFields:
+        given = [key for key in ("include_path", "max_records", "apply_chat_template") if getattr(self, key)]
+        if given and not self.tasks:
+            raise ValueError(f"found {given[0]} without tasks, where it has no effect; expected both. Name tasks")
+        if taken := sorted(_MEAN_ROWS & set(self.tasks)):
+            raise ValueError(f"found the harness task {taken[0]!r}, a name that means something else. Rename the task")
+        return self
+
+
 class RetentionFields(Section):
     """What must not be lost, and how much of it may be."""
 
     texts: tuple[TextFields, ...] = ()
     """General text, as suites beside the tasks with `train: false`."""
+    harness: HarnessFields = HarnessFields()
+    """Tasks of lm-evaluation-harness by name, as further suites."""
     self_texts: Annotated[int, Field(ge=0)] = 256
     """Texts that the base model writes before training, the suite `self`: the rise of their loss is the KL divergence
     from the base. As many again are written for a certificate; 0: none."""
@@ -154,7 +178,7 @@ class RetentionFields(Section):
     `train: false`, which give three tenths of their groups to it; `others`: all of those tasks."""
     budget: dict[str, str] = Field(default_factory=dict)
     """Suite → what it may lose, with its unit: `1 point of exact_match`, `0.02 nats`. Suites are the tasks with
-    `train: false`, `others` (all of them together), `texts` by name, and self."""
+    `train: false`, `others` (all of them together), `texts` and `harness.tasks` by name, and self."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of the certificate: one minus the chance that it is given wrongly."""
     alphas: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] | Literal["auto"] = "auto"

@@ -38,6 +38,7 @@ DOORS = {
     "matplotlib": ("report/figures.py",),
     "huggingface_hub": ("model/folder.py", "data/source.py"),
     "datasets": ("data/source.py",),
+    "lm_eval": ("evaluation/harness.py",),
     "typer": ("cli.py",),
     "yaml": ("recipe_text.py", "model/card.py", "stages/run.py"),
 }
@@ -170,6 +171,7 @@ def recipe_fields() -> dict[str, type]:
         config.TrainingFields,
         config.EvaluationFields,
         config.RetentionFields,
+        config.HarnessFields,
         config.TextFields,
     ]
     return {f"{section.__name__}.{name}": section for section in sections for name in section.model_fields}

@@ -106,6 +106,27 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
             "methods.full: found replay_kl without replay_fraction, where it has no effect; expected both. Set "
             "replay_fraction, or remove replay_kl.",
         ),
+        (
+            "retention: {harness: {max_records: 5}}\n",
+            "retention.harness: found max_records without tasks, where it has no effect; expected both. Name tasks.",
+        ),
+        (
+            "retention: {harness: {tasks: [others]}}\n",
+            "retention.harness: found the harness task 'others', a name that means something else. Rename the task.",
+        ),
+        (
+            "retention: {harness: {tasks: [arc_easy, arc_easy]}}\n",
+            "found 'arc_easy' twice among tasks, texts and harness tasks; expected each name once.",
+        ),
+        (
+            "retention: {harness: {tasks: [arc_easy]}, budget: {arc_esy: 2 points}}\n",
+            "found 'arc_esy' in retention.budget; expected a suite: self, arc_easy. Did you mean 'arc_easy'?",
+        ),
+        (
+            "retention: {harness: {tasks: [arc_easy]}, replay: arc_easy}\n",
+            "found 'arc_easy' in retention.replay; expected a suite: self.",
+        ),
+        ("retention: {harness: {task: [arc_easy]}}\n", "retention.harness.task: found an unknown key"),
         ("methods: {full: {replay_fraction: 1.0}}\n", "methods.full.replay_fraction: found 1.0; expected"),
         ("methods: {full: {frozen_layers: -1}}\n", "methods.full.frozen_layers: found -1; expected"),
         ("methods: {full: {frozen_layer: 1}}\n", "fine-tuning. Did you mean 'frozen_layers'?"),

@@ -85,14 +85,14 @@ def generate(
         OutOfMemoryError: half a batch does not fit either.
         Interrupted: a stop was asked for.
     """
-    decoding = _beside_virtual_tokens(model, decoding)
+    decoding = beside_virtual_tokens(model, decoding)
     decoder = _Decoder(model, decoding, stop_requested)
     answers: dict[int, Generated] = {}
     progress.start("Answers", total=len(prompts), unit="records")
     lengths = [len(prompt) for prompt in prompts]
     try:
-        with evaluating(model), _greedy(model, decoding):
-            for indices, num_new_tokens in _batches(lengths, decoding=decoding, alike=_forbids_padding(model)):
+        with evaluating(model), plainly_greedy(model, decoding):
+            for indices, num_new_tokens in _batches(lengths, decoding=decoding, alike=forbids_padding(model)):
                 rows = decoder.rows([list(prompts[i]) for i in indices], limit=num_new_tokens)
                 answers.update(zip(indices, (_until_stop(row, decoding.stop_ids) for row in rows), strict=True))
                 progress.advance(len(indices))
@@ -103,11 +103,11 @@ def generate(
 
 def first_pass(model: nn.Module, lengths: Sequence[int], *, decoding: Decoding) -> None:
     """Run a model over the largest batch of prompts of these lengths as `generate` begins it, whatever their tokens."""
-    decoding = _beside_virtual_tokens(model, decoding)
-    batches = _batches(lengths, decoding=decoding, alike=_forbids_padding(model))
+    decoding = beside_virtual_tokens(model, decoding)
+    batches = _batches(lengths, decoding=decoding, alike=forbids_padding(model))
     indices, _ = max(batches, key=lambda batch: len(batch[0]) * lengths[batch[0][0]])
     input_ids_BT, attention_mask_BT = _padded([[decoding.pad_id] * lengths[i] for i in indices], decoding=decoding)
-    base = base_of(model)
+    base: Any = base_of(model)
     arguments: dict[str, Any] = {}
     if decoding.encoder_decoder:
         arguments["decoder_input_ids"] = input_ids_BT[:, :1].to(base.device)
@@ -121,7 +121,7 @@ def first_pass(model: nn.Module, lengths: Sequence[int], *, decoding: Decoding) 
     )
 
 
-def _forbids_padding(model: nn.Module) -> bool:
+def forbids_padding(model: nn.Module) -> bool:
     """Tell whether padding on the left would change answers.
 
     PEFT puts virtual tokens before the padding, so that their distance to the prompt would depend on the batch.
@@ -129,7 +129,7 @@ def _forbids_padding(model: nn.Module) -> bool:
     return uses_virtual_tokens(model) and not base_of(model).config.is_encoder_decoder
 
 
-def _beside_virtual_tokens(model: Any, decoding: Decoding) -> Decoding:
+def beside_virtual_tokens(model: Any, decoding: Decoding) -> Decoding:
     """Return the decoding with the positions that PEFT's virtual tokens leave to prompts and answers."""
     if decoding.max_positions is None or not uses_virtual_tokens(model):
         return decoding
@@ -163,7 +163,7 @@ def _batches(lengths: Sequence[int], *, decoding: Decoding, alike: bool = False)
 
 
 @contextlib.contextmanager
-def _greedy(model: nn.Module, decoding: Decoding) -> Iterator[None]:
+def plainly_greedy(model: nn.Module, decoding: Decoding) -> Iterator[None]:
     """Replace the model's generation settings by plain greedy ones inside the block."""
     inner: Any = base_of(model)
     saved = inner.generation_config

@@ -57,9 +57,10 @@ class Answer:
 class Metric:
     """A function of sums over records.
 
-    `value` scores one answer against its references, the best reference counting; none where the model's own loss is
-    the value. `statistics` are a record's summands; `combine` maps sums (..., S) to values (...). `signature` takes
-    the number of references of a record (-1: it varies) and returns implementation, version and options.
+    `value` scores one answer against its references, the best reference counting; none where the model's own loss, or
+    what the harness said, is the value. `statistics` are a record's summands; `combine` maps sums (..., S) to values
+    (...). `signature` takes the number of references of a record (-1: it varies) and returns implementation, version
+    and options.
     """
 
     name: str
@@ -256,7 +257,7 @@ def _nats(answer: Answer, *, name: str = "loss") -> tuple[float, ...]:
     return (answer.metrics[name] * answer.num_target_tokens, float(answer.num_target_tokens))
 
 
-def _mean(name: str, value: Callable[[str, Sequence[str]], float], signature: Callable[[int], str]) -> Metric:
+def _mean(name: str, value: Callable[[str, Sequence[str]], float] | None, signature: Callable[[int], str]) -> Metric:
     return Metric(
         name,
         higher_is_better=True,
@@ -323,3 +324,8 @@ _ALL = (
 )
 METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
 """Every metric by its name. ROUGE, exact match and F1 lie in [0, 1], BLEU and chrF in [0, 100]."""
+
+
+def metric_of(name: str) -> Metric:
+    """Return the metric of that name; one that keeptune does not compute is a harness task's own, in [0, 1]."""
+    return METRICS.get(name) or _mean(name, None, lambda _: f"lm-evaluation-harness {name}|mean over documents")

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.errors import DataError
-from keeptune.evaluation.metrics import METRICS, Answer, Metric
+from keeptune.evaluation.metrics import Answer, Metric, metric_of
 
 NUM_DRAWS = 10_000
 _SEED = 20_240_601
@@ -68,7 +68,7 @@ def score_answers(
     for task, members in _tasks(answers, untrained_tasks=untrained_tasks):
         clusters_R, num_clusters = _clusters([answers[i] for i in members])
         for name in metrics:
-            metric = METRICS[name]
+            metric = metric_of(name)
             sums_GS = _cluster_sums(_statistics([answers[i] for i in members], metric), clusters_R, num_clusters)
             scores.append(
                 Score(
@@ -116,13 +116,13 @@ def _task_differences(
 ) -> list[Paired]:
     """Draw clusters once for every metric and both models: the draw is what pairs them."""
     clusters_R, num_clusters = _clusters(mine)
-    columns = [_statistics(side, METRICS[name]) for name in metrics for side in (mine, theirs)]
+    columns = [_statistics(side, metric_of(name)) for name in metrics for side in (mine, theirs)]
     sums_GC = _cluster_sums(np.concatenate(columns, axis=1), clusters_R, num_clusters)
     drawn_KC = _bootstrap(sums_GC) if num_clusters > 1 else None
     total_C = sums_GC.sum(axis=0)
     differences, start = [], 0
     for name, width in zip(metrics, [column.shape[1] for column in columns[::2]], strict=True):
-        metric = METRICS[name]
+        metric = metric_of(name)
         here, there, start = slice(start, start + width), slice(start + width, start + 2 * width), start + 2 * width
         left_out_G = _left_out(sums_GC[:, here], metric) - _left_out(sums_GC[:, there], metric)
         low = high = None

@@ -142,6 +142,19 @@ def convert_tokenizer(folder: Path, into: Path) -> None:
         tokenizer.save_pretrained(staging)
 
 
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerFast:
+    """Return transformers' own tokenizer of a folder that holds `tokenizer.json`.
+
+    Raises:
+        RecipeError: transformers cannot read it.
+    """
+    with _silent_transformers():
+        try:
+            return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (ValueError, OSError, KeyError, TypeError, ImportError) as error:
+            raise _no_tokenizer(folder, str(error).strip().splitlines()[0]) from error
+
+
 def _no_tokenizer(folder: Path, reason: str) -> RecipeError:
     return RecipeError(
         f"{folder}: found no tokenizer that can be converted ({reason}); expected tokenizer.json or a SentencePiece "

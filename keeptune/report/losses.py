@@ -103,12 +103,13 @@ def forgetting_sentence(report: Report) -> tuple[Phrase, ...]:
         )
     found = [row for s in forgotten.suites if s != OTHER_TASKS and (row := forgotten.lost(*forgotten.delivered, s))]
     of_tasks = [row for row in found if row.metric == forgotten.metric and not row.base_at_chance]
-    of_texts = [row for row in found if row.metric != forgotten.metric]
+    of_texts = [row for row in found if row.metric == "loss"]
+    of_harness = [row for row in found if row.metric not in (forgotten.metric, "loss") and not row.base_at_chance]
     parts = []
     if of_tasks:
         row = max(of_tasks, key=lambda row: row.forgetting)
         parts.append(f"of {count(len(of_tasks))} {noun(len(of_tasks), 'tasks')}, {_said(row)}")
-    parts += [_said(max(of_texts, key=lambda row: row.forgetting))] if of_texts else []
+    parts += [_said(max(rows, key=lambda row: row.forgetting)) for rows in (of_harness, of_texts) if rows]
     return (Phrase("Forgotten at worst: ", strong=True), Phrase(f"{'; '.join(parts)}.")) if parts else ()
 
 

@@ -24,6 +24,8 @@ _LABELS = {
     "exact_match": "Exact match",
     "raw_exact_match": "Exact match, raw text",
     "token_f1": "Token F1",
+    "acc": "Accuracy",
+    "acc_norm": "Accuracy, likelihood by length",
     "loss": "Loss",
     "perplexity": "Perplexity",
 }

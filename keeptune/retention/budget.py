@@ -49,7 +49,8 @@ def parse_budget(text: str, *, suite: str, main_metric: str) -> Budget:
         _refuse(where, text, expected="a number with its unit, points or nats", example=_example(main_metric))
     unit = _UNITS[match["unit"].lower()]
     metric = match["metric"] or (main_metric if unit == "points" else "loss")
-    if problems := metric_problems([metric]):
+    # A harness task's own metric is none that keeptune computes.
+    if metric != main_metric and (problems := metric_problems([metric])):
         raise RecipeError(f"{where}: {problems[0]}")
     if (unit == "nats") != (metric == "loss") or metric == "perplexity":
         expected = "nats of the loss, or points of a metric other than it and perplexity"

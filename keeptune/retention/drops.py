@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.errors import DataError
-from keeptune.evaluation.metrics import METRICS, Answer
+from keeptune.evaluation.metrics import Answer, metric_of
 
 _LARGE_SCALES = {"bleu": 100.0, "chrf": 100.0}
 
@@ -60,7 +60,7 @@ def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str
         DataError: there is no record, or the two do not answer the same records in the same order.
     """
     require_same_records(base, tuned, suite=suite)
-    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
+    sign = 1.0 if metric_of(metric).higher_is_better else -1.0
     values_R = sign * np.array([b.metrics[metric] - t.metrics[metric] for b, t in zip(base, tuned, strict=True)])
     # -0.0 would print as a loss of "-0".
     values_R += 0.0

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from keeptune.data.record import ALL_TASKS
-from keeptune.evaluation.metrics import METRICS, Answer
+from keeptune.evaluation.metrics import Answer, metric_of
 from keeptune.evaluation.scores import Paired, Score, paired_differences, score_answers
 from keeptune.retention.drops import metric_scale, require_same_records
 
@@ -59,14 +59,18 @@ class Retention:
     worst: TaskRetention
 
 
-def measure_retention(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> Retention:
+def measure_retention(
+    base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str, least_chance: float = 0.0
+) -> Retention:
     """Return what each task lost in `metric` from `base` to `tuned`, in the order in which tasks come first.
+
+    Chance is what always giving the most frequent reference scores, or `least_chance`, where that is more.
 
     Raises:
         DataError: there is no record, or the two do not answer the same records in the same order.
     """
     require_same_records(base, tuned, suite="retention")
-    sign = 1.0 if METRICS[metric].higher_is_better else -1.0
+    sign = 1.0 if metric_of(metric).higher_is_better else -1.0
     # With what each record forgot in place of its score, mean and error are those of the paired difference: the sums
     # that a mean is made of are linear in the value.
     forgotten = [
@@ -79,7 +83,7 @@ def measure_retention(base: Sequence[Answer], tuned: Sequence[Answer], *, metric
     paired = _by_task(paired_differences(tuned, base, metrics=[metric], model="tuned", against="base"))
     tasks = []
     for task, score in means.items():
-        chance = _chance([answer for answer in base if task in (answer.task, ALL_TASKS)], metric)
+        chance = max(least_chance, _chance([answer for answer in base if task in (answer.task, ALL_TASKS)], metric))
         above = score.mean - chance
         at_chance = sign > 0 and above < LEAST_ABOVE_CHANCE * metric_scale(metric)
         low, high = _forgetting_interval(paired[task], sign=sign)
@@ -125,6 +129,6 @@ def _forgetting_interval(paired: Paired, *, sign: float) -> tuple[float | None, 
 def _chance(answers: Sequence[Answer], metric: str) -> float:
     """Return what always giving the most frequent reference scores, 0 where references are no labels."""
     times = Counter(reference for answer in answers for reference in set(answer.references))
-    if not METRICS[metric].higher_is_better or len(times) > MAX_LABELS:
+    if not metric_of(metric).higher_is_better or len(times) > MAX_LABELS:
         return 0.0
     return metric_scale(metric) * max(times.values()) / len(answers)

@@ -18,6 +18,7 @@ from keeptune.config import Recipe, load_recipe
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import record_from_json
 from keeptune.errors import DataError, RecipeError
+from keeptune.stages.certified import refuse_changed
 from keeptune.stages.data import Base, Data, evaluation_split, read_base, rendering, require_embeddings
 from keeptune.stages.entries import Answered, Entry, read_answered
 from keeptune.stages.openings import record_opening
@@ -54,7 +55,8 @@ def answer_test(
 
     Raises:
         RecipeError: what is no model, or cannot read the records.
-        DataError: the run's tokenizer changed, or a model was trained on records of this test set.
+        DataError: the run's tokenizer changed, a model was trained on records of this test set, or it was certified
+            and its files are others now.
         FolderInUseError: another process holds the run's folder.
     """
     recipe = load_recipe(run / "recipe.yaml")
@@ -62,6 +64,7 @@ def answer_test(
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=asked)})
     opened = Run(recipe, run, context)
     for entry in entries:
+        refuse_changed(entry.folder, runs={run, entry.folder.parent})
         _refuse_test_in_training(entry, run=run, answers=first.answers)
     with locked_folder(run), tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
         data = _prepared(opened)

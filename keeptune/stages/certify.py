@@ -1,40 +1,35 @@
-"""The certificate: trained methods arrive; a verdict on what they lost, and the model that keeps the budget, leave.
-
-This is the only module that opens the certify records, once a candidate: each opening stands in a ledger and costs
-confidence.
-"""
+"""The certificate: trained methods arrive; a verdict on what they lost, and the model that keeps the budget, leave."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import DataError
+from keeptune.stages.certified import CERTIFICATE, changed_file
 from keeptune.stages.data import Data, prepare
+from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, withdraw
-from keeptune.stages.retention import FORGETTING, answer, main_metric
-from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.retention import FORGETTING, main_metric
+from keeptune.stages.run import Run, stage_key
+from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.training import artifact_folder, method_of
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
-from keeptune.stages.way import BASE, load_base, open_way, points
+from keeptune.stages.way import open_way, points
 from keeptune.storage import MANIFEST, file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
-    from keeptune.evaluation.evaluate import Split
-    from keeptune.evaluation.metrics import Answer
     from keeptune.model.methods import Method
     from keeptune.retention.budget import Budget
     from keeptune.retention.drops import Drops
     from keeptune.retention.verdict import Verdict
     from keeptune.retention.walk import Choice, Walk
 
-CERTIFICATE = "certificate.json"
-LEDGER = "certify_openings.jsonl"
 # What every certificate leaves open, in the words of the page and of the card.
 LIMITS = (
     "It speaks of the mean over records like those of the certified suites, not of any single answer, and of nothing "
@@ -45,7 +40,7 @@ LIMITS = (
 )
 
 
-def budgets_of(recipe: Recipe) -> dict[str, Budget]:
+def budgets_of(recipe: Recipe, *, harness: Harness | None = None) -> dict[str, Budget]:
     """Return the recipe's budgets, each in its metric's units.
 
     Raises:
@@ -55,10 +50,11 @@ def budgets_of(recipe: Recipe) -> dict[str, Budget]:
     from keeptune.retention.budget import parse_budget
 
     texts = {SELF_TEXTS, *(text.name for text in recipe.retention.texts)}
+    own = {**dict.fromkeys(texts, "loss"), **(harness.metrics if harness is not None else {})}
     budgets = {}
     for suite, text in recipe.retention.budget.items():
-        budget = parse_budget(text, suite=suite, main_metric="loss" if suite in texts else main_metric(recipe))
-        scored = (*recipe.evaluation.metrics, "loss")
+        budget = parse_budget(text, suite=suite, main_metric=own.get(suite, main_metric(recipe)))
+        scored = (own[suite],) if suite in own and suite not in texts else (*recipe.evaluation.metrics, "loss")
         if suite in texts and budget.metric != "loss":
             raise RecipeError(
                 f"retention.budget.{suite}: found {text!r} for a suite of texts, which have a loss and no score; "
@@ -67,13 +63,13 @@ def budgets_of(recipe: Recipe) -> dict[str, Budget]:
         if budget.metric not in scored:
             raise RecipeError(
                 f"retention.budget.{suite}: found {budget.metric}, which is not measured; expected one of "
-                f"{', '.join(scored)}. Add it to evaluation.metrics."
+                f"{', '.join(scored)}. Name one of these, or add it to evaluation.metrics."
             )
         budgets[suite] = budget
     return budgets
 
 
-def check_budgets(recipe: Recipe, data: Data, texts: Texts | None) -> None:
+def check_budgets(recipe: Recipe, data: Data, texts: Texts | None, *, harness: Harness | None = None) -> None:
     """Refuse suites with so few records that not even a model that lost nothing could be certified.
 
     Raises:
@@ -84,8 +80,8 @@ def check_budgets(recipe: Recipe, data: Data, texts: Texts | None) -> None:
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.pvalues import records_needed_for_any_verdict
 
-    budgets = budgets_of(recipe)
-    counts = _certify_counts(data, texts)
+    budgets = budgets_of(recipe, harness=harness)
+    counts = certify_counts(data, texts, harness)
     delta = confidence_left(1.0 - recipe.retention.confidence, opening=1) / len(recipe.methods)
     problems = []
     for suite, budget in budgets.items():
@@ -100,41 +96,14 @@ def check_budgets(recipe: Recipe, data: Data, texts: Texts | None) -> None:
         raise_collected(DataError, problems)
 
 
-def _certify_counts(data: Data, texts: Texts | None) -> dict[str, int]:
+def certify_counts(data: Data, texts: Texts | None, harness: Harness | None) -> dict[str, int]:
+    """Return how many records of each suite there are to certify on."""
     parts = {task: counts.get("certify", 0) for task, counts in data.audit.get("parts", {}).items()}
     counts = {**parts, OTHER_TASKS: sum(parts.values())}
-    for suite, facts in (texts.audit if texts is not None else {}).items():
-        counts[suite] = facts["parts"].get("certify", 0)
-    return counts
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    """One opening of the certify records: what is measured, against what, and where the answers lie."""
-
-    run: Run
-    data: Data
-    texts: Texts | None
-    budgets: Mapping[str, Budget]
-    left_out: Mapping[str, str]
-    key: str
-
-    @property
-    def tasks(self) -> Split | None:
-        """The certify records of instruction suites."""
-        from keeptune.evaluation.evaluate import Split
-
-        if not (self.data.folder / "certify.jsonl").is_file():
-            return None
-        records, table = self.data.records("certify"), self.data.table("certify")
-        return Split("certify", records, table, untrained_tasks=self.data.untrained_tasks)
-
-    def answers(self, folder: Path) -> list[Answer]:
-        """Return what a model answered to all certify records."""
-        from keeptune.evaluation.evaluate import read_answers
-
-        found = [read_answers(place) for kind in ("tasks", "texts") if (place := folder / kind).is_dir()]
-        return [answer for answers in found for answer in answers]
+    for source in (texts, harness):
+        for suite, facts in (source.audit if source is not None else {}).items():
+            counts[suite] = facts["parts"].get("certify", 0)
+    return {suite: count for suite, count in counts.items() if count}
 
 
 def certify(run: Run, *, data: Data | None = None) -> Path:
@@ -154,15 +123,17 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
             "retention.budget: found none; expected what each suite may lose, such as {others: 2 points}. Add it."
         )
     data = data or prepare(run)
-    texts = write_texts(run, data)
-    check_budgets(run.recipe, data, texts)
+    texts, harness = write_texts(run, data), write_harness(run, data)
+    check_budgets(run.recipe, data, texts, harness=harness)
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
-    asked = budgets_of(run.recipe)
-    left_out = _at_chance(run, data, asked)
+    asked = budgets_of(run.recipe, harness=harness)
+    left_out = at_chance(read_json(run.folder / FORGETTING)["rows"], budgets=asked, tasks=data.untrained_tasks)
     budgets = {suite: budget for suite, budget in asked.items() if suite not in left_out}
-    key = _key(run, data, texts=texts, methods=methods, budgets=budgets)
-    if path.exists() and (before := read_json(path)).get("key") == key:
+    session = Session(run, data, texts, harness, budgets, left_out, "")
+    session = replace(session, key=_key(session, methods))
+    # A delivered model that someone changed is delivered again.
+    if path.exists() and (before := read_json(path)).get("key") == session.key and changed_file(path) is None:
         run.context.progress.say(f"{path}: certified before and unchanged")
         if before["fallback"] is not None:
             # Other numbers of examples may be asked for now; the verdict stands.
@@ -173,8 +144,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
             f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected "
             "one or more with something to lose. Name other suites."
         )
-    session = _Session(run, data, texts, budgets, left_out, key)
-    opening = _opening(session, list(methods))
+    opening = open_session(session, list(methods), note=run.folder / "certify.json")
     walked = _walked(session, methods, opening=opening)
     values = certified_values(run, data, methods=methods, certified=walked.certified)
     choice = choose(
@@ -195,69 +165,45 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     return path
 
 
-def _key(
-    run: Run, data: Data, *, texts: Texts | None, methods: Mapping[str, Method], budgets: Mapping[str, Budget]
-) -> str:
+def _key(session: Session, methods: Mapping[str, Method]) -> str:
+    run, texts, harness = session.run, session.texts, session.harness
     artifacts = {
         name: file_sha256(artifact_folder(run.folder / name, method) / MANIFEST) for name, method in methods.items()
     }
     return stage_key(
-        data=data.key,
+        data=session.data.key,
         texts=texts.key if texts is not None else None,
+        **({"harness": harness.key} if harness is not None else {}),
         artifacts=artifacts,
         alphas={name: [point.alpha for point in points(run, method)] for name, method in methods.items()},
-        budgets={suite: asdict(budget) for suite, budget in budgets.items()},
+        budgets={suite: asdict(budget) for suite, budget in session.budgets.items()},
         confidence=run.recipe.retention.confidence,
         select_by=run.recipe.evaluation.select_by,
     )
 
 
-def _at_chance(run: Run, data: Data, budgets: Mapping[str, Budget]) -> dict[str, str]:
-    """Return the suites under a budget with nothing to lose, each with the base's score on its report part.
+def at_chance(
+    rows: Sequence[Mapping[str, Any]], *, budgets: Mapping[str, Budget], tasks: frozenset[str]
+) -> dict[str, str]:
+    """Return the suites under a budget with nothing to lose, of rows of `forgetting.json`, each with the base's score.
 
-    "others" is among them where every other task is.
+    "others" is among them where each of the other `tasks` is.
     """
-    rows = [row for row in read_json(run.folder / FORGETTING)["rows"] if row["base_at_chance"] and row["alpha"] == 1.0]
-    found = {row["suite"]: f"{row['base']:.3g}" for row in rows if row["metric"] != "loss"}
-    named = {*budgets, *(data.untrained_tasks if OTHER_TASKS in budgets else ())} - {OTHER_TASKS}
+    low = [row for row in rows if row["base_at_chance"] and row["metric"] != "loss"]
+    found = {row["suite"]: f"{row['base']:.3g}" for row in low}
+    named = {*budgets, *(tasks if OTHER_TASKS in budgets else ())} - {OTHER_TASKS}
     left_out = {suite: base for suite, base in found.items() if suite in named}
-    if OTHER_TASKS in budgets and data.untrained_tasks <= found.keys():
+    if OTHER_TASKS in budgets and tasks <= found.keys():
         left_out[OTHER_TASKS] = found[OTHER_TASKS]
     return left_out
 
 
-def _opening(session: _Session, candidates: Sequence[str]) -> int:
-    """Return the number of this opening, which is written down before any certify record is read.
-
-    A certification that was interrupted goes on: it asks the same candidates the same records.
-    """
-    from keeptune.retention.ledger import record_opening
-
-    run = session.run
-    note = run.folder / "certify.json"
-    if note.exists() and read_json(note).get("key") == session.key:
-        return read_json(note)["opening"]
-    parts = [folder / "certify.jsonl" for folder in (session.data.folder, run.folder / "texts")]
-    content = stage_key(files=[file_sha256(path) for path in parts if path.is_file()])
-    opening = record_opening(
-        run.folder / LEDGER,
-        certify_sha256=content,
-        candidates=candidates,
-        when=run.context.now(),
-        command=run.context.command,
-    )
-    write_json(note, {"key": session.key, "opening": opening, "certify_sha256": content})
-    return opening
-
-
-def _walked(session: _Session, methods: Mapping[str, Method], *, opening: int) -> Walk:
+def _walked(session: Session, methods: Mapping[str, Method], *, opening: int) -> Walk:
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.walk import Candidate, walk
 
     run = session.run
-    base_folder = run.folder / BASE / "certify"
-    _answer_all(session, load_base(run, session.data), name=BASE, folder=base_folder)
-    base = session.answers(base_folder)
+    base = base_answers(session)
     # One model stands in memory at a time: a walk asks for one candidate's alphas before the next one's.
     ways: dict[str, Any] = {}
 
@@ -267,38 +213,12 @@ def _walked(session: _Session, methods: Mapping[str, Method], *, opening: int) -
             ways.clear()
             ways[name] = open_way(run, session.data, methods[name])
         ways[name].set_(alpha)
-        _answer_all(session, ways[name].model, name=f"{name} at alpha {alpha:g}", folder=folder)
-        return _drops(session, base, session.answers(folder))
+        tuned = certify_answers(session, lambda: ways[name].model, name=f"{name} at alpha {alpha:g}", folder=folder)
+        return drops_of(session, base, tuned)
 
     candidates = [Candidate(name, tuple(p.alpha for p in points(run, method))) for name, method in methods.items()]
     delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening)
     return walk(candidates, budgets=session.budgets, delta=delta, drops_at=drops_at)
-
-
-def _answer_all(session: _Session, model: Any, *, name: str, folder: Path) -> None:
-    """Let a model answer the certify records of instruction suites and weigh those of texts."""
-    run = session.run
-    suites = set(session.budgets)
-    tasks = session.tasks if suites & {OTHER_TASKS, *session.data.untrained_tasks} else None
-    texts = session.texts.split("certify") if session.texts is not None and session.texts.has("certify") else None
-    for kind, split, metrics in (("tasks", tasks, run.recipe.evaluation.metrics), ("texts", texts, ())):
-        key = stage_key(certify=session.key, kind=kind)
-        if split is None or is_done(folder / kind, key):
-            continue
-        run.context.progress.say(f"{name}: {len(split.records):,} certify records of {kind}")
-        answer(run, session.data, model, split=split, metrics=metrics, name=name, folder=folder / kind, key=key)
-
-
-def _drops(session: _Session, base: Sequence[Answer], tuned: Sequence[Answer]) -> dict[str, Drops]:
-    from keeptune.retention.drops import paired_drops
-
-    found = {}
-    for suite, budget in session.budgets.items():
-        together = session.data.untrained_tasks - session.left_out.keys()
-        members = [i for i, a in enumerate(base) if a.task == suite or (suite == OTHER_TASKS and a.task in together)]
-        mine, theirs = [base[i] for i in members], [tuned[i] for i in members]
-        found[suite] = paired_drops(mine, theirs, metric=budget.metric, suite=suite)
-    return found
 
 
 def _write_selection(run: Run, choice: Choice | None, values: Mapping[tuple[str, float], float]) -> None:
@@ -318,7 +238,7 @@ def _write_selection(run: Run, choice: Choice | None, values: Mapping[tuple[str,
 
 
 def _write_certificate(
-    session: _Session,
+    session: Session,
     walked: Walk,
     found: Verdict,
     *,

@@ -5,16 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 from keeptune.errors import RecipeError
+from keeptune.stages.certified import refuse_changed
 from keeptune.stages.run import Run
 from keeptune.storage import read_json
 
 CARD = "card.json"
+INSTRUCT_MODEL = "instruct-model"
 
 
 def report(run: Run) -> Path:
-    """Write `report.html` and `report.json` from what the run folder holds; return the page's path."""
+    """Write `report.html` and `report.json` from what the run folder holds; return the page's path.
+
+    Raises:
+        DataError: the instruct model is no longer the one that the certificate names.
+    """
     from keeptune.report.page import write_report
 
+    refuse_changed(run.folder / INSTRUCT_MODEL, runs=[run.folder])
     return write_report(run.folder)
 
 
@@ -23,6 +30,7 @@ def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
 
     Raises:
         RecipeError: there is no adapter, the output folder exists, or the base model is quantised.
+        DataError: the run's certificate names other files.
     """
     folder = next((p for p in (adapter, adapter / "adapter") if (p / "adapter_config.json").is_file()), None)
     if folder is None:
@@ -30,6 +38,7 @@ def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
             f"{adapter}: found no adapter_config.json; expected an adapter folder or a method's folder that holds one. "
             "A fully fine-tuned model needs no merging: its model/ folder is whole."
         )
+    refuse_changed(folder, runs=[folder.parent])
     from keeptune.model.folder import adapter_base, resolve_model
 
     named = base or adapter_base(folder)

@@ -16,6 +16,7 @@ from keeptune.data.record import Record
 from keeptune.errors import DataError
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
+from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, model_card
 from keeptune.stages.openings import record_opening
 from keeptune.stages.retention import measure
@@ -46,11 +47,14 @@ class _Entrant:
     shots: ShotRow | None = None
 
 
-def evaluate(run: Run, *, data: Data | None = None, texts: Texts | None = None) -> Path | None:
+def evaluate(
+    run: Run, *, data: Data | None = None, texts: Texts | None = None, harness: Harness | None = None
+) -> Path | None:
     """Score base and methods on test, measure what was forgotten, and deliver the method that validation selected.
 
-    Returns the instruct model's folder; None where a budget leaves the choice to `certify`. `data` and `texts` are what
-    `prepare` and `write_texts` returned for this run; without them, they are made here.
+    Returns the instruct model's folder; None where a budget leaves the choice to `certify`. `data`, `texts` and
+    `harness` are what `prepare`, `write_texts` and `write_harness` returned for this run; without them, they are made
+    here.
 
     Raises:
         DataError: a method is not trained yet.
@@ -59,6 +63,7 @@ def evaluate(run: Run, *, data: Data | None = None, texts: Texts | None = None) 
 
     data = data or prepare(run)
     texts = texts or write_texts(run, data)
+    harness = harness or write_harness(run, data)
     kept = keep_texts(run.recipe, data, texts)
     methods = [method_of(run.recipe, name) for name in run.recipe.methods]
     baselines = [None] if "zero-shot" in run.recipe.evaluation.baselines else []
@@ -79,7 +84,7 @@ def evaluate(run: Run, *, data: Data | None = None, texts: Texts | None = None) 
     trained = {method.name: points(run, method)[-1] for method in methods}
     for point in trained.values():
         write_json(point.folder / CARD, card_to_json(model_card(run, data, point)))
-    measure(run, data, texts)
+    measure(run, data, texts, harness=harness)
     if run.recipe.retention.budget:
         return None
     return deliver(run, data, trained[_select(run, methods).name])

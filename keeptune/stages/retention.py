@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
+from keeptune.stages.harness import Harness, ask_all, harness_answers, harness_rows
 from keeptune.stages.openings import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
@@ -31,8 +32,10 @@ if TYPE_CHECKING:
 FORGETTING = "forgetting.json"
 
 
-def measure(run: Run, data: Data, texts: Texts | None) -> Path:
+def measure(run: Run, data: Data, texts: Texts | None, *, harness: Harness | None = None) -> Path:
     """Answer test along each method's way and weigh texts before and after; return the file that says what was lost.
+
+    Documents of the harness are answered like test.
 
     What stands already is not measured again. Base and trained models have answered test before.
     """
@@ -43,8 +46,10 @@ def measure(run: Run, data: Data, texts: Texts | None) -> Path:
         _repeat_base(run, data)
     for method in methods:
         _measure_method(run, data, method, texts=texts)
+    if harness is not None:
+        ask_all(run, data, methods, harness=harness)
     path = run.folder / FORGETTING
-    write_json(path, _forgetting(run, data, methods, texts=texts))
+    write_json(path, _forgetting(run, data, methods, texts=texts, harness=harness))
     return path
 
 
@@ -164,7 +169,9 @@ def main_metric(recipe: Recipe) -> str:
     return evaluation.metrics[0] if evaluation.select_by == "loss" else evaluation.select_by
 
 
-def _forgetting(run: Run, data: Data, methods: Sequence[Method], *, texts: Texts | None) -> dict[str, Any]:
+def _forgetting(
+    run: Run, data: Data, methods: Sequence[Method], *, texts: Texts | None, harness: Harness | None
+) -> dict[str, Any]:
     from keeptune.evaluation.canaries import canaries
     from keeptune.evaluation.evaluate import read_answers
 
@@ -172,16 +179,18 @@ def _forgetting(run: Run, data: Data, methods: Sequence[Method], *, texts: Texts
     first = run.folder / BASE / ZERO_SHOT
     base = _others(read_answers(first), data) if first.exists() else []
     base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
+    asked = harness_answers(run, None)
     rows: list[dict[str, Any]] = []
     broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(base).values()]
     for method in methods:
         for point in points(run, method):
             tuned = _others(read_answers(point.test), data) if base else []
             facts = {"model": method.name, "alpha": point.alpha}
-            rows += [facts | row for row in _rows(base, tuned, metric=metric)]
+            rows += [facts | row for row in lost_rows(base, tuned, metric=metric)]
             if base_texts:
                 weighed = read_answers(point.texts)
-                rows += [facts | row for row in _rows(base_texts, weighed, metric="loss")]
+                rows += [facts | row for row in lost_rows(base_texts, weighed, metric="loss")]
+            rows += [facts | row for row in harness_rows(asked, harness_answers(run, point), harness=harness)]
             if base and point.alpha == 1.0:
                 everything = read_answers(point.test)
                 broken += [facts | asdict(c) for c in canaries(everything).values()]
@@ -192,6 +201,7 @@ def _forgetting(run: Run, data: Data, methods: Sequence[Method], *, texts: Texts
         "canaries": broken,
         "noise": _noise(run, base, data, metric=metric),
         "texts": dict(texts.audit) if texts is not None else {},
+        **({"harness": dict(harness.audit)} if harness is not None else {}),
     }
 
 
@@ -199,7 +209,7 @@ def _others(answers: Sequence[Answer], data: Data) -> list[Answer]:
     return [answer for answer in answers if answer.task in data.untrained_tasks]
 
 
-def _rows(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> Iterator[dict[str, Any]]:
+def lost_rows(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str) -> Iterator[dict[str, Any]]:
     """Yield what each suite lost, and for several suites of instructions what their records lost together."""
     from keeptune.evaluation.metrics import DIVERGENCE
     from keeptune.evaluation.scores import score_answers

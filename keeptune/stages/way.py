@@ -45,6 +45,11 @@ class Point:
         """The losses of texts."""
         return self.folder / "texts"
 
+    @property
+    def harness(self) -> Path:
+        """The answers to documents of the harness."""
+        return self.folder / "harness"
+
 
 def points(run: Run, method: Method) -> list[Point]:
     """Return the points of a method's way that the recipe asks for, the trained model last and always."""

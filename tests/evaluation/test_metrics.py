@@ -24,6 +24,7 @@ from keeptune.evaluation.metrics import (
     answer_from_json,
     answer_to_json,
     measure,
+    metric_of,
     metric_problems,
     squad_normalised,
     with_loss,
@@ -259,3 +260,12 @@ def test_metrics_and_scores_start_without_torch_and_without_metric_libraries() -
     code = f"import sys, keeptune.evaluation.scores; print([m for m in {unwanted} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_a_metric_that_only_the_harness_knows_is_a_mean_over_documents() -> None:
+    found = metric_of("acc")
+    assert found.higher_is_better and found.value is None
+    right = Answer("a", "t", "c", "", "", ("x",), True, {"acc": 0.25}, 0)
+    assert found.statistics(right) == (0.25, 1.0)
+    assert found.combine(np.array([3.0, 4.0])) == 0.75
+    assert metric_of("rougeL") is METRICS["rougeL"]

@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from keeptune.errors import RecipeError
-from keeptune.model.load import convert_tokenizer, empty_model, load_model, pick_device
+from keeptune.model.load import convert_tokenizer, empty_model, load_model, load_tokenizer, pick_device
 from tests.model.tiny import CONFIGS, T5, make_model
 
 CPU = torch.device("cpu")
@@ -108,7 +108,15 @@ def test_a_tokenizer_is_written_in_the_fast_format(tmp_path: Path) -> None:
     assert (tmp_path / "out" / "tokenizer.json").is_file()
 
 
+def test_a_tokenizer_is_read_as_transformers_reads_it(tmp_path: Path) -> None:
+    backend = Tokenizer(WordLevel({"a": 0, "b": 1, "<unk>": 2}, unk_token="<unk>"))
+    PreTrainedTokenizerFast(tokenizer_object=backend, unk_token="<unk>").save_pretrained(tmp_path)
+    assert load_tokenizer(tmp_path)("b")["input_ids"] == [1]
+
+
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="found no tokenizer that can be converted"):
+        load_tokenizer(saved(tmp_path / "model"))
     with pytest.raises(RecipeError, match="found no tokenizer that can be converted"):
         convert_tokenizer(saved(tmp_path), tmp_path / "out")
 

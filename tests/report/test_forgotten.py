@@ -85,6 +85,16 @@ def test_without_a_budget_the_worst_suites_are_said(tmp_path: Path) -> None:
     )
 
 
+def test_a_harness_task_is_a_suite_in_its_own_metric_and_no_text(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    value["rows"] += [lost_row(model, "arc_easy", 0.3, metric="acc") for model in ("full", "lora")]
+    (run / "forgetting.json").write_text(json.dumps(value), encoding="utf-8")
+    words = page_of(run).words
+    assert "arc_easy lost 0.300 Accuracy (95 % interval of the loss +0.280 to +0.320); texts of the base" in words
+    assert "Forgetting was measured on boolq, wiki" in words and "arc_easy" in words.split("on nothing else")[0]
+
+
 def test_a_run_that_measured_nothing_says_so_first(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     page = page_of(run)

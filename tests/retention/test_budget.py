@@ -121,3 +121,10 @@ def test_an_unknown_metric_is_refused_with_the_nearest() -> None:
     message = str(error.value)
     assert message.startswith("retention.budget.sst2: found 'exact_matches'; expected one of rouge1, rouge2, ")
     assert message.endswith("Did you mean exact_match?")
+
+
+def test_points_of_a_harness_task_are_of_its_own_metric() -> None:
+    assert parse_budget("2 points", suite="arc", main_metric="acc") == Budget(0.02, "points", "acc")
+    assert parse_budget("2 points of acc", suite="arc", main_metric="acc") == Budget(0.02, "points", "acc")
+    with pytest.raises(RecipeError, match="found 'acc'; expected one of"):
+        parse_budget("2 points of acc", suite="sst2", main_metric="rougeL")

@@ -140,3 +140,11 @@ def test_answers_to_other_records_are_refused() -> None:
         "retention: found answers of the base and of the tuned model to different records (1 and 1); expected the "
         "same ones in the same order. Evaluate both again."
     )
+
+
+def test_chance_is_at_least_what_is_known_of_the_task() -> None:
+    base = [answer(i, float(i % 2), metric="acc") for i in range(40)]
+    (found,) = measure_retention(base, base, metric="acc", least_chance=0.25).tasks
+    assert found.chance == 0.25 and found.base == 0.5 and found.retention == 1.0
+    (found,) = measure_retention(base, base, metric="acc", least_chance=0.45).tasks
+    assert found.base_at_chance

@@ -16,8 +16,8 @@ from keeptune import stages
 from keeptune.config import Recipe, load_recipe
 from keeptune.errors import DataError
 from keeptune.evaluation.metrics import Answer, answer_to_json
-from keeptune.stages.certify import LEDGER
 from keeptune.stages.retention import FORGETTING
+from keeptune.stages.session import LEDGER
 from keeptune.storage import staged_folder, write_json, write_jsonl
 from tests.stages.world import Notes, context, llama, recipe_file, records
 
@@ -106,7 +106,7 @@ def run(trained: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> S
     shutil.copytree(trained.folder, folder)
     found = Scripted(trained.recipe.model_copy(update={"output_dir": str(folder)}), folder)
     # The package has a function of the module's name.
-    monkeypatch.setattr(importlib.import_module("keeptune.stages.certify"), "answer", found.answer)
+    monkeypatch.setattr(importlib.import_module("keeptune.stages.session"), "answer", found.answer)
     return found
 
 

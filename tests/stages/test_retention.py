@@ -16,7 +16,8 @@ import pytest
 from keeptune import stages
 from keeptune.config import Recipe, load_recipe
 from keeptune.errors import DataError, RecipeError
-from keeptune.stages.certify import CERTIFICATE, LEDGER, budgets_of
+from keeptune.stages.certify import CERTIFICATE, budgets_of
+from keeptune.stages.session import LEDGER
 from keeptune.storage import MANIFEST, file_sha256
 from tests.stages.world import Notes, context, llama, recipe_file, records
 

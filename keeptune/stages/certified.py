@@ -1,0 +1,91 @@
+"""Certified folders arrive; whether they still hold the files that their certificate names leaves.
+
+A certificate speaks of files by their hashes. A folder whose files are others has none.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from keeptune.errors import DataError
+from keeptune.storage import file_sha256, read_json
+
+CERTIFICATE = "certificate.json"
+# Of the certificates of single folders, in the run's folder.
+CERTIFICATES = "certificates"
+# What decides the answers of a model folder beside its weights.
+_TEXT_SIDE = ("config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
+_SHOWN_DIGITS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class Changed:
+    """A file of a certified folder whose hash is not the certificate's, `expected`; `found` is None if it is gone."""
+
+    certificate: Path
+    file: Path
+    found: str | None
+    expected: str
+
+    def __str__(self) -> str:
+        found = "no such file" if self.found is None else f"the hash {self.found[:_SHOWN_DIGITS]}"
+        return (
+            f"{self.file}: found {found}; expected {self.expected[:_SHOWN_DIGITS]}, which {self.certificate} speaks of"
+        )
+
+
+def artifact_sha256(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of each file that decides what the model or adapter in a folder answers, by its name."""
+    files = [*sorted(folder.glob("*.safetensors")), *(folder / name for name in _TEXT_SIDE)]
+    return {file.name: file_sha256(file) for file in files if file.is_file()}
+
+
+def changed_file(certificate: Path) -> Changed | None:
+    """Return the first file that is another than when the certificate was made.
+
+    None where there is none, and where nothing is certified, or a folder that is gone.
+    """
+    folder, hashes = _artifact(certificate)
+    if folder is None or not folder.is_dir():
+        return None
+    for name, expected in hashes.items():
+        file = folder / name
+        found = file_sha256(file) if file.is_file() else None
+        if found != expected:
+            return Changed(certificate, file, found, expected)
+    return None
+
+
+def certificates_of(folder: Path, *, runs: Iterable[Path]) -> Iterator[Path]:
+    """Yield the certificates in run folders by which this folder is certified."""
+    for run in runs:
+        for path in (run / CERTIFICATE, *sorted((run / CERTIFICATES).glob("*.json"))):
+            named = _artifact(path)[0] if path.is_file() else None
+            if named is not None and named.resolve() == folder.resolve():
+                yield path
+
+
+def refuse_changed(folder: Path, *, runs: Iterable[Path]) -> None:
+    """Refuse a folder that was certified and holds other files now; one certified again as it is, or never, passes.
+
+    Raises:
+        DataError: which file, its hash, and the one that the certificate names.
+    """
+    changes = [changed_file(path) for path in certificates_of(folder, runs=runs)]
+    if changes and all(changes):
+        own = changes[0] is not None and changes[0].certificate.name == CERTIFICATE
+        again = "`keeptune certify RECIPE` puts the certified model back" if own else "Put the file back"
+        raise DataError(
+            f"{changes[-1]}. {again}; `keeptune certify RECIPE --artifact {folder}` certifies what stands there now."
+        )
+
+
+def _artifact(certificate: Path) -> tuple[Path | None, Mapping[str, str]]:
+    value: dict[str, Any] = read_json(certificate)
+    # Of a folder that was not certified nothing is claimed.
+    artifact = value["artifact"] if value["verdict"] == "CERTIFIED" else None
+    # The run's own certificate names its folder from where it stands, another one the whole path.
+    return (certificate.parent / artifact["folder"], artifact["sha256"]) if artifact else (None, {})

@@ -1,0 +1,232 @@
+"""One given model or adapter folder arrives; a verdict on what it lost against the run's base leaves.
+
+It may be merged, quantised or saved anew, or another tool's tuning of the same base: the certificate that a run makes
+for its own model does not speak of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keeptune.errors import DataError, RecipeError
+from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificates_of, changed_file
+from keeptune.stages.certify import LIMITS, at_chance, budgets_of, certify_counts
+from keeptune.stages.data import Data, prepare
+from keeptune.stages.harness import harness_rows, write_harness
+from keeptune.stages.retention import FORGETTING, lost_rows, main_metric
+from keeptune.stages.run import Run, stage_key
+from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
+from keeptune.stages.texts import write_texts
+from keeptune.stages.way import load_at
+from keeptune.storage import read_json, storage_errors, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from keeptune.evaluation.metrics import Answer
+    from keeptune.retention.drops import Drops
+    from keeptune.retention.walk import Walk
+    from keeptune.text.tokenizer import Tokenizer
+
+_KEY_DIGITS = 8
+# Train records whose texts two tokenizers are compared on.
+_COMPARED_RECORDS = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class ArtifactCertificate:
+    """Where the certificate of a folder stands, and the lines that say what it says."""
+
+    path: Path
+    lines: tuple[str, ...]
+
+
+def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
+    """Test whether a model or adapter folder keeps every budget, and write a certificate that names it by its hashes.
+
+    It is one candidate, without a way from the base. The base's answers are those of the run; the certify records are
+    opened once more, at half of the confidence that is left. The run's own certificate and model stay as they are. A
+    folder that was certified and holds the same files is not asked again.
+
+    Raises:
+        DataError: the recipe has no budget, or one of suites alone that the base answers at chance.
+        RecipeError: the folder is no model, or reads the records otherwise than the run's models.
+    """
+    if not run.recipe.retention.budget:
+        raise DataError(
+            "retention.budget: found none; expected what each suite may lose, such as {others: 2 points}. Add it."
+        )
+    data = prepare(run)
+    _refuse_unlike(folder, run=run, data=data)
+    texts, harness = write_texts(run, data), write_harness(run, data)
+    budgets = budgets_of(run.recipe, harness=harness)
+    hashes = artifact_sha256(folder)
+    key = stage_key(
+        data=data.key,
+        texts=texts.key if texts is not None else None,
+        harness=harness.key if harness is not None else None,
+        artifact=hashes,
+        base=data.base.facts.sha256,
+        budgets={suite: asdict(budget) for suite, budget in budgets.items()},
+        confidence=run.recipe.retention.confidence,
+    )
+    session = Session(run, data, texts, harness, budgets, {}, key)
+    name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"
+    path = run.folder / CERTIFICATES / f"{name}.json"
+    if path.is_file() and read_json(path)["key"] == key:
+        run.context.progress.say(f"{path}: certified before and unchanged")
+        return _read(path)
+    for earlier in certificates_of(folder, runs=[run.folder]):
+        if (changed := changed_file(earlier)) is not None:
+            run.context.progress.say(f"{changed}. What stands there now gets a certificate of its own.")
+    with storage_errors(path):
+        (path.parent / name).mkdir(parents=True, exist_ok=True)
+    opening = open_session(session, [name], note=path.parent / name / "certify.json")
+    base = base_answers(session)
+    left_out = _at_chance(session, base)
+    session = replace(session, left_out=left_out, budgets={s: b for s, b in budgets.items() if s not in left_out})
+    if not session.budgets:
+        raise DataError(
+            f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected "
+            "one or more with something to lose. Name other suites."
+        )
+    walked = _tested(session, folder, base=base, name=name, opening=opening)
+    _write(session, walked, folder=folder, hashes=hashes, opening=opening, path=path)
+    return _read(path)
+
+
+def _refuse_unlike(folder: Path, *, run: Run, data: Data) -> None:
+    """Refuse what is no model, and a model that would be asked other tokens than the base was."""
+    from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, check_model_folder
+    from keeptune.text.tokenizer import Tokenizer
+
+    base = data.base
+    if (folder / ADAPTER_CONFIG).is_file():
+        named = Path(adapter_base(folder)).expanduser()
+        if named.is_dir() and check_model_folder(named).sha256 != base.facts.sha256:
+            raise RecipeError(
+                f"{folder}: found an adapter on {named}, whose weights are not those of the run's base model "
+                f"{base.folder}; expected an adapter on that one. Certify it with a recipe of its own base."
+            )
+    elif not (folder / "config.json").is_file():
+        inside = next((n for n in ("adapter", "model", "instruct-model") if (folder / n).is_dir()), None)
+        remedy = f"Name {folder / inside}." if inside else "Name the folder that holds one of these files."
+        raise RecipeError(
+            f"--artifact {folder}: found no model; expected a folder with config.json or {ADAPTER_CONFIG}. {remedy}"
+        )
+    else:
+        facts = check_model_folder(folder)
+        mine, theirs = (f.encoder_decoder for f in (facts, base.facts))
+        if mine != theirs or facts.vocab_size < base.tokenizer.vocab_size:
+            raise RecipeError(
+                f"{folder}: found a {facts.model_type} model of {facts.vocab_size} tokens; expected a tuning of the "
+                f"run's base model, a {base.facts.model_type} model of {base.facts.vocab_size}. Certify it with a "
+                "recipe of its own base."
+            )
+    if not (folder / "tokenizer.json").is_file():
+        return
+    own = Tokenizer.load(folder)
+    if not _reads_alike(own, data):
+        raise RecipeError(
+            f"{folder / 'tokenizer.json'}: found a tokenizer that gives other ids than the run's; expected the same. "
+            "What the base answered was asked in the run's tokens, so nothing could be compared record by record. "
+            f"Put the tokenizer of {base.folder} there, or certify with a recipe whose base has this one."
+        )
+    if own.chat_template is not None and own.chat_template.strip() != base.template.chat_template.strip():
+        raise RecipeError(
+            f"{folder}: found another chat template than the run's ({base.template.name}); expected the same. Whoever "
+            "serves this folder would put other prompts before the model than those that are certified. Copy "
+            f"chat_template.jinja from an artifact of {run.folder} there, or certify with a recipe of that template."
+        )
+
+
+def _reads_alike(own: Tokenizer, data: Data) -> bool:
+    """Tell whether a tokenizer gives the ids of the run's for the texts of train records."""
+    theirs = data.base.tokenizer
+    if own.special_tokens != theirs.special_tokens:
+        return False
+    records = data.records("train", at_most=_COMPARED_RECORDS)
+    texts = [text for record in records for text in (record.prompt, record.completion)]
+    return all(own.encode(texts, first=first) == theirs.encode(texts, first=first) for first in (True, False))
+
+
+def _at_chance(session: Session, base: Sequence[Answer]) -> dict[str, str]:
+    """Return the suites that the base answers at chance, by the report part where that was measured."""
+    measured, tasks = session.run.folder / FORGETTING, session.data.untrained_tasks
+    if measured.is_file():
+        rows = read_json(measured)["rows"]
+    else:
+        others = [answer for answer in base if answer.task in tasks]
+        of_tasks = lost_rows(others, others, metric=main_metric(session.run.recipe))
+        rows = [*of_tasks, *harness_rows(base, base, harness=session.harness)]
+    return at_chance(rows, budgets=session.budgets, tasks=tasks)
+
+
+def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str, opening: int) -> Walk:
+    from keeptune.retention.ledger import confidence_left
+    from keeptune.retention.walk import Candidate, walk
+
+    run = session.run
+    loaded: list[nn.Module] = []
+
+    def model() -> nn.Module:
+        if not loaded:
+            loaded.append(load_at(run, session.data, folder, name=name))
+        return loaded[0]
+
+    def drops_at(_name: str, _alpha: float) -> Mapping[str, Drops]:
+        place = run.folder / CERTIFICATES / name
+        return drops_of(session, base, certify_answers(session, model, name=name, folder=place))
+
+    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening)
+    return walk([Candidate(name, (1.0,))], budgets=session.budgets, delta=delta, drops_at=drops_at)
+
+
+def _write(
+    session: Session, walked: Walk, *, folder: Path, hashes: Mapping[str, str], opening: int, path: Path
+) -> None:
+    from keeptune.retention.verdict import verdict
+
+    run, retention = session.run, session.run.recipe.retention
+    found = verdict(walked, choice=next(iter(walked.certified), None))
+    # The walk's words for a point between base and trained model: here there is one model, and no way to it.
+    sentence = found.sentence.replace(" at alpha 1, the smallest tested,", "").replace(" at alpha 1", "")
+    value = {
+        "key": session.key,
+        "verdict": found.kind,
+        "sentence": sentence,
+        "choice": None if found.choice is None else asdict(found.choice),
+        "num_records_needed": found.num_records_needed,
+        "confidence": retention.confidence,
+        "opening": opening,
+        "delta": walked.delta,
+        "budgets": {s: {"text": retention.budget[s], **asdict(budget)} for s, budget in session.budgets.items()},
+        "left_out_at_chance": dict(session.left_out),
+        "cells": [asdict(cell) for cell in walked.cells],
+        "artifact": {"folder": str(folder.resolve()), "sha256": dict(hashes)},
+        "base": {"name": session.data.base.name, "sha256": session.data.base.facts.sha256},
+        "items": certify_counts(session.data, session.texts, session.harness),
+        "certify_sha256": read_json(path.with_suffix("") / "certify.json")["certify_sha256"],
+        "limits": list(LIMITS),
+        "created": run.context.now(),
+    }
+    write_json(path, value)
+
+
+def _read(path: Path) -> ArtifactCertificate:
+    value = read_json(path)
+    weights = [name for name in value["artifact"]["sha256"] if name.endswith(".safetensors")]
+    named = ", ".join(f"{name} {value['artifact']['sha256'][name][:16]}" for name in weights)
+    return ArtifactCertificate(
+        path,
+        (
+            value["verdict"],
+            value["sentence"],
+            f"It speaks of {value['artifact']['folder']} ({named}), and of no other file.",
+            f"Opening {value['opening']} of the certify records; each later one is tested at half of what is left.",
+            f"Certificate: {path}",
+        ),
+    )

@@ -1,0 +1,152 @@
+"""One opening of the certify records: models arrive, what each lost against the base leaves.
+
+Each opening stands in a ledger, written down before any record is read, and costs confidence.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from keeptune.data.record import OTHER_TASKS
+from keeptune.stages.data import Data, max_new_tokens_on_test
+from keeptune.stages.harness import Harness, answer_harness
+from keeptune.stages.retention import answer
+from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.texts import Texts
+from keeptune.stages.way import BASE, load_base
+from keeptune.storage import file_sha256, read_json, write_json
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from keeptune.evaluation.evaluate import Split
+    from keeptune.evaluation.metrics import Answer
+    from keeptune.retention.budget import Budget
+    from keeptune.retention.drops import Drops
+
+LEDGER = "certify_openings.jsonl"
+_KINDS = ("tasks", "texts", "harness")
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """What is measured in one opening, and against what; `key` is that of the candidates and all that they are asked.
+
+    `left_out` are the suites with nothing to lose, each with the base's score.
+    """
+
+    run: Run
+    data: Data
+    texts: Texts | None
+    harness: Harness | None
+    budgets: Mapping[str, Budget]
+    left_out: Mapping[str, str]
+    key: str
+
+    @property
+    def asked(self) -> tuple[str, ...]:
+        """The harness suites under a budget."""
+        return tuple(suite for suite in self.budgets if self.harness is not None and suite in self.harness.metrics)
+
+    @property
+    def tasks(self) -> Split | None:
+        """The certify records of instruction suites."""
+        from keeptune.evaluation.evaluate import Split
+
+        if not (self.data.folder / "certify.jsonl").is_file():
+            return None
+        records, table = self.data.records("certify"), self.data.table("certify")
+        return Split("certify", records, table, untrained_tasks=self.data.untrained_tasks)
+
+
+def open_session(session: Session, candidates: Sequence[str], *, note: Path) -> int:
+    """Return the number of this opening, which is written down before any certify record is read.
+
+    A certification that was interrupted goes on, as `note` tells: it asks the same candidates the same records.
+    """
+    from keeptune.retention.ledger import record_opening
+
+    run = session.run
+    if note.exists() and read_json(note).get("key") == session.key:
+        return read_json(note)["opening"]
+    parts = [folder / "certify.jsonl" for folder in (session.data.folder, run.folder / "texts", run.folder / "harness")]
+    content = stage_key(files=[file_sha256(path) for path in parts if path.is_file()])
+    opening = record_opening(
+        run.folder / LEDGER,
+        certify_sha256=content,
+        candidates=candidates,
+        when=run.context.now(),
+        command=run.context.command,
+    )
+    write_json(note, {"key": session.key, "opening": opening, "certify_sha256": content})
+    return opening
+
+
+def base_answers(session: Session) -> list[Answer]:
+    """Return what the base answers to the certify records; it is asked once for all candidates."""
+    run, data = session.run, session.data
+    folder = run.folder / BASE / "certify"
+    key = stage_key(
+        weights=data.base.facts.sha256,
+        data=data.key,
+        texts=session.texts.key if session.texts is not None else None,
+        harness=session.harness.key if session.harness is not None else None,
+        metrics=list(run.recipe.evaluation.metrics),
+        max_new_tokens=max_new_tokens_on_test(run.recipe, data),
+    )
+    return certify_answers(session, lambda: load_base(run, data), name=BASE, folder=folder, key=key)
+
+
+def certify_answers(
+    session: Session, model: Callable[[], nn.Module], *, name: str, folder: Path, key: str | None = None
+) -> list[Answer]:
+    """Return a model's answers to all certify records, which stand in `folder` or are made; `model` is loaded then.
+
+    It answers the records of instruction suites and of harness suites, and weighs those of texts.
+    """
+    from keeptune.evaluation.evaluate import read_answers
+
+    run, data = session.run, session.data
+    suites = set(session.budgets)
+    tasks = session.tasks if suites & {OTHER_TASKS, *data.untrained_tasks} else None
+    texts = session.texts.split("certify") if session.texts is not None and session.texts.has("certify") else None
+    for kind, split, metrics in (("tasks", tasks, run.recipe.evaluation.metrics), ("texts", texts, ())):
+        made = stage_key(certify=key or session.key, kind=kind)
+        if split is None or is_done(folder / kind, made):
+            continue
+        run.context.progress.say(f"{name}: {len(split.records):,} certify records of {kind}")
+        answer(run, data, model(), split=split, metrics=metrics, name=name, folder=folder / kind, key=made)
+    made = stage_key(certify=key or session.key, kind="harness", suites=session.asked)
+    if session.harness is not None and session.asked and not is_done(folder / "harness", made):
+        run.context.progress.say(f"{name}: certify records of {', '.join(session.asked)}")
+        answer_harness(
+            run,
+            data,
+            model(),
+            harness=session.harness,
+            part="certify",
+            suites=session.asked,
+            name=name,
+            folder=folder / "harness",
+            key=made,
+        )
+    found = [read_answers(place) for kind in _KINDS if (place := folder / kind).is_dir()]
+    return [answer for answers in found for answer in answers]
+
+
+def drops_of(session: Session, base: Sequence[Answer], tuned: Sequence[Answer]) -> dict[str, Drops]:
+    """Return what each suite under a budget lost, record by record."""
+    from keeptune.retention.drops import paired_drops
+
+    found = {}
+    together = session.data.untrained_tasks - session.left_out.keys()
+    for suite, budget in session.budgets.items():
+        mine, theirs = (
+            [a for a in answers if a.task == suite or (suite == OTHER_TASKS and a.task in together)]
+            for answers in (base, tuned)
+        )
+        found[suite] = paired_drops(mine, theirs, metric=budget.metric, suite=suite)
+    return found

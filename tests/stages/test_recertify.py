@@ -1,0 +1,221 @@
+"""`keeptune certify --artifact`: a folder that the run did not deliver, held against the run's budgets."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from keeptune import stages
+from keeptune.errors import DataError, RecipeError
+from keeptune.model.methods import quiet_peft
+from keeptune.storage import file_sha256
+from tests.stages.test_retention import Made, finished, written_recipe
+from tests.stages.world import Notes, context, llama, t5
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return llama(tmp_path_factory.mktemp("base"))
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Made:
+    folder = tmp_path_factory.mktemp("certified")
+    return finished(written_recipe(folder, model=model, budget={"self": "0.9 nats"}))
+
+
+@pytest.fixture
+def copied(made: Made, tmp_path: Path) -> Iterator[Made]:
+    folder = tmp_path / "run"
+    shutil.copytree(made.folder, folder)
+    yield Made(made.recipe.model_copy(update={"output_dir": str(folder)}), folder, made.certificate, made.notes)
+
+
+@pytest.fixture
+def tuned(made: Made, tmp_path: Path) -> Path:
+    """Return a copy of the trained model that knows nothing of the run."""
+    return Path(shutil.copytree(made.folder / "full" / "model", tmp_path / "elsewhere" / "tuned"))
+
+
+def certified(made: Made, folder: Path, *, notes: Notes | None = None) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
+    with stages.open_run(made.recipe, context=context(notes=notes)) as run:
+        found = stages.certify_artifact(run, folder)
+    return json.loads(found.path.read_text(encoding="utf-8")), found.path, found.lines
+
+
+def adapter(base: Path, folder: Path) -> None:
+    """Write an adapter that changes nothing, as peft alone would."""
+    with quiet_peft():
+        get_peft_model(AutoModelForCausalLM.from_pretrained(base), LoraConfig(r=2)).save_pretrained(str(folder))
+
+
+def ledger(made: Made) -> list[dict[str, Any]]:
+    lines = (made.folder / "certify_openings.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
+def files(folder: Path) -> dict[str, int]:
+    return {path.as_posix(): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_folder_gets_a_certificate_that_names_it_by_its_hashes(copied: Made, tuned: Path) -> None:
+    value, path, lines = certified(copied, tuned)
+    assert value["verdict"] == "CERTIFIED" == lines[0]
+    assert path.parent == copied.folder / "certificates" and path.stem.startswith("tuned-")
+    assert value["artifact"]["folder"] == str(tuned)
+    assert value["artifact"]["sha256"]["model.safetensors"] == file_sha256(tuned / "model.safetensors")
+    assert value["artifact"]["sha256"].keys() >= {"config.json", "tokenizer.json", "chat_template.jinja"}
+    assert value["choice"] == {"candidate": path.stem, "alpha": 1.0}
+    assert "alpha" not in value["sentence"] and "keeps every budget: self loses at most 0.9 nats" in value["sentence"]
+    assert str(tuned) in lines[2] and str(path) in lines[-1]
+
+
+def test_it_is_one_more_opening_at_half_of_the_confidence_that_is_left(copied: Made, tuned: Path) -> None:
+    value, path, _ = certified(copied, tuned)
+    assert value["opening"] == 2 and value["delta"] == pytest.approx(0.05 / 4)
+    assert [line["opening"] for line in ledger(copied)] == [1, 2]
+    assert ledger(copied)[1]["candidates"] == [path.stem]
+    assert {cell["delta"] for cell in value["cells"]} == {value["delta"]}
+
+
+def test_the_same_files_are_not_asked_again(copied: Made, tuned: Path) -> None:
+    first, path, _ = certified(copied, tuned)
+    notes = Notes()
+    assert certified(copied, tuned, notes=notes)[:2] == (first, path)
+    assert len(ledger(copied)) == 2
+    assert f"{path}: certified before and unchanged" in notes.lines
+
+
+def test_an_interrupted_one_goes_on_without_another_opening(copied: Made, tuned: Path) -> None:
+    first, path, _ = certified(copied, tuned)
+    path.unlink()
+    assert certified(copied, tuned)[0]["cells"] == first["cells"]
+    assert len(ledger(copied)) == 2
+
+
+def test_it_measures_what_the_run_measured_of_the_same_weights(copied: Made, tuned: Path) -> None:
+    value = certified(copied, tuned)[0]
+    own = next(cell for cell in copied.certificate["cells"] if cell["choice"]["alpha"] == 1.0)
+    assert value["cells"][0]["measured"]["mean"] == pytest.approx(own["measured"]["mean"], abs=1e-7)
+
+
+def test_the_base_s_answers_are_those_of_the_run_and_all_else_of_it_stays(copied: Made, tuned: Path) -> None:
+    before = {p: t for p, t in files(copied.folder).items() if "/base/" in p or "/full/" in p or "/instruct-" in p}
+    own = (copied.folder / "certificate.json").read_bytes()
+    certified(copied, tuned)
+    assert {p: t for p, t in files(copied.folder).items() if p in before} == before
+    assert (copied.folder / "certificate.json").read_bytes() == own
+
+
+def test_a_model_that_lost_too_much_is_told_so(copied: Made, tmp_path: Path, model: Path) -> None:
+    broken = Path(shutil.copytree(model, tmp_path / "broken"))
+    weights = AutoModelForCausalLM.from_pretrained(model)
+    with torch.no_grad():
+        for parameter in weights.parameters():
+            parameter.mul_(12.0)
+    weights.save_pretrained(broken)
+    value, _, lines = certified(copied, broken)
+    assert value["verdict"] == "INFEASIBLE" == lines[0]
+    assert value["choice"] is None and "the smallest tested" not in value["sentence"]
+    assert value["artifact"]["folder"] == str(broken)
+    assert (copied.folder / "instruct-model").is_dir()
+
+
+def test_an_adapter_of_another_tool_is_certified_on_the_run_s_base(copied: Made, tmp_path: Path, model: Path) -> None:
+    folder = tmp_path / "adapter"
+    adapter(model, folder)
+    value = certified(copied, folder)[0]
+    assert value["verdict"] == "CERTIFIED"
+    assert value["cells"][0]["measured"]["mean"] == 0.0
+    assert value["artifact"]["sha256"].keys() == {"adapter_model.safetensors", "adapter_config.json"}
+
+
+def test_a_run_that_was_not_certified_yet_certifies_a_folder(copied: Made, tuned: Path) -> None:
+    for name in ("certificate.json", "certify.json", "certify_openings.jsonl", "forgetting.json"):
+        (copied.folder / name).unlink()
+    shutil.rmtree(copied.folder / "base" / "certify")
+    value = certified(copied, tuned)[0]
+    assert value["verdict"] == "CERTIFIED" and value["opening"] == 1
+
+
+def test_a_folder_that_changed_since_is_certified_anew_and_the_change_is_said(copied: Made, tuned: Path) -> None:
+    _, earlier, _ = certified(copied, tuned)
+    expected = file_sha256(tuned / "config.json")
+    config = json.loads((tuned / "config.json").read_text(encoding="utf-8"))
+    (tuned / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}), encoding="utf-8")
+    notes = Notes()
+    value, path, _ = certified(copied, tuned, notes=notes)
+    assert path != earlier and value["opening"] == 3
+    said = next(line for line in notes.lines if "certificate of its own" in line)
+    assert f"{tuned / 'config.json'}: found the hash {file_sha256(tuned / 'config.json')[:16]}" in said
+    assert f"expected {expected[:16]}, which {earlier} speaks of" in said
+
+
+def test_a_recipe_without_a_budget_certifies_nothing(copied: Made, tuned: Path) -> None:
+    retention = copied.recipe.retention.model_copy(update={"budget": {}})
+    without = Made(copied.recipe.model_copy(update={"retention": retention}), copied.folder, {}, [])
+    with pytest.raises(DataError, match=r"retention\.budget: found none; expected what each suite may lose"):
+        certified(without, tuned)
+
+
+def test_suites_at_chance_alone_are_no_ground_for_a_certificate(copied: Made, tuned: Path) -> None:
+    path = copied.folder / "forgetting.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    rows = [{**row, "metric": "exact_match", "base_at_chance": True} for row in value["rows"]]
+    path.write_text(json.dumps({**value, "rows": rows}), encoding="utf-8")
+    with pytest.raises(
+        DataError, match=r"found only suites that the base answers at chance \(.*self.*\); expected one"
+    ):
+        certified(copied, tuned)
+
+
+def test_a_folder_without_a_model_is_refused_before_anything_is_opened(copied: Made, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="found no model; expected a folder with config.json or adapter_config.json"):
+        certified(copied, tmp_path / "nothing")
+    with pytest.raises(RecipeError, match=r"found no model; .*Name .*full/model\."):
+        certified(copied, copied.folder / "full")
+    assert len(ledger(copied)) == 1 and not (copied.folder / "certificates").exists()
+
+
+def test_a_model_of_another_kind_is_refused(copied: Made, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="found a t5 model of .*; expected a tuning of the run's base model, a llama"):
+        certified(copied, t5(tmp_path / "t5"))
+
+
+def test_an_adapter_on_another_base_is_refused(copied: Made, tmp_path: Path, model: Path) -> None:
+    other = AutoModelForCausalLM.from_pretrained(model)
+    other.lm_head.weight.data += 1.0
+    other.save_pretrained(tmp_path / "other")
+    adapter(tmp_path / "other", tmp_path / "adapter")
+    with pytest.raises(RecipeError, match="found an adapter on .*other, whose weights are not those of the run's base"):
+        certified(copied, tmp_path / "adapter")
+
+
+def test_another_tokenizer_is_refused_with_what_it_means(copied: Made, tuned: Path) -> None:
+    path = tuned / "tokenizer.json"
+    value = json.loads(path.read_text(encoding="utf-8"))
+    value["normalizer"] = {"type": "Lowercase"}
+    value["pre_tokenizer"] = None
+    path.write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(RecipeError, match="found a tokenizer that gives other ids than the run's.*record by record"):
+        certified(copied, tuned)
+
+
+def test_a_tokenizer_saved_anew_that_reads_alike_is_accepted(copied: Made, tuned: Path) -> None:
+    path = tuned / "tokenizer.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=4), encoding="utf-8")
+    assert certified(copied, tuned)[0]["verdict"] == "CERTIFIED"
+
+
+def test_another_chat_template_is_refused_with_what_it_means(copied: Made, tuned: Path) -> None:
+    (tuned / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
+    with pytest.raises(RecipeError, match="found another chat template than the run's .*put other prompts before"):
+        certified(copied, tuned)
