@@ -245,6 +245,8 @@ def test_the_instruct_model_answers_as_was_recorded_and_learns_a_new_wording(lab
         del task["max_records"]
     recipe["data"]["tasks"].append({"path": str(lab / "tasks/span_sentence"), "max_records": 200})
     recipe["methods"] = {"lora": {"peft_type": "LORA", "r": 16, "learning_rate": 5e-3}}
+    # With a budget the answers to two fifths of the records would be kept for the certificate.
+    recipe["retention"] = {"self_texts": 0}
     report = run_recipe(tmp_path, recipe)
     recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["forgetting"]["alone"]
     for task in scored:
@@ -258,14 +260,21 @@ def test_the_instruct_model_answers_as_was_recorded_and_learns_a_new_wording(lab
 def test_the_demo_ends_in_its_report_and_goes_on_from_what_is_done(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "keeptune.cli", "demo", "lab"]
     first = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
-    *_, full, lora, took, last = first.stdout.strip().splitlines()
+    *_, full, lora, delivered, took, last = first.stdout.strip().splitlines()
+    assert re.fullmatch(
+        r"Delivered, (full|lora) at alpha 0\.\d+: learned 0\.000 → 0\.\d+, the other tasks 0\.\d+ → 0\.\d+ "
+        r"\(exact_match\)",
+        delivered,
+    )
+    assert "\nCERTIFIED\n" in first.stdout
     assert re.fullmatch(r"full: learned 0\.000 → [01]\.\d+, the other tasks 0\.\d+ → 0\.\d+ \(exact_match\)", full)
     assert lora.startswith("lora: learned 0.000 → ") and took.startswith("The demo took ")
     page = last.removeprefix("Open it in a browser: file://")
     assert "How to read this page" in Path(page).read_text(encoding="utf-8")
     second = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert second.stderr == (
-        "lab/runs/demo/data: prepared, lab/runs/demo/full: trained, lab/runs/demo/lora: trained, lab/runs/demo: "
-        "evaluated before and unchanged\n"
+        "lab/runs/demo/data: prepared, lab/runs/demo/texts: written, lab/runs/demo/full: trained, lab/runs/demo/lora: "
+        "trained, lab/runs/demo: evaluated, lab/runs/demo/texts: written, lab/runs/demo/certificate.json: certified "
+        "before and unchanged\n"
     )
     assert "Records" in first.stdout and "Records" not in second.stdout
