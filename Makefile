@@ -9,7 +9,7 @@ BIN := $(VENV)/bin
 setup: $(BIN)/keeptune
 
 $(BIN)/keeptune: pyproject.toml constraints.txt
-	@echo "Installing into $(VENV): about 1.7 GB, some minutes."
+	@echo "Installing into $(VENV): about 2.0 GB, some minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,hub,bench,harness]'
