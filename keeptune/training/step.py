@@ -96,6 +96,8 @@ def accumulate(work: Work, step: Step, *, table: Examples) -> Accumulated:
         loss = _batch_loss(work, table, micro_batch=micro_batch)
         (loss / step.num_targets).backward()
         losses.append(loss.detach())
+        # Its graph would stand in the heap, in many small parts, between the next micro-batch's tensors.
+        del loss
     if work.world.any_rank(stopped, device=work.device):
         clear_gradients(work)
         raise Stopped
