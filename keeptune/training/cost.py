@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-_PROCESS, _SYSTEM = Path("/proc/self"), Path("/proc")
+_PROCESS, _SYSTEM, _LIMITS = Path("/proc/self"), Path("/proc"), Path("/sys/fs/cgroup")
 
 
 def reset_peak_memory(device: torch.device) -> None:
@@ -49,12 +49,17 @@ def runtime_memory_bytes(model: nn.Module, *, device: torch.device) -> int:
 
 
 def available_memory_bytes(device: torch.device) -> int | None:
-    """Return what this process could hold in all; None where the system cannot tell."""
+    """Return what this process could hold in all, within a container's limit; None where the system cannot tell."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     free_bytes = _number_of_bytes(_SYSTEM / "meminfo", "MemAvailable:")
     own_bytes = _number_of_bytes(_PROCESS / "status", "VmRSS:")
-    return None if free_bytes is None or own_bytes is None else free_bytes + own_bytes
+    if free_bytes is None or own_bytes is None:
+        return None
+    # Of control groups version 2 and 1; "max" is no limit.
+    files = [path for name in ("memory.max", "memory/memory.limit_in_bytes") if (path := _LIMITS / name).exists()]
+    limits_bytes = [int(text) for path in files if (text := path.read_text(encoding="ascii").strip()).isdigit()]
+    return min([free_bytes + own_bytes, *limits_bytes])
 
 
 def _give_back_free_memory() -> None:
