@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from keeptune.retention.drops import Drops
 
 LEDGER = "certify_openings.jsonl"
+# Beside what is certified: which opening that was, and of which records.
+OPENING_NOTE = "certify.json"
 _KINDS = ("tasks", "texts", "harness")
 
 

@@ -214,6 +214,34 @@ def test_tasks_at_chance_that_hide_the_others_leave_the_others_to_certify(run: S
     assert found["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
 
 
+def test_where_each_task_is_at_chance_the_others_have_nothing_to_lose_whatever_their_mean_says(run: Scripted) -> None:
+    """Together, tasks may have too many labels for a chance, and a mean above it."""
+    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance=set(TASKS))]})
+    with pytest.raises(DataError, match=r"answers at chance \(left, right, riddles, others\); expected one or more"):
+        run.certified()
+
+
+def test_other_tasks_left_out_of_the_others_are_another_question(run: Scripted) -> None:
+    assert run.certified()["items"] == {"others": sum(line["task"] != "riddles" for line in certify_lines(run))}
+    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles"})]})
+    assert run.certified()["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
+    assert openings(run) == [1, 2]
+
+
+def test_longer_answers_are_another_question(run: Scripted) -> None:
+    assert run.certified()["opening"] == 1
+    evaluation = run.recipe.evaluation.model_copy(update={"max_new_tokens": 9})
+    run.recipe = run.recipe.model_copy(update={"evaluation": evaluation})
+    assert run.certified()["opening"] == 2
+
+
+def test_a_delivered_model_that_is_gone_is_delivered_again_without_another_opening(run: Scripted) -> None:
+    first = run.certified()
+    shutil.rmtree(run.folder / "instruct-model")
+    assert run.certified()["artifact"] == first["artifact"]
+    assert (run.folder / "instruct-model").is_dir() and openings(run) == [1]
+
+
 def test_a_task_and_the_others_may_have_a_budget_at_once_and_both_must_hold(run: Scripted) -> None:
     both = {"others": "45 points of exact_match", "left": "25 points of exact_match"}
     run.wrong = {("full at alpha 0.5", "left"): 35, ("lora at alpha 1", "left"): 35}
