@@ -18,7 +18,7 @@ from keeptune.errors import DataError
 from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.stages.retention import FORGETTING
 from keeptune.stages.session import LEDGER
-from keeptune.storage import staged_folder, write_json, write_jsonl
+from keeptune.storage import file_sha256, staged_folder, write_json, write_jsonl
 from tests.stages.world import Notes, context, llama, recipe_file, records
 
 TASKS = ("left", "right", "riddles")
@@ -172,6 +172,12 @@ def test_each_new_question_is_an_opening_that_spends_half_of_what_is_left(run: S
     assert openings(run) == [1, 2, 3]
     assert [f["opening"] for f in found] == [1, 2, 3]
     assert [f["delta"] for f in found] == pytest.approx([0.025, 0.0125, 0.00625])
+
+
+def test_an_opening_names_the_files_that_are_opened(run: Scripted) -> None:
+    run.certified()
+    [line] = [json.loads(line) for line in (run.folder / LEDGER).read_text(encoding="utf-8").splitlines()]
+    assert line["files_sha256"] == [file_sha256(run.folder / "data" / "certify.jsonl")]
 
 
 def test_a_verdict_gives_way_to_the_next_one(run: Scripted) -> None:
