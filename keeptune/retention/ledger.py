@@ -76,7 +76,8 @@ def _openings(content: bytes, path: Path) -> dict[str, int]:
                 f"{path}:{number}: found no whole line about the next opening ({error}); expected every opening of the "
                 "certify records as it was written. Put the file back from a copy, or certify on new records."
             ) from error
-        numbers |= dict.fromkeys(_opened(line), opening)
+        for content_sha256 in _opened(line):
+            numbers[content_sha256] = opening
     return numbers
 
 

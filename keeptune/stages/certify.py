@@ -20,7 +20,7 @@ from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify
 from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.training import artifact_folder, method_of
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
-from keeptune.stages.way import open_way, points
+from keeptune.stages.way import open_way, points, trained_facts
 from keeptune.storage import MANIFEST, file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
@@ -128,7 +128,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
     asked = budgets_of(run.recipe, harness=harness)
-    left_out = at_chance(read_json(run.folder / FORGETTING)["rows"], budgets=asked, tasks=data.untrained_tasks)
+    left_out = at_chance(_measured(run, methods), budgets=asked, tasks=data.untrained_tasks)
     budgets = {suite: budget for suite, budget in asked.items() if suite not in left_out}
     session = Session(run, data, texts, harness, budgets, left_out, "")
     session = replace(session, key=_key(session, methods))
@@ -163,6 +163,20 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     _write_certificate(session, walked, found, opening=opening, artifact=artifact, values=values)
     run.context.progress.say(found.sentence)
     return path
+
+
+def _measured(run: Run, methods: Mapping[str, Method]) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of `forgetting.json`, which has some of each method once it is trained and evaluated."""
+    for method in methods.values():
+        trained_facts(run, method)
+    path = run.folder / FORGETTING
+    rows = read_json(path)["rows"] if path.is_file() else []
+    if missing := sorted(methods.keys() - {row["model"] for row in rows}):
+        raise DataError(
+            f"{path}: found nothing of {', '.join(missing)}; expected what each method forgot. "
+            "Run `keeptune evaluate` with this recipe first, or `keeptune run`."
+        )
+    return rows
 
 
 def _key(session: Session, methods: Mapping[str, Method]) -> str:

@@ -227,6 +227,25 @@ def test_where_each_task_is_at_chance_the_others_have_nothing_to_lose_whatever_t
         run.certified()
 
 
+def test_what_is_not_evaluated_yet_is_refused_before_anything_is_opened(run: Scripted) -> None:
+    path = run.folder / FORGETTING
+    rows = [row for row in rows_of(run.recipe, at_chance=set()) if row["model"] == "full"]
+    write_json(path, {"rows": rows})
+    with pytest.raises(DataError) as error:
+        run.certified()
+    assert str(error.value) == (
+        f"{path}: found nothing of lora; expected what each method forgot. Run `keeptune evaluate` with this recipe "
+        "first, or `keeptune run`."
+    )
+    path.unlink()
+    with pytest.raises(DataError, match="found nothing of full, lora; expected"):
+        run.certified()
+    (run.folder / "lora" / "training.json").unlink()
+    with pytest.raises(DataError, match="lora: found no whole trained model; expected `keeptune train` to have finish"):
+        run.certified()
+    assert not (run.folder / LEDGER).exists()
+
+
 def test_other_tasks_left_out_of_the_others_are_another_question(run: Scripted) -> None:
     assert run.certified()["items"] == {"others": sum(line["task"] != "riddles" for line in certify_lines(run))}
     write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles"})]})
