@@ -36,7 +36,7 @@ def show_change(console: Console, report: Path) -> None:
     tasks = (ALL_TASKS, OTHER_TASKS)
     lines = [
         _line(method, {task: (means.get(("base", task)), means.get((method, task))) for task in tasks})
-        for method in value["selection"]["values"]
+        for method in (cost["model"] for cost in value["cost"])
     ]
     delivered = value["delivered"]
     if delivered is not None and delivered["alpha"] < 1.0:
