@@ -245,10 +245,15 @@ def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
             "num_over_budget": broken,
             "num_surely_over_budget": surely,
             "interval": [low, high],
-            "mean_lost": float(np.mean([model["lost"] for model in models])),
-            "mean_target_loss": float(np.mean([model["target_loss"] for model in models])),
+            "mean_lost": mean([model["lost"] for model in models]),
+            "mean_target_loss": mean([model["target_loss"] for model in models]),
         }
     return found
+
+
+def mean(values: Sequence[float]) -> float | None:
+    """Return the mean, None of none."""
+    return float(np.mean(values)) if values else None
 
 
 def main() -> None:

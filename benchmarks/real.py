@@ -85,7 +85,7 @@ def main() -> None:
     found = {
         "methods": made["methods"],
         "budget": made["retention"]["budget"],
-        **{key: report[key] for key in KEPT if key in report},
+        **{key: report[key] for key in KEPT},
         "forgetting": forgetting["rows"],
     }
     RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")

@@ -42,8 +42,6 @@ Overrides = Annotated[
 ]
 LabFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the lab stands.", show_default=True)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print outcomes only.")]
-
-
 # As after SIGKILL: 143 says that the state was saved.
 _KILLED = 137
 
@@ -255,14 +253,14 @@ def lab(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
 @app.command()
 def demo(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
     """Tune a small model and report what it learned and forgot. It is the lab's, tuned in full and by LoRA."""
-    from keeptune.terminal_change import show_change
+    from keeptune.terminal_change import first_line, show_change
 
     begun = time.monotonic()
     _write_lab(folder, quiet=quiet)
     path = folder / "lab-demo.yaml"
     recipe = _load(path, None)
     if not quiet:
-        print(_plan(recipe), flush=True)
+        print(first_line(recipe), flush=True)
     run(path, quiet=quiet)
     page = Path(recipe.output_dir, "report.html").resolve()
     show_change(_console(), page.with_name("report.json"))
@@ -293,17 +291,6 @@ def _write_lab(folder: Path, *, quiet: bool) -> None:
     kept = [name for name in CONTENT if name not in written]
     parts = [f"{verb} {', '.join(names)}" for verb, names in (("wrote", written), ("kept", kept)) if names]
     print(f"Lab: {folder} ({'; '.join(parts)})")
-
-
-def _plan(recipe: Recipe) -> str:
-    """Return in a line what a demo teaches to which model, what it measures, and about how long that takes."""
-    taught = ", ".join(task.name for task in recipe.data.tasks if task.train)
-    num_others = sum(not task.train for task in recipe.data.tasks)
-    return (
-        f"Teaching {Path(recipe.model).name} the task {taught} by {' and '.join(recipe.methods)}; measuring what that "
-        f"brings there and costs on {num_others} other tasks. Three to four minutes on two cores, where all is still "
-        "to be done."
-    )
 
 
 def _command(*arguments: str) -> str:

@@ -1,4 +1,7 @@
-"""`report.json` arrives; the demo's last lines leave: what each method, and what is delivered, learned and lost."""
+"""The demo's recipe and `report.json` arrive; its first line and its last ones leave.
+
+What it will teach and measure; what each method, and what is delivered, learned and lost.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,20 @@ from typing import Any
 
 from rich.console import Console
 
+from keeptune.config import Recipe
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.terminal import visible
+
+
+def first_line(recipe: Recipe) -> str:
+    """Return in a line what a demo teaches to which model, what it measures, and about how long that takes."""
+    taught = ", ".join(task.name for task in recipe.data.tasks if task.train)
+    num_others = sum(not task.train for task in recipe.data.tasks)
+    return (
+        f"Teaching {Path(recipe.model).name} the task {taught} by {' and '.join(recipe.methods)}; measuring what that "
+        f"brings there and costs on {num_others} other tasks. Three to four minutes on two cores, where all is still "
+        "to be done."
+    )
 
 
 def show_change(console: Console, report: Path) -> None:
@@ -21,7 +36,7 @@ def show_change(console: Console, report: Path) -> None:
     tasks = (ALL_TASKS, OTHER_TASKS)
     lines = [
         _line(method, {task: (means.get(("base", task)), means.get((method, task))) for task in tasks})
-        for method in value["selection"]["values"]
+        for method in (cost["model"] for cost in value["cost"])
     ]
     delivered = value["delivered"]
     if delivered is not None and delivered["alpha"] < 1.0:

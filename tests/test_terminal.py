@@ -15,6 +15,7 @@ from keeptune.progress import Joined
 from keeptune.report.page import write_report
 from keeptune.stages import CheckOutcome
 from keeptune.stages.check import CheckedMethod
+from keeptune.storage import read_json
 from keeptune.terminal import (
     LiveProgress,
     PlainProgress,
@@ -183,6 +184,15 @@ def test_the_last_lines_say_what_the_delivered_model_learned_and_lost(tmp_path: 
     assert text_of(console).splitlines()[-1] == (
         "Delivered, lora at alpha 0.3: learned 0.118 → 0.345, the other tasks 0.600 → 0.572 (rougeL)"
     )
+
+
+def test_methods_of_which_nothing_was_certified_have_their_lines_too(tmp_path: Path) -> None:
+    run = write_forgetting(write_run(tmp_path, others=("boolq", "wiki"), num_steps=1), verdict="INFEASIBLE")
+    selection = read_json(run / "selection.json")
+    write_json(run / "selection.json", {**selection, "values": {}})
+    console = plain()
+    show_change(console, write_report(run).with_name("report.json"))
+    assert [line.split(":")[0] for line in text_of(console).splitlines()] == ["full", "lora"]
 
 
 @pytest.mark.parametrize("is_certified", [True, False])

@@ -230,10 +230,12 @@ def ask(
     """
     evaluate = import_extra("lm_eval", extra="harness").evaluate
     huggingface = import_extra("lm_eval.models.huggingface", extra="harness")
-    # The harness numbers its results by their order in its data, so that samples must rise.
-    wanted: dict[str, list[int]] = {}
-    for document in sorted(documents, key=lambda document: document.index):
-        wanted.setdefault(document.task, []).append(document.index)
+    indices: dict[str, set[int]] = {}
+    for document in documents:
+        indices.setdefault(document.task, set()).add(document.index)
+    # The harness numbers its results by their order in its data, so that samples must rise, each one once: a task may
+    # stand in two suites.
+    wanted = {task: sorted(found) for task, found in indices.items()}
     tasks = {name: task for suite in suites for name, task in suite.tasks.items() if name in wanted}
     for task in tasks.values():
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
@@ -260,7 +262,8 @@ def ask(
             bench.progress.finish()
     metrics = {suite.name: suite.metric for suite in suites}
     samples: dict[tuple[str, int], Mapping[str, Any]] = {}
-    for name, rows in (found or {})["samples"].items():
+    assert found is not None, "the harness ran in another process than the first"
+    for name, rows in found["samples"].items():
         for row in rows:
             # A task with several filters has a row of each; the first is the one that it puts first.
             samples.setdefault((name, row["doc_id"]), row)

@@ -268,10 +268,9 @@ def not_measured(report: Report) -> list[str]:
     found = [f"Forgetting was measured on {', '.join(named)}, and on nothing else."] if named else []
     if certificate is None:
         return found
-    budgeted = {budget.suite for budget in certificate.budgets}
-    free = [
-        s for s in report.forgotten.suites if s not in budgeted and s != OTHER_TASKS and OTHER_TASKS not in budgeted
-    ]
+    asked = {*(budget.suite for budget in certificate.budgets), *certificate.left_out_at_chance}
+    asked |= report.untrained_tasks if OTHER_TASKS in asked else set()
+    free = [suite for suite in report.forgotten.suites if suite not in asked and suite != OTHER_TASKS]
     if free:
         found.append(f"The certificate does not speak of {', '.join(map(suite_label, free))}: no budget names them.")
     if certificate.left_out_at_chance:

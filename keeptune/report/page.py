@@ -109,7 +109,7 @@ def _forgotten(report: Report) -> dict[str, Any]:
     flip_model = report.answers.model if report.answers else "tuned"
     return {
         "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
-        "verdict": verdict_sentence(forgotten.certificate) if forgotten.certificate else "",
+        "verdict": _verdict_sentence(report),
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
         "tested": tested_rows(forgotten.certificate) if forgotten.certificate else [],
@@ -177,7 +177,12 @@ def report_json(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     certificate = report.forgotten.certificate
-    return f"{certificate.verdict}: {verdict_sentence(certificate)}" if certificate else ""
+    return f"{certificate.verdict}: {_verdict_sentence(report)}" if certificate else ""
+
+
+def _verdict_sentence(report: Report) -> str:
+    certificate = report.forgotten.certificate
+    return verdict_sentence(certificate, others=report.untrained_tasks) if certificate else ""
 
 
 def _text(phrases: Sequence[Phrase]) -> str:

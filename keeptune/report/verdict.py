@@ -20,9 +20,9 @@ from keeptune.report.wording import (
 )
 
 
-def verdict_sentence(certificate: Certificate) -> str:
-    """Return the verdict in words for who never saw one."""
-    kept = _kept(certificate)
+def verdict_sentence(certificate: Certificate, *, others: frozenset[str]) -> str:
+    """Return the verdict in words for who never saw one; `others` are the tasks that were not trained on."""
+    kept = _kept(certificate, others=others)
     if certificate.verdict == "CERTIFIED":
         part = 100 * (certificate.alpha or 0.0)
         share = "the whole way" if part == 100 else f"{part:g}{NO_BREAK}% of the way"
@@ -45,11 +45,12 @@ def verdict_sentence(certificate: Certificate) -> str:
     )
 
 
-def _kept(certificate: Certificate) -> str:
+def _kept(certificate: Certificate, *, others: frozenset[str]) -> str:
     """Return what each suite may lose, in words."""
+    left_out = series([suite for suite in certificate.left_out_at_chance if suite in others])
     parts = []
     for budget in certificate.budgets:
-        outside = series(certificate.left_out_at_chance) if budget.suite == OTHER_TASKS else ""
+        outside = left_out if budget.suite == OTHER_TASKS else ""
         but = f" but {outside}, where the base has nothing to lose" if outside else ""
         parts.append(f"at most {budget_words(budget)} on {suite_label(budget.suite)}{but}")
     return "; ".join(parts)

@@ -8,18 +8,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from keeptune.errors import DataError
 from keeptune.storage import storage_errors
 
 
-def record_opening(path: Path, *, certify_sha256: str, candidates: Sequence[str], when: str, command: str) -> int:
+def record_opening(
+    path: Path,
+    *,
+    certify_sha256: str,
+    files_sha256: Sequence[str] = (),
+    candidates: Sequence[str],
+    when: str,
+    command: str,
+) -> int:
     """Add a line to the ledger, on the disk before this returns, and return the opening's number, from 1.
 
-    Openings of records with the same content, `certify_sha256`, count together, whoever opened them. Call this before
-    the records are read: an opening counts even when what follows fails.
+    Openings of records with the same content, `certify_sha256`, count together, whoever opened them; so do those that
+    share one of `files_sha256`, of which the content is made: a suite more does not make the others unseen. Call this
+    before the records are read: an opening counts even when what follows fails.
 
     Raises:
         DataError: a line of the ledger is not as it was written, or one is missing.
@@ -31,14 +41,15 @@ def record_opening(path: Path, *, certify_sha256: str, candidates: Sequence[str]
         # Two runs may open the same records at once; the lock dies with its holder.
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
-        opening = _openings(file.read(), path).get(certify_sha256, 0) + 1
-        line = {
-            "opening": opening,
+        line: dict[str, Any] = {
             "opened": when,
             "command": command,
             "candidates": list(candidates),
             "certify_sha256": certify_sha256,
+            "files_sha256": list(files_sha256),
         }
+        opening = _next(line, _openings(file.read(), path))
+        line = {"opening": opening, **line}
         file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
         file.flush()
         os.fsync(file.fileno())
@@ -52,18 +63,28 @@ def confidence_left(delta: float, *, opening: int) -> float:
 
 
 def _openings(content: bytes, path: Path) -> dict[str, int]:
-    """Return how often each content was opened."""
-    counts: dict[str, int] = {}
-    for number, line in enumerate(content.splitlines(keepends=True), 1):
+    """Return the number of the last opening of each content, and of each file of it."""
+    numbers: dict[str, int] = {}
+    for number, text in enumerate(content.splitlines(keepends=True), 1):
         try:
-            value = json.loads(line)
-            opening, content_sha256 = value["opening"], value["certify_sha256"]
-            if not line.endswith(b"\n") or opening != counts.get(content_sha256, 0) + 1:
+            line = json.loads(text)
+            opening = line["opening"]
+            if not text.endswith(b"\n") or opening != _next(line, numbers):
                 raise ValueError("an opening is missing or cut off")
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(
                 f"{path}:{number}: found no whole line about the next opening ({error}); expected every opening of the "
                 "certify records as it was written. Put the file back from a copy, or certify on new records."
             ) from error
-        counts[content_sha256] = opening
-    return counts
+        for content_sha256 in _opened(line):
+            numbers[content_sha256] = opening
+    return numbers
+
+
+def _next(line: Mapping[str, Any], numbers: Mapping[str, int]) -> int:
+    return 1 + max(numbers.get(content, 0) for content in _opened(line))
+
+
+def _opened(line: Mapping[str, Any]) -> list[str]:
+    """Return what a line says was opened; older ones name the content as a whole."""
+    return [line["certify_sha256"], *line.get("files_sha256", [])]

@@ -59,6 +59,12 @@ def changed_file(certificate: Path) -> Changed | None:
     return None
 
 
+def names_what_stands(certificate: Path) -> bool:
+    """Tell whether the folder that a certificate speaks of is there as it was; true where nothing is certified."""
+    folder, _ = _artifact(certificate)
+    return folder is None or (folder.is_dir() and changed_file(certificate) is None)
+
+
 def certificates_of(folder: Path, *, runs: Iterable[Path]) -> Iterator[Path]:
     """Yield the certificates in run folders by which this folder is certified."""
     for run in runs:

@@ -10,17 +10,17 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import DataError
-from keeptune.stages.certified import CERTIFICATE, changed_file
+from keeptune.stages.certified import CERTIFICATE, names_what_stands
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, withdraw
 from keeptune.stages.retention import FORGETTING, main_metric
 from keeptune.stages.run import Run, stage_key
-from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
+from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.training import artifact_folder, method_of
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
-from keeptune.stages.way import open_way, points
+from keeptune.stages.way import open_way, points, trained_facts
 from keeptune.storage import MANIFEST, file_sha256, read_json, write_json
 
 if TYPE_CHECKING:
@@ -81,7 +81,7 @@ def check_budgets(recipe: Recipe, data: Data, texts: Texts | None, *, harness: H
     from keeptune.retention.pvalues import records_needed_for_any_verdict
 
     budgets = budgets_of(recipe, harness=harness)
-    counts = certify_counts(data, texts, harness)
+    counts = _certify_counts(data, texts, harness)
     delta = confidence_left(1.0 - recipe.retention.confidence, opening=1) / len(recipe.methods)
     problems = []
     for suite, budget in budgets.items():
@@ -96,7 +96,7 @@ def check_budgets(recipe: Recipe, data: Data, texts: Texts | None, *, harness: H
         raise_collected(DataError, problems)
 
 
-def certify_counts(data: Data, texts: Texts | None, harness: Harness | None) -> dict[str, int]:
+def _certify_counts(data: Data, texts: Texts | None, harness: Harness | None) -> dict[str, int]:
     """Return how many records of each suite there are to certify on."""
     parts = {task: counts.get("certify", 0) for task, counts in data.audit.get("parts", {}).items()}
     counts = {**parts, OTHER_TASKS: sum(parts.values())}
@@ -128,12 +128,12 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
     asked = budgets_of(run.recipe, harness=harness)
-    left_out = at_chance(read_json(run.folder / FORGETTING)["rows"], budgets=asked, tasks=data.untrained_tasks)
+    left_out = at_chance(_measured(run, methods), budgets=asked, tasks=data.untrained_tasks)
     budgets = {suite: budget for suite, budget in asked.items() if suite not in left_out}
     session = Session(run, data, texts, harness, budgets, left_out, "")
     session = replace(session, key=_key(session, methods))
-    # A delivered model that someone changed is delivered again.
-    if path.exists() and (before := read_json(path)).get("key") == session.key and changed_file(path) is None:
+    # A delivered model that someone changed or removed is delivered again.
+    if path.exists() and (before := read_json(path)).get("key") == session.key and names_what_stands(path):
         run.context.progress.say(f"{path}: certified before and unchanged")
         if before["fallback"] is not None:
             # Other numbers of examples may be asked for now; the verdict stands.
@@ -144,7 +144,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
             f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected "
             "one or more with something to lose. Name other suites."
         )
-    opening = open_session(session, list(methods), note=run.folder / "certify.json")
+    opening = open_session(session, list(methods), note=run.folder / OPENING_NOTE)
     walked = _walked(session, methods, opening=opening)
     values = certified_values(run, data, methods=methods, certified=walked.certified)
     choice = choose(
@@ -165,6 +165,20 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     return path
 
 
+def _measured(run: Run, methods: Mapping[str, Method]) -> Sequence[Mapping[str, Any]]:
+    """Return the rows of `forgetting.json`, which has some of each method once it is trained and evaluated."""
+    for method in methods.values():
+        trained_facts(run, method)
+    path = run.folder / FORGETTING
+    rows = read_json(path)["rows"] if path.is_file() else []
+    if missing := sorted(methods.keys() - {row["model"] for row in rows}):
+        raise DataError(
+            f"{path}: found nothing of {', '.join(missing)}; expected what each method forgot. "
+            "Run `keeptune evaluate` with this recipe first, or `keeptune run`."
+        )
+    return rows
+
+
 def _key(session: Session, methods: Mapping[str, Method]) -> str:
     run, texts, harness = session.run, session.texts, session.harness
     artifacts = {
@@ -179,6 +193,8 @@ def _key(session: Session, methods: Mapping[str, Method]) -> str:
         budgets={suite: asdict(budget) for suite, budget in session.budgets.items()},
         confidence=run.recipe.retention.confidence,
         select_by=run.recipe.evaluation.select_by,
+        **({"left_out": sorted(session.left_out)} if session.left_out else {}),
+        **({"max_new_tokens": limit} if (limit := run.recipe.evaluation.max_new_tokens) != "auto" else {}),
     )
 
 
@@ -189,12 +205,13 @@ def at_chance(
 
     "others" is among them where each of the other `tasks` is.
     """
-    low = [row for row in rows if row["base_at_chance"] and row["metric"] != "loss"]
-    found = {row["suite"]: f"{row['base']:.3g}" for row in low}
+    scored = [row for row in rows if row["metric"] != "loss"]
+    scores = {row["suite"]: f"{row['base']:.3g}" for row in scored}
+    low = {row["suite"] for row in scored if row["base_at_chance"]}
     named = {*budgets, *(tasks if OTHER_TASKS in budgets else ())} - {OTHER_TASKS}
-    left_out = {suite: base for suite, base in found.items() if suite in named}
-    if OTHER_TASKS in budgets and tasks <= found.keys():
-        left_out[OTHER_TASKS] = found[OTHER_TASKS]
+    left_out = {suite: base for suite, base in scores.items() if suite in low & named}
+    if OTHER_TASKS in budgets and tasks <= low:
+        left_out[OTHER_TASKS] = scores[OTHER_TASKS]
     return left_out
 
 
@@ -246,15 +263,28 @@ def _write_certificate(
     artifact: Path | None,
     values: Mapping[tuple[str, float], float],
 ) -> None:
-    run, retention = session.run, session.run.recipe.retention
+    run = session.run
     files = read_json(artifact / MANIFEST)["files"] if artifact is not None else {}
     weights = {name: facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors")}
     value = {
+        **certificate_facts(session, walked, found, opening=opening, note=run.folder / OPENING_NOTE),
+        "fallback": best_prompt(run, session.data) if found.choice is None else None,
+        "certified": [
+            {**asdict(choice), "validation": values[choice.candidate, choice.alpha]} for choice in walked.certified
+        ],
+        "artifact": {"folder": artifact.name, "sha256": weights} if artifact is not None else None,
+    }
+    write_json(run.folder / CERTIFICATE, value)
+
+
+def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening: int, note: Path) -> dict[str, Any]:
+    """Return what every certificate says of a walk and its verdict; `note` is what `open_session` wrote."""
+    retention = session.run.recipe.retention
+    return {
         "key": session.key,
         "verdict": found.kind,
         "sentence": found.sentence,
         "choice": None if found.choice is None else asdict(found.choice),
-        "fallback": best_prompt(run, session.data) if found.choice is None else None,
         "num_records_needed": found.num_records_needed,
         "confidence": retention.confidence,
         "opening": opening,
@@ -264,13 +294,8 @@ def _write_certificate(
         },
         "left_out_at_chance": dict(session.left_out),
         "cells": [asdict(cell) for cell in walked.cells],
-        "certified": [
-            {**asdict(choice), "validation": values[choice.candidate, choice.alpha]} for choice in walked.certified
-        ],
-        "artifact": {"folder": artifact.name, "sha256": weights} if artifact is not None else None,
         "items": {cell.suite: cell.measured.num_records for cell in walked.cells},
-        "certify_sha256": read_json(run.folder / "certify.json")["certify_sha256"],
+        "certify_sha256": read_json(note)["certify_sha256"],
         "limits": list(LIMITS),
-        "created": run.context.now(),
+        "created": session.run.context.now(),
     }
-    write_json(run.folder / CERTIFICATE, value)

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from keeptune.data.record import Record
 from keeptune.errors import DataError
+from keeptune.stages.certified import CERTIFICATE
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test, prepare
 from keeptune.stages.delivery import CARD
 from keeptune.stages.harness import Harness, write_harness
@@ -25,7 +26,7 @@ from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behin
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, training_key
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_at, points, trained_facts
-from keeptune.storage import write_json
+from keeptune.storage import storage_errors, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -87,6 +88,9 @@ def evaluate(
     measure(run, data, texts, harness=harness)
     if run.recipe.retention.budget:
         return None
+    # Validation alone chooses now; a certificate of the time when there was a budget speaks of another model.
+    with storage_errors(run.folder):
+        (run.folder / CERTIFICATE).unlink(missing_ok=True)
     return deliver(run, data, trained[_select(run, methods).name])
 
 

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING
 
 from keeptune.errors import DataError, RecipeError
 from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificates_of, changed_file
-from keeptune.stages.certify import LIMITS, at_chance, budgets_of, certify_counts
-from keeptune.stages.data import Data, prepare
+from keeptune.stages.certify import at_chance, budgets_of, certificate_facts
+from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.harness import harness_rows, write_harness
 from keeptune.stages.retention import FORGETTING, lost_rows, main_metric
 from keeptune.stages.run import Run, stage_key
-from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
+from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import write_texts
 from keeptune.stages.way import load_at
 from keeptune.storage import read_json, storage_errors, write_json
@@ -72,6 +72,8 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         base=data.base.facts.sha256,
         budgets={suite: asdict(budget) for suite, budget in budgets.items()},
         confidence=run.recipe.retention.confidence,
+        metric=main_metric(run.recipe),
+        max_new_tokens=max_new_tokens_on_test(run.recipe, data),
     )
     session = Session(run, data, texts, harness, budgets, {}, key)
     name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"
@@ -84,7 +86,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
             run.context.progress.say(f"{changed}. What stands there now gets a certificate of its own.")
     with storage_errors(path):
         (path.parent / name).mkdir(parents=True, exist_ok=True)
-    opening = open_session(session, [name], note=path.parent / name / "certify.json")
+    opening = open_session(session, [name], note=path.parent / name / OPENING_NOTE)
     base = base_answers(session)
     left_out = _at_chance(session, base)
     session = replace(session, left_out=left_out, budgets={s: b for s, b in budgets.items() if s not in left_out})
@@ -190,28 +192,14 @@ def _write(
 ) -> None:
     from keeptune.retention.verdict import verdict
 
-    run, retention = session.run, session.run.recipe.retention
-    found = verdict(walked, choice=next(iter(walked.certified), None))
+    found = verdict(walked, choice=next(iter(walked.certified), None), left_out=tuple(session.left_out))
     # The walk's words for a point between base and trained model: here there is one model, and no way to it.
     sentence = found.sentence.replace(" at alpha 1, the smallest tested,", "").replace(" at alpha 1", "")
     value = {
-        "key": session.key,
-        "verdict": found.kind,
+        **certificate_facts(session, walked, found, opening=opening, note=path.with_suffix("") / OPENING_NOTE),
         "sentence": sentence,
-        "choice": None if found.choice is None else asdict(found.choice),
-        "num_records_needed": found.num_records_needed,
-        "confidence": retention.confidence,
-        "opening": opening,
-        "delta": walked.delta,
-        "budgets": {s: {"text": retention.budget[s], **asdict(budget)} for s, budget in session.budgets.items()},
-        "left_out_at_chance": dict(session.left_out),
-        "cells": [asdict(cell) for cell in walked.cells],
         "artifact": {"folder": str(folder.resolve()), "sha256": dict(hashes)},
         "base": {"name": session.data.base.name, "sha256": session.data.base.facts.sha256},
-        "items": certify_counts(session.data, session.texts, session.harness),
-        "certify_sha256": read_json(path.with_suffix("") / "certify.json")["certify_sha256"],
-        "limits": list(LIMITS),
-        "created": run.context.now(),
     }
     write_json(path, value)
 

@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from keeptune.retention.drops import Drops
 
 LEDGER = "certify_openings.jsonl"
+# Beside what is certified: which opening that was, and of which records.
+OPENING_NOTE = "certify.json"
 _KINDS = ("tasks", "texts", "harness")
 
 
@@ -73,10 +75,12 @@ def open_session(session: Session, candidates: Sequence[str], *, note: Path) -> 
     if note.exists() and read_json(note).get("key") == session.key:
         return read_json(note)["opening"]
     parts = [folder / "certify.jsonl" for folder in (session.data.folder, run.folder / "texts", run.folder / "harness")]
-    content = stage_key(files=[file_sha256(path) for path in parts if path.is_file()])
+    files = [file_sha256(path) for path in parts if path.is_file()]
+    content = stage_key(files=files)
     opening = record_opening(
         run.folder / LEDGER,
         certify_sha256=content,
+        files_sha256=files,
         candidates=candidates,
         when=run.context.now(),
         command=run.context.command,

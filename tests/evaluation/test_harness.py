@@ -119,6 +119,16 @@ def test_answers_do_not_depend_on_the_batches_nor_on_the_order_in_which_they_are
     assert found == [everything[document.id] for document in wanted]
 
 
+def test_a_task_in_two_suites_is_answered_alike_in_both(tmp_path: Path, base: Path) -> None:
+    (tmp_path / "all.yaml").write_text(json.dumps({"group": "all", "task": ["colours"]}), encoding="utf-8")
+    suites = load_suites(["colours", "all"], include_path=task(tmp_path, "colours"))
+    answers = asked(base, suites)
+    alone, grouped = ([a for a in answers if a.task == name] for name in ("colours", "all"))
+    assert len(alone) == len(grouped) == 12
+    assert [(a.prompt, a.metrics) for a in alone] == [(a.prompt, a.metrics) for a in grouped]
+    assert alone == [answer for answer in asked(base, suites[:1])]
+
+
 def test_the_first_metric_that_is_a_mean_over_documents_is_taken(tmp_path: Path) -> None:
     metrics = [
         {"metric": "perplexity", "aggregation": "perplexity", "higher_is_better": False},

@@ -23,6 +23,7 @@ from keeptune.lab.world import make_world
 from keeptune.model.folder import check_model_folder
 from keeptune.progress import Silent
 from keeptune.storage import read_json
+from keeptune.terminal_change import first_line
 from keeptune.text.tokenizer import Tokenizer
 from tests.stages import world
 
@@ -223,7 +224,7 @@ def test_the_command_says_what_it_wrote_and_what_it_kept(
 
 
 def test_the_demo_says_what_it_will_do(lab: Path) -> None:
-    assert cli._plan(world.recipe(lab / "lab-demo.yaml")) == (
+    assert first_line(world.recipe(lab / "lab-demo.yaml")) == (
         "Teaching lab-instruct the task span_sentence by full and lora; measuring what that brings there and costs on "
         "12 other tasks. Three to four minutes on two cores, where all is still to be done."
     )

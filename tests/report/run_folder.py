@@ -389,8 +389,8 @@ def write_certificate(run: Path, verdict: str) -> Path:
         "opening": 2,
         "delta": 0.025,
         "confidence": 0.95,
-        "items": {"boolq": 400, "wiki": 400, "others": 800},
-        "left_out_at_chance": {"riddles": "0.02"},
+        "items": {"others": 400},
+        "left_out_at_chance": {"wiki": "0.02", "arc_easy": "0.25"},
         "artifact": {"folder": "adapter", "sha256": {"adapter_model.safetensors": "ab12"}} if is_certified else None,
     }
     write_json(run / "certificate.json", certificate)

@@ -11,7 +11,7 @@ import pytest
 
 from keeptune.report.answers import read_flips
 from keeptune.report.figures import Mark, frontier_svg
-from keeptune.report.losses import drift_panels, forgotten_number, frontier, matrix
+from keeptune.report.losses import drift_panels, forgotten_number, frontier, matrix, not_measured
 from keeptune.report.page import write_report
 from keeptune.report.reading import RunFolder
 from keeptune.report.scores import read_scores
@@ -55,7 +55,7 @@ def test_points_on_the_way_leave_the_scores_of_the_trained_models_alone(tmp_path
     [
         (
             "CERTIFIED",
-            "no more than it may: with 97.5 % confidence, at most 0.05 of ROUGE-L on all other tasks but riddles,",
+            "no more than it may: with 97.5 % confidence, at most 0.05 of ROUGE-L on all other tasks but wiki,",
         ),
         (
             "NOT CERTIFIED",
@@ -63,7 +63,7 @@ def test_points_on_the_way_leave_the_scores_of_the_trained_models_alone(tmp_path
         ),
         (
             "INFEASIBLE",
-            "(at most 0.05 of ROUGE-L on all other tasks but riddles, where the base has nothing to lose), so no",
+            "(at most 0.05 of ROUGE-L on all other tasks but wiki, where the base has nothing to lose), so no",
         ),
     ],
 )
@@ -75,6 +75,17 @@ def test_the_first_screen_has_the_verdict_in_plain_words(tmp_path: Path, verdict
     assert words in page.words.replace("\u00a0", " ")
     assert f"{verdict}: " in report_json(run)["headline"]
     assert "It names these weights." in page.words
+
+
+def test_suites_that_no_budget_names_are_said_to_be_outside_the_certificate(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    value["rows"] += [lost_row("lora", suite, 0.3, metric="acc") for suite in ("arc_easy", "piqa")]
+    write_json(run / "forgetting.json", value)
+    found = not_measured(read_report(run))
+    # "boolq" is one of the others, "wiki" and "arc_easy" were left out.
+    assert "The certificate does not speak of texts of the base itself, piqa: no budget names them." in found
+    assert "The base answers wiki, arc_easy no better than chance: nothing could be lost there." in found
 
 
 def test_without_a_budget_the_worst_suites_are_said(tmp_path: Path) -> None:

@@ -15,15 +15,37 @@ from keeptune.retention.ledger import confidence_left, record_opening
 ONE, OTHER = "a" * 64, "b" * 64
 
 
-def opened(path: Path, certify_sha256: str = ONE) -> int:
+def opened(path: Path, certify_sha256: str = ONE, *, files: tuple[str, ...] = ()) -> int:
     return record_opening(
-        path, certify_sha256=certify_sha256, candidates=["full", "lora"], when="2024-06-01T12:00:00Z", command="run x"
+        path,
+        certify_sha256=certify_sha256,
+        files_sha256=files,
+        candidates=["full", "lora"],
+        when="2024-06-01T12:00:00Z",
+        command="run x",
     )
 
 
 def test_openings_are_counted_by_the_content_of_what_is_opened(tmp_path: Path) -> None:
     path = tmp_path / "certify_openings.jsonl"
     assert [opened(path), opened(path), opened(path, OTHER), opened(path), opened(path, OTHER)] == [1, 2, 1, 3, 2]
+
+
+def test_a_file_that_was_opened_beside_others_is_not_unseen_beside_further_ones(tmp_path: Path) -> None:
+    path = tmp_path / "certify_openings.jsonl"
+    tasks, texts, further = "1" * 64, "2" * 64, "3" * 64
+    assert opened(path, "a", files=(tasks,)) == 1
+    assert opened(path, "b", files=(tasks, texts)) == 2
+    assert opened(path, "c", files=(further,)) == 1
+    assert opened(path, "d", files=(texts, further)) == 3
+    assert opened(path, "a", files=(tasks,)) == 3
+
+
+def test_a_ledger_of_before_files_were_named_counts_on(tmp_path: Path) -> None:
+    path = tmp_path / "certify_openings.jsonl"
+    line = {"opening": 1, "opened": "", "command": "", "candidates": [], "certify_sha256": ONE}
+    path.write_text(json.dumps(line) + "\n", encoding="utf-8")
+    assert opened(path, files=(OTHER,)) == 2
 
 
 def test_a_run_waits_while_another_writes_its_opening(tmp_path: Path) -> None:
@@ -51,6 +73,7 @@ def test_a_line_says_who_opened_what_and_when(tmp_path: Path) -> None:
         "command": "keeptune run \udcff\n",
         "candidates": ["lora"],
         "certify_sha256": ONE,
+        "files_sha256": [],
     }
 
 

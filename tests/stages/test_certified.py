@@ -66,6 +66,19 @@ def test_certify_puts_the_certified_model_back_without_another_opening(changed: 
     assert len((changed.folder / "certify_openings.jsonl").read_text(encoding="utf-8").splitlines()) == 1
 
 
+def test_without_a_budget_validation_chooses_again_and_no_certificate_stays(made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(made.folder, folder)
+    certificate = made.certificate | {"artifact": {"folder": "instruct-model", "sha256": {"model.safetensors": "0"}}}
+    write_json(folder / "certificate.json", certificate)
+    retention = made.recipe.retention.model_copy(update={"budget": {}, "self_texts": 0})
+    recipe = made.recipe.model_copy(update={"output_dir": str(folder), "retention": retention})
+    with stages.open_run(recipe, context=context()) as run:
+        assert stages.evaluate(run) == folder / "instruct-model"
+        assert not (folder / "certificate.json").exists()
+        stages.report(run)
+
+
 def test_an_export_refuses_an_adapter_that_changed(tmp_path: Path) -> None:
     folder = tmp_path / "instruct-model"
     folder.mkdir()

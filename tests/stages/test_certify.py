@@ -18,7 +18,7 @@ from keeptune.errors import DataError
 from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.stages.retention import FORGETTING
 from keeptune.stages.session import LEDGER
-from keeptune.storage import staged_folder, write_json, write_jsonl
+from keeptune.storage import file_sha256, staged_folder, write_json, write_jsonl
 from tests.stages.world import Notes, context, llama, recipe_file, records
 
 TASKS = ("left", "right", "riddles")
@@ -174,6 +174,12 @@ def test_each_new_question_is_an_opening_that_spends_half_of_what_is_left(run: S
     assert [f["delta"] for f in found] == pytest.approx([0.025, 0.0125, 0.00625])
 
 
+def test_an_opening_names_the_files_that_are_opened(run: Scripted) -> None:
+    run.certified()
+    [line] = [json.loads(line) for line in (run.folder / LEDGER).read_text(encoding="utf-8").splitlines()]
+    assert line["files_sha256"] == [file_sha256(run.folder / "data" / "certify.jsonl")]
+
+
 def test_a_verdict_gives_way_to_the_next_one(run: Scripted) -> None:
     every(run, {"left": 70, "right": 70})
     assert run.certified()["verdict"] == "INFEASIBLE"
@@ -212,6 +218,53 @@ def test_tasks_at_chance_that_hide_the_others_leave_the_others_to_certify(run: S
     write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles", "others"})]})
     found = run.certified()
     assert found["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
+
+
+def test_where_each_task_is_at_chance_the_others_have_nothing_to_lose_whatever_their_mean_says(run: Scripted) -> None:
+    """Together, tasks may have too many labels for a chance, and a mean above it."""
+    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance=set(TASKS))]})
+    with pytest.raises(DataError, match=r"answers at chance \(left, right, riddles, others\); expected one or more"):
+        run.certified()
+
+
+def test_what_is_not_evaluated_yet_is_refused_before_anything_is_opened(run: Scripted) -> None:
+    path = run.folder / FORGETTING
+    rows = [row for row in rows_of(run.recipe, at_chance=set()) if row["model"] == "full"]
+    write_json(path, {"rows": rows})
+    with pytest.raises(DataError) as error:
+        run.certified()
+    assert str(error.value) == (
+        f"{path}: found nothing of lora; expected what each method forgot. Run `keeptune evaluate` with this recipe "
+        "first, or `keeptune run`."
+    )
+    path.unlink()
+    with pytest.raises(DataError, match="found nothing of full, lora; expected"):
+        run.certified()
+    (run.folder / "lora" / "training.json").unlink()
+    with pytest.raises(DataError, match="lora: found no whole trained model; expected `keeptune train` to have finish"):
+        run.certified()
+    assert not (run.folder / LEDGER).exists()
+
+
+def test_other_tasks_left_out_of_the_others_are_another_question(run: Scripted) -> None:
+    assert run.certified()["items"] == {"others": sum(line["task"] != "riddles" for line in certify_lines(run))}
+    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles"})]})
+    assert run.certified()["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
+    assert openings(run) == [1, 2]
+
+
+def test_longer_answers_are_another_question(run: Scripted) -> None:
+    assert run.certified()["opening"] == 1
+    evaluation = run.recipe.evaluation.model_copy(update={"max_new_tokens": 9})
+    run.recipe = run.recipe.model_copy(update={"evaluation": evaluation})
+    assert run.certified()["opening"] == 2
+
+
+def test_a_delivered_model_that_is_gone_is_delivered_again_without_another_opening(run: Scripted) -> None:
+    first = run.certified()
+    shutil.rmtree(run.folder / "instruct-model")
+    assert run.certified()["artifact"] == first["artifact"]
+    assert (run.folder / "instruct-model").is_dir() and openings(run) == [1]
 
 
 def test_a_task_and_the_others_may_have_a_budget_at_once_and_both_must_hold(run: Scripted) -> None:

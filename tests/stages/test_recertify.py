@@ -29,7 +29,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Made:
     folder = tmp_path_factory.mktemp("certified")
-    return finished(written_recipe(folder, model=model, budget={"self": "0.9 nats"}))
+    # The untrained base answers the task at chance.
+    budget = {"self": "0.9 nats", "others-task": "90 points of exact_match"}
+    return finished(written_recipe(folder, model=model, budget=budget))
 
 
 @pytest.fixture
@@ -175,6 +177,14 @@ def test_suites_at_chance_alone_are_no_ground_for_a_certificate(copied: Made, tu
         DataError, match=r"found only suites that the base answers at chance \(.*self.*\); expected one"
     ):
         certified(copied, tuned)
+
+
+def test_suites_at_chance_are_left_out_and_the_sentence_says_so(copied: Made, tuned: Path) -> None:
+    found = certified(copied, tuned)[0]
+    assert found["left_out_at_chance"] == {"others-task": "0"}
+    assert found["sentence"].endswith("Left out, as the base answers no better than chance there: others-task.")
+    assert found["budgets"].keys() == found["items"].keys() == {"self"}
+    assert found["items"]["self"] == found["cells"][0]["measured"]["num_records"]
 
 
 def test_a_folder_without_a_model_is_refused_before_anything_is_opened(copied: Made, tmp_path: Path) -> None:
