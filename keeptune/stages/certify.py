@@ -203,8 +203,10 @@ def at_chance(
 ) -> dict[str, str]:
     """Return the suites under a budget with nothing to lose, of rows of `forgetting.json`, each with the base's score.
 
-    "others" is among them where each of the other `tasks` is.
+    "others" is among them where each of the other `tasks` is. A loss has no chance level: a budget in nats is
+    tested, whatever the score.
     """
+    budgets = {suite: budget for suite, budget in budgets.items() if budget.metric != "loss"}
     scored = [row for row in rows if row["metric"] != "loss"]
     scores = {row["suite"]: f"{row['base']:.3g}" for row in scored}
     low = {row["suite"] for row in scored if row["base_at_chance"]}

@@ -146,8 +146,9 @@ def drops_of(session: Session, base: Sequence[Answer], tuned: Sequence[Answer]) 
     from keeptune.retention.drops import paired_drops
 
     found = {}
-    together = session.data.untrained_tasks - session.left_out.keys()
+    tasks = session.data.untrained_tasks
     for suite, budget in session.budgets.items():
+        together = tasks if budget.metric == "loss" else tasks - session.left_out.keys()
         mine, theirs = (
             [a for a in answers if a.task == suite or (suite == OTHER_TASKS and a.task in together)]
             for answers in (base, tuned)

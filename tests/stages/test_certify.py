@@ -220,6 +220,17 @@ def test_tasks_at_chance_that_hide_the_others_leave_the_others_to_certify(run: S
     assert found["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
 
 
+def test_a_budget_in_nats_leaves_out_nothing_since_a_loss_has_no_chance_level(run: Scripted) -> None:
+    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={*TASKS, "others"})]})
+    found = run.certified(budget={"others": "0.5 nats of loss"})
+    assert (found["verdict"], found["left_out_at_chance"]) == ("CERTIFIED", {})
+    assert found["items"] == {"others": len(certify_lines(run))}
+    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"riddles"})]})
+    found = run.certified(budget={"others": "0.5 nats of loss", "riddles": "20 points of exact_match"})
+    assert found["left_out_at_chance"] == {"riddles": "0.02"}
+    assert found["items"] == {"others": len(certify_lines(run))}
+
+
 def test_where_each_task_is_at_chance_the_others_have_nothing_to_lose_whatever_their_mean_says(run: Scripted) -> None:
     """Together, tasks may have too many labels for a chance, and a mean above it."""
     write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance=set(TASKS))]})
