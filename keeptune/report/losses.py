@@ -168,7 +168,9 @@ def frontier(report: Report) -> Frontier | None:
             )
         )
     amount = budget[0] if budget else None
-    legend = tuple(dict.fromkeys((row.name, row.colour, row.glyph) for row in rows))
+    kinds = dict.fromkeys((row.colour, row.glyph) for row in rows)
+    alike = {kind: dict.fromkeys(row.name for row in rows if (row.colour, row.glyph) == kind) for kind in kinds}
+    legend = tuple(("; ".join(found), *kind) for kind, found in alike.items())
     figure = Markup(frontier_svg(drawn, budget=amount, name="frontier"))
     words = budget[1] if budget else ""
     names_of = (suite_label(suite), unit_label(lost_metric), metric_label(metric))

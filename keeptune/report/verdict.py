@@ -50,7 +50,7 @@ def _kept(certificate: Certificate, *, others: frozenset[str]) -> str:
     left_out = series([suite for suite in certificate.left_out_at_chance if suite in others])
     parts = []
     for budget in certificate.budgets:
-        outside = left_out if budget.suite == OTHER_TASKS else ""
+        outside = left_out if budget.suite == OTHER_TASKS and budget.metric != "loss" else ""
         but = f" but {outside}, where the base has nothing to lose" if outside else ""
         parts.append(f"at most {budget_words(budget)} on {suite_label(budget.suite)}{but}")
     return "; ".join(parts)
@@ -75,10 +75,11 @@ def alpha_sentence(report: Report) -> tuple[Phrase, ...]:
     phrases = [Phrase(f"The whole training (alpha 1) {reached}")]
     if lost[0] is not None and lost[1] is not None:
         whole, kept = (lost_words(row) for row in lost if row is not None)
+        of = "" if lost[0].metric == "loss" else "of "
         phrases += [
             Phrase(", and "),
             Phrase(f"loses {whole}", strong=True),
-            Phrase(f" of {unit_label(lost[0].metric)} on {suite_label(lost[0].suite)}, where this model loses {kept}"),
+            Phrase(f" {of}{unit_label(lost[0].metric)} on {suite_label(lost[0].suite)}, where this model loses {kept}"),
         ]
     return (*phrases, Phrase(". Scores on this page without an alpha are those of the whole training."))
 

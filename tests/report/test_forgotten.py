@@ -297,6 +297,9 @@ def test_every_point_of_the_frontier_has_its_interval(tmp_path: Path) -> None:
     assert scores["base", ""] == "0.118 (0.099 to 0.137)"
     assert scores["base, 4 nearest shots", ""].startswith("0.280 (0.2")
     assert all("(" in score for score in scores.values())
+    # What the figure draws alike has one entry.
+    names = [name for name, *_ in found.legend]
+    assert names[0] == "base" and names[1].startswith("base, 1 shot; base, ") and names[2:] == ["full", "lora"]
 
 
 def test_each_test_of_the_certificate_is_in_the_page_and_in_the_numbers(tmp_path: Path) -> None:
