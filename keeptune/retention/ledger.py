@@ -20,7 +20,7 @@ def record_opening(
     path: Path,
     *,
     certify_sha256: str,
-    files_sha256: Sequence[str] = (),
+    suites_sha256: Mapping[str, str],
     candidates: Sequence[str],
     when: str,
     command: str,
@@ -28,8 +28,8 @@ def record_opening(
     """Add a line to the ledger, on the disk before this returns, and return the opening's number, from 1.
 
     Openings of records with the same content, `certify_sha256`, count together, whoever opened them; so do those that
-    share one of `files_sha256`, of which the content is made: a suite more does not make the others unseen. Call this
-    before the records are read: an opening counts even when what follows fails.
+    share a suite's records, `suites_sha256`: one suite more does not make the others unseen. Call this before a model
+    reads the records: an opening counts even when what follows fails.
 
     Raises:
         DataError: a line of the ledger is not as it was written, or one is missing.
@@ -46,7 +46,7 @@ def record_opening(
             "command": command,
             "candidates": list(candidates),
             "certify_sha256": certify_sha256,
-            "files_sha256": list(files_sha256),
+            "suites_sha256": dict(suites_sha256),
         }
         opening = _next(line, _openings(file.read(), path))
         line = {"opening": opening, **line}
@@ -63,7 +63,7 @@ def confidence_left(delta: float, *, opening: int) -> float:
 
 
 def _openings(content: bytes, path: Path) -> dict[str, int]:
-    """Return the number of the last opening of each content, and of each file of it."""
+    """Return the number of the last opening of each content, and of each suite of it."""
     numbers: dict[str, int] = {}
     for number, text in enumerate(content.splitlines(keepends=True), 1):
         try:
@@ -71,7 +71,7 @@ def _openings(content: bytes, path: Path) -> dict[str, int]:
             opening = line["opening"]
             if not text.endswith(b"\n") or opening != _next(line, numbers):
                 raise ValueError("an opening is missing or cut off")
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
                 f"{path}:{number}: found no whole line about the next opening ({error}); expected every opening of the "
                 "certify records as it was written. Put the file back from a copy, or certify on new records."
@@ -87,4 +87,4 @@ def _next(line: Mapping[str, Any], numbers: Mapping[str, int]) -> int:
 
 def _opened(line: Mapping[str, Any]) -> list[str]:
     """Return what a line says was opened; older ones name the content as a whole."""
-    return [line["certify_sha256"], *line.get("files_sha256", [])]
+    return [line["certify_sha256"], *line.get("suites_sha256", {}).values()]

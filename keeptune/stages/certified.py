@@ -17,7 +17,16 @@ CERTIFICATE = "certificate.json"
 # Of the certificates of single folders, in the run's folder.
 CERTIFICATES = "certificates"
 # What decides the answers of a model folder beside its weights.
-_TEXT_SIDE = ("config.json", "adapter_config.json", "tokenizer.json", "chat_template.jinja")
+_TEXT_SIDE = (
+    "config.json",
+    "adapter_config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
 _SHOWN_DIGITS = 16
 
 

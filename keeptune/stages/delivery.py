@@ -6,7 +6,7 @@ from pathlib import Path
 
 from keeptune.errors import RecipeError
 from keeptune.stages.certified import refuse_changed
-from keeptune.stages.run import Run
+from keeptune.stages.run import Run, is_run
 from keeptune.storage import read_json
 
 CARD = "card.json"
@@ -30,7 +30,7 @@ def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
 
     Raises:
         RecipeError: there is no adapter, the output folder exists, or the base model is quantised.
-        DataError: the run's certificate names other files.
+        DataError: a certificate of the run that the adapter lies in names other files.
     """
     folder = next((p for p in (adapter, adapter / "adapter") if (p / "adapter_config.json").is_file()), None)
     if folder is None:
@@ -38,7 +38,7 @@ def export(adapter: Path, *, merged: Path, base: str | None) -> Path:
             f"{adapter}: found no adapter_config.json; expected an adapter folder or a method's folder that holds one. "
             "A fully fine-tuned model needs no merging: its model/ folder is whole."
         )
-    refuse_changed(folder, runs=[folder.parent])
+    refuse_changed(folder, runs=[parent for parent in folder.resolve().parents if is_run(parent)])
     from keeptune.model.folder import adapter_base, resolve_model
 
     named = base or adapter_base(folder)

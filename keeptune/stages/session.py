@@ -1,10 +1,11 @@
 """One opening of the certify records: models arrive, what each lost against the base leaves.
 
-Each opening stands in a ledger, written down before any record is read, and costs confidence.
+Each opening stands in a ledger, written down before a model reads any record, and costs confidence.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from keeptune.stages.retention import answer
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.way import BASE, load_base
-from keeptune.storage import file_sha256, read_json, write_json
+from keeptune.storage import file_sha256, read_json, storage_errors, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -65,7 +66,7 @@ class Session:
 
 
 def open_session(session: Session, candidates: Sequence[str], *, note: Path) -> int:
-    """Return the number of this opening, which is written down before any certify record is read.
+    """Return the number of this opening, which is written down before a model reads any certify record.
 
     A certification that was interrupted goes on, as `note` tells: it asks the same candidates the same records.
     """
@@ -75,18 +76,29 @@ def open_session(session: Session, candidates: Sequence[str], *, note: Path) -> 
     if note.exists() and read_json(note).get("key") == session.key:
         return read_json(note)["opening"]
     parts = [folder / "certify.jsonl" for folder in (session.data.folder, run.folder / "texts", run.folder / "harness")]
-    files = [file_sha256(path) for path in parts if path.is_file()]
-    content = stage_key(files=files)
+    files = [path for path in parts if path.is_file()]
+    content = stage_key(files=[file_sha256(path) for path in files])
     opening = record_opening(
         run.folder / LEDGER,
         certify_sha256=content,
-        files_sha256=files,
+        suites_sha256=_suites_sha256(files),
         candidates=candidates,
         when=run.context.now(),
         command=run.context.command,
     )
     write_json(note, {"key": session.key, "opening": opening, "certify_sha256": content})
     return opening
+
+
+def _suites_sha256(files: Sequence[Path]) -> dict[str, str]:
+    """Return a hash of each suite's certify records: of their ids, which are hashes of what they hold."""
+    ids: dict[str, list[str]] = {}
+    for path in files:
+        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
+            for row in map(json.loads, file):
+                # A document of the harness names its task beside its suite.
+                ids.setdefault(row.get("suite") or row["task"], []).append(row["id"])
+    return {suite: stage_key(ids=sorted(found)) for suite, found in sorted(ids.items())}
 
 
 def base_answers(session: Session) -> list[Answer]:

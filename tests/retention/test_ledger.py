@@ -15,11 +15,11 @@ from keeptune.retention.ledger import confidence_left, record_opening
 ONE, OTHER = "a" * 64, "b" * 64
 
 
-def opened(path: Path, certify_sha256: str = ONE, *, files: tuple[str, ...] = ()) -> int:
+def opened(path: Path, certify_sha256: str = ONE, **suites: str) -> int:
     return record_opening(
         path,
         certify_sha256=certify_sha256,
-        files_sha256=files,
+        suites_sha256=suites,
         candidates=["full", "lora"],
         when="2024-06-01T12:00:00Z",
         command="run x",
@@ -31,21 +31,21 @@ def test_openings_are_counted_by_the_content_of_what_is_opened(tmp_path: Path) -
     assert [opened(path), opened(path), opened(path, OTHER), opened(path), opened(path, OTHER)] == [1, 2, 1, 3, 2]
 
 
-def test_a_file_that_was_opened_beside_others_is_not_unseen_beside_further_ones(tmp_path: Path) -> None:
+def test_a_suite_that_was_opened_is_not_unseen_beside_further_ones(tmp_path: Path) -> None:
     path = tmp_path / "certify_openings.jsonl"
-    tasks, texts, further = "1" * 64, "2" * 64, "3" * 64
-    assert opened(path, "a", files=(tasks,)) == 1
-    assert opened(path, "b", files=(tasks, texts)) == 2
-    assert opened(path, "c", files=(further,)) == 1
-    assert opened(path, "d", files=(texts, further)) == 3
-    assert opened(path, "a", files=(tasks,)) == 3
+    assert opened(path, "a", boolq="1") == 1
+    assert opened(path, "b", boolq="1", wiki="2") == 2
+    assert opened(path, "c", arc="3") == 1
+    assert opened(path, "d", wiki="2", arc="3") == 3
+    assert opened(path, "a", boolq="1") == 3
+    assert opened(path, "e", boolq="4") == 1
 
 
-def test_a_ledger_of_before_files_were_named_counts_on(tmp_path: Path) -> None:
+def test_a_ledger_of_before_suites_were_named_counts_on(tmp_path: Path) -> None:
     path = tmp_path / "certify_openings.jsonl"
     line = {"opening": 1, "opened": "", "command": "", "candidates": [], "certify_sha256": ONE}
     path.write_text(json.dumps(line) + "\n", encoding="utf-8")
-    assert opened(path, files=(OTHER,)) == 2
+    assert opened(path, wiki=OTHER) == 2
 
 
 def test_a_run_waits_while_another_writes_its_opening(tmp_path: Path) -> None:
@@ -65,7 +65,14 @@ def test_a_run_waits_while_another_writes_its_opening(tmp_path: Path) -> None:
 
 def test_a_line_says_who_opened_what_and_when(tmp_path: Path) -> None:
     path = tmp_path / "certify_openings.jsonl"
-    record_opening(path, certify_sha256=ONE, candidates=("lora",), when="now", command="keeptune run \udcff\n")
+    record_opening(
+        path,
+        certify_sha256=ONE,
+        suites_sha256={"self": OTHER},
+        candidates=("lora",),
+        when="now",
+        command="keeptune run \udcff\n",
+    )
     (line,) = path.read_text(encoding="utf-8", errors="surrogatepass").splitlines()
     assert json.loads(line) == {
         "opening": 1,
@@ -73,7 +80,7 @@ def test_a_line_says_who_opened_what_and_when(tmp_path: Path) -> None:
         "command": "keeptune run \udcff\n",
         "candidates": ["lora"],
         "certify_sha256": ONE,
-        "files_sha256": [],
+        "suites_sha256": {"self": OTHER},
     }
 
 
@@ -104,6 +111,7 @@ def test_openings_together_spend_no_more_than_delta() -> None:
         (lambda lines: [b"\xff\xfe\n", *lines], 1),
         (lambda lines: [lines[0], lines[1].replace(ONE.encode(), OTHER.encode())], 2),
         (lambda lines: [lines[0].replace(b'"' + ONE.encode() + b'"', b"[]")], 1),
+        (lambda lines: [lines[0].replace(b'"suites_sha256": {}', b'"suites_sha256": 3')], 1),
     ],
 )
 def test_a_damaged_ledger_is_refused_and_never_counted_anew(damage, number: int, tmp_path: Path) -> None:

@@ -79,11 +79,13 @@ def test_without_a_budget_validation_chooses_again_and_no_certificate_stays(made
         stages.report(run)
 
 
-def test_an_export_refuses_an_adapter_that_changed(tmp_path: Path) -> None:
-    folder = tmp_path / "instruct-model"
-    folder.mkdir()
+@pytest.mark.parametrize("name", ["instruct-model", "lora/adapter"])
+def test_an_export_refuses_an_adapter_that_changed(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / name
+    folder.mkdir(parents=True)
+    write_json(tmp_path / "manifest.json", {"commands": [], "versions": {}})
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
-    artifact = {"folder": "instruct-model", "sha256": {"adapter_config.json": "0" * 64}}
+    artifact = {"folder": name, "sha256": {"adapter_config.json": "0" * 64}}
     write_json(tmp_path / "certificate.json", {"verdict": "CERTIFIED", "artifact": artifact})
     with pytest.raises(DataError, match="found the hash 44136fa355b3678a; expected 0000000000000000"):
         stages.export(folder, merged=tmp_path / "out", base=None)

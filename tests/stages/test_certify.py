@@ -17,8 +17,9 @@ from keeptune.config import Recipe, load_recipe
 from keeptune.errors import DataError
 from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.stages.retention import FORGETTING
+from keeptune.stages.run import stage_key
 from keeptune.stages.session import LEDGER
-from keeptune.storage import file_sha256, staged_folder, write_json, write_jsonl
+from keeptune.storage import staged_folder, write_json, write_jsonl
 from tests.stages.world import Notes, context, llama, recipe_file, records
 
 TASKS = ("left", "right", "riddles")
@@ -174,10 +175,12 @@ def test_each_new_question_is_an_opening_that_spends_half_of_what_is_left(run: S
     assert [f["delta"] for f in found] == pytest.approx([0.025, 0.0125, 0.00625])
 
 
-def test_an_opening_names_the_files_that_are_opened(run: Scripted) -> None:
+def test_an_opening_names_the_records_of_each_suite(run: Scripted) -> None:
     run.certified()
     [line] = [json.loads(line) for line in (run.folder / LEDGER).read_text(encoding="utf-8").splitlines()]
-    assert line["files_sha256"] == [file_sha256(run.folder / "data" / "certify.jsonl")]
+    ids = sorted(row["id"] for row in certify_lines(run) if row["task"] == "left")
+    assert set(line["suites_sha256"]) == set(TASKS)
+    assert line["suites_sha256"]["left"] == stage_key(ids=ids)
 
 
 def test_a_verdict_gives_way_to_the_next_one(run: Scripted) -> None:

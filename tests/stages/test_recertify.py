@@ -74,7 +74,9 @@ def test_a_folder_gets_a_certificate_that_names_it_by_its_hashes(copied: Made, t
     assert path.parent == copied.folder / "certificates" and path.stem.startswith("tuned-")
     assert value["artifact"]["folder"] == str(tuned)
     assert value["artifact"]["sha256"]["model.safetensors"] == file_sha256(tuned / "model.safetensors")
-    assert value["artifact"]["sha256"].keys() >= {"config.json", "tokenizer.json", "chat_template.jinja"}
+    assert value["artifact"]["sha256"].keys() >= {
+        "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
+    }  # fmt: skip
     assert value["choice"] == {"candidate": path.stem, "alpha": 1.0}
     assert "alpha" not in value["sentence"] and "keeps every budget: self loses at most 0.9 nats" in value["sentence"]
     assert str(tuned) in lines[2] and str(path) in lines[-1]

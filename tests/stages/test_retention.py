@@ -183,14 +183,16 @@ def test_another_budget_opens_the_records_again_and_spends_half_of_what_is_left(
     assert len((copied.folder / LEDGER).read_text(encoding="utf-8").splitlines()) == 2
 
 
-def test_new_certify_records_are_certified_anew_and_their_openings_count_by_themselves(copied: Made) -> None:
+def test_records_of_a_suite_that_stand_beside_new_ones_were_opened_before(copied: Made) -> None:
     retention = copied.recipe.retention.model_copy(update={"self_texts": 62})
     with stages.open_run(copied.recipe.model_copy(update={"retention": retention}), context=context()) as run:
         value = json.loads(stages.certify(run).read_text(encoding="utf-8"))
-    assert value["items"]["self"] == 62 and value["opening"] == 1
+    assert value["items"]["self"] == 62 and value["opening"] == 2
     lines = [json.loads(line) for line in (copied.folder / LEDGER).read_text(encoding="utf-8").splitlines()]
-    assert [line["opening"] for line in lines] == [1, 1]
+    assert [line["opening"] for line in lines] == [1, 2]
     assert len({line["certify_sha256"] for line in lines}) == 2
+    first, second = (line["suites_sha256"] for line in lines)
+    assert first["wiki"] == second["wiki"] and first["self"] != second["self"]
 
 
 def test_a_budget_too_small_for_the_records_is_refused_by_certify_too(copied: Made) -> None:
