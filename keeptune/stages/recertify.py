@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from keeptune.errors import DataError, RecipeError
 from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificates_of, changed_file
-from keeptune.stages.certify import at_chance, budgets_of, certificate_facts
+from keeptune.stages.certify import at_chance, budgets_of, certificate_facts, check_budgets
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.harness import harness_rows, write_harness
 from keeptune.stages.retention import FORGETTING, lost_rows, main_metric
@@ -62,6 +62,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     data = prepare(run)
     _refuse_unlike(folder, run=run, data=data)
     texts, harness = write_texts(run, data), write_harness(run, data)
+    check_budgets(run.recipe, data, texts, harness=harness)
     budgets = budgets_of(run.recipe, harness=harness)
     hashes = artifact_sha256(folder)
     key = stage_key(

@@ -95,8 +95,8 @@ def estimate_memory(
 
     try:
         peak, answers = peaks(without_data(work.model, device=work.device))
-    except RuntimeError:
-        # So torch says that the model looks at values.
+    except (RuntimeError, TypeError, AttributeError, ValueError):
+        # So torch and the model's own code say that it looks at values. An estimate must not stop a training.
         if any(parameter.is_meta for parameter in work.model.parameters()):
             return None
         peak, answers = peaks(work.model)

@@ -90,6 +90,18 @@ def test_it_is_one_more_opening_at_half_of_the_confidence_that_is_left(copied: M
     assert {cell["delta"] for cell in value["cells"]} == {value["delta"]}
 
 
+def test_too_few_records_for_any_verdict_are_refused_before_they_are_opened(copied: Made, tuned: Path) -> None:
+    retention = copied.recipe.retention.model_copy(
+        update={"budget": {**copied.recipe.retention.budget, "self": "0.001 nats"}}
+    )
+    strict = Made(copied.recipe.model_copy(update={"retention": retention}), copied.folder, copied.certificate, [])
+    with pytest.raises(
+        DataError, match=r"retention\.budget\.self: found [\d,]+ records to certify on; expected at least"
+    ):
+        certified(strict, tuned)
+    assert len(ledger(copied)) == 1
+
+
 def test_the_same_files_are_not_asked_again(copied: Made, tuned: Path) -> None:
     first, path, _ = certified(copied, tuned)
     notes = Notes()
