@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
 
@@ -184,6 +184,14 @@ class RetentionFields(Section):
     alphas: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] | Literal["auto"] = "auto"
     """Points of the path from the base (0) to the tuned model (1) that are measured, in rising order; auto: 0.1, 0.2
     … 1.0 where there is a budget, else 1.0 alone."""
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _with_its_unit(cls, value: Any) -> Any:
+        """A bare number is text without a unit, which its own message says when budgets are read."""
+        if not isinstance(value, dict):
+            return value
+        return {suite: str(text) if isinstance(text, int | float) else text for suite, text in value.items()}
 
     @model_validator(mode="after")
     def _consistent(self) -> RetentionFields:

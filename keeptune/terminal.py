@@ -306,7 +306,8 @@ def _show_few_shot(console: Console, value: Mapping[str, Any]) -> None:
 
 def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
     """Print each task's main score before and after, by method, where there are several tasks."""
-    metric, methods = value["main_metric"], list(value["selection"]["values"])
+    metric = value["main_metric"]
+    methods = list(dict.fromkeys(score["model"] for score in value["scores"] if score["model"] != "base"))
     scores = {(s["task"], s["model"]): s for s in value["scores"] if s["metric"] == metric}
     tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task not in (ALL_TASKS, OTHER_TASKS)]
     if len(tasks) < 2:
@@ -336,6 +337,8 @@ def _with_mean(tasks: Sequence[str], mean: str) -> list[str]:
 def _choice(value: Mapping[str, Any]) -> str:
     """Return which method validation selected, and what each method reached."""
     selection = value["selection"]
+    if value["selected"] is None:
+        return "No method is delivered: none was shown to keep the budgets."
     reached = ", ".join(
         f"{method} {'no finite value' if number is None else f'{number:.4f}'}"
         for method, number in selection["values"].items()

@@ -231,6 +231,15 @@ def test_the_choice_says_what_each_method_reached(tmp_path: Path) -> None:
     assert lines[-1] == "Selected on validation: lora (rougeL: full 0.3991, lora 0.4312)"
 
 
+def test_where_nothing_is_delivered_every_method_still_has_its_column(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("news", "boolq"), num_steps=1)
+    path = run / "selection.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "selected": None, "values": {}}), encoding="utf-8")
+    lines = scores_of(run).splitlines()
+    assert lines[-1] == "No method is delivered: none was shown to keep the budgets."
+    assert ["task", "records", "full", "lora"] in [cells(line) for line in lines]
+
+
 def test_the_interval_of_a_perplexity_has_two_ends(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     value = json.loads((run / "lora/test/scores.json").read_text())

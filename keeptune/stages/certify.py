@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import DataError
-from keeptune.stages.certified import CERTIFICATE, names_what_stands
+from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_stands
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, withdraw
@@ -41,7 +41,7 @@ LIMITS = (
 
 
 def budgets_of(recipe: Recipe, *, harness: Harness | None = None) -> dict[str, Budget]:
-    """Return the recipe's budgets, each in its metric's units.
+    """Return the recipe's budgets, each in its metric's units; those of harness suites only with `harness`.
 
     Raises:
         RecipeError: one of them cannot be read, or is in points where a suite of text has a loss alone.
@@ -51,8 +51,11 @@ def budgets_of(recipe: Recipe, *, harness: Harness | None = None) -> dict[str, B
 
     texts = {SELF_TEXTS, *(text.name for text in recipe.retention.texts)}
     own = {**dict.fromkeys(texts, "loss"), **(harness.metrics if harness is not None else {})}
+    unread = recipe.retention.harness.tasks if harness is None else ()
     budgets = {}
     for suite, text in recipe.retention.budget.items():
+        if suite in unread:
+            continue
         budget = parse_budget(text, suite=suite, main_metric=own.get(suite, main_metric(recipe)))
         scored = (own[suite],) if suite in own and suite not in texts else (*recipe.evaluation.metrics, "loss")
         if suite in texts and budget.metric != "loss":
@@ -266,15 +269,13 @@ def _write_certificate(
     values: Mapping[tuple[str, float], float],
 ) -> None:
     run = session.run
-    files = read_json(artifact / MANIFEST)["files"] if artifact is not None else {}
-    weights = {name: facts["sha256"] for name, facts in files.items() if name.endswith(".safetensors")}
     value = {
         **certificate_facts(session, walked, found, opening=opening, note=run.folder / OPENING_NOTE),
         "fallback": best_prompt(run, session.data) if found.choice is None else None,
         "certified": [
             {**asdict(choice), "validation": values[choice.candidate, choice.alpha]} for choice in walked.certified
         ],
-        "artifact": {"folder": artifact.name, "sha256": weights} if artifact is not None else None,
+        "artifact": {"folder": artifact.name, "sha256": artifact_sha256(artifact)} if artifact is not None else None,
     }
     write_json(run.folder / CERTIFICATE, value)
 

@@ -47,9 +47,14 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
     """Read, audit, render and tokenise as `prepare` does, and keep nothing.
 
     The `num_shown` previews are one record of each task in turn, then further ones.
+
+    Raises:
+        RecipeError: a budget cannot be read, or a method is none.
     """
+    from keeptune.stages.certify import budgets_of
     from keeptune.text.tokens import preview
 
+    budgets_of(recipe)
     with tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
         folder = Path(scratch)
         base = read_base(recipe, cache=folder)

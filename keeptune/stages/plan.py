@@ -72,11 +72,14 @@ def plan(recipe: Recipe, *, context: Context) -> PlanOutcome:
 
     Raises:
         OutOfMemoryError: a model does not fit into memory, though it looked as if it would.
+        RecipeError: a budget cannot be read.
     """
     from keeptune.model.load import pick_device
     from keeptune.model.memory import memory_errors
+    from keeptune.stages.certify import budgets_of
     from keeptune.training.cost import available_memory_bytes
 
+    budgets_of(recipe)
     device = pick_device(recipe.device)
     machine = _Machine(device, available_memory_bytes(device))
     planned = []

@@ -76,18 +76,22 @@ def _fitted(
 ) -> list[Shown]:
     shown = [Shown(example, 0) for example in examples]
     own = renderer.prompts({i: (record, ()) for i, record in enumerate(records)}, shown=shown)
-    waiting = {i: len(before) for i, before in enumerate(exemplars) if before}
-    while waiting:
-        asked = {i: (records[i], exemplars[i][-number:]) for i, number in waiting.items()}
-        prompts, still = renderer.prompts(asked, shown=shown), {}
-        for i, whole in prompts.items():
+    # The most exemplars that are known to fit, and the most that may; all of them are tried first.
+    fits = dict.fromkeys((i for i, before in enumerate(exemplars) if before), 0)
+    may = {i: len(exemplars[i]) for i in fits}
+    tried = dict(may)
+    while tried:
+        asked = {i: (records[i], exemplars[i][-number:]) for i, number in tried.items()}
+        prompts = renderer.prompts(asked, shown=shown)
+        for i, number in tried.items():
             example = examples[i]
-            prompt = _cut_alike(whole, own=own[i], kept=example.prompt_ids)
+            prompt = _cut_alike(prompts[i], own=own[i], kept=example.prompt_ids) if i in prompts else None
             if prompt is not None and room.holds(prompt, completion=example.completion_ids):
-                shown[i] = Shown(_joined(prompt, example.completion_ids), waiting[i])
-            elif waiting[i] > 1:
-                still[i] = waiting[i] - 1
-        waiting = still
+                shown[i] = Shown(_joined(prompt, example.completion_ids), number)
+                fits[i] = number
+            else:
+                may[i] = number - 1
+        tried = {i: (fits[i] + may[i] + 1) // 2 for i in tried if fits[i] < may[i]}
     return shown
 
 
@@ -134,7 +138,8 @@ class _Renderer:
             try:
                 rows[i] = self.segments(record, exemplars)
             except KeeptuneError as error:
-                shown[i] = replace(shown[i], refusal=str(error))
+                if not shown[i].num_shown:
+                    shown[i] = replace(shown[i], refusal=str(error))
         ids = encode_prompts(list(rows.values()), tokenizer=self.tokenizer, encoder_decoder=self.encoder_decoder)
         return dict(zip(rows, ids, strict=True))
 

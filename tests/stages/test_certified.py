@@ -51,6 +51,21 @@ def test_a_report_refuses_a_delivered_model_that_changed(changed: Made) -> None:
     assert str(error.value).startswith(named(changed))
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_every_file_that_decides_answers_is_certified_and_put_back(made: Made, tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(made.folder, folder)
+    file = folder / "instruct-model" / name
+    before = file.read_bytes()
+    file.write_bytes(before + b" ")
+    with stages.open_run(made.recipe.model_copy(update={"output_dir": str(folder)}), context=context()) as run:
+        with pytest.raises(DataError, match=rf"{name}: found the hash \w+; expected \w+, which"):
+            stages.report(run)
+        stages.certify(run)
+        assert file.read_bytes() == before
+        stages.report(run)
+
+
 def test_a_comparison_refuses_a_delivered_model_that_changed(changed: Made) -> None:
     models = [str(changed.folder), str(changed.folder / "instruct-model")]
     with pytest.raises(DataError) as error:

@@ -14,7 +14,7 @@ import pytest
 
 from keeptune import stages
 from keeptune.config import Recipe, load_recipe
-from keeptune.errors import DataError
+from keeptune.errors import DataError, RecipeError
 from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.stages.retention import FORGETTING
 from keeptune.stages.run import stage_key
@@ -351,3 +351,11 @@ def test_without_examples_in_the_recipe_the_base_is_named_as_it_is(run: Scripted
     fallback = run.certified()["fallback"]
     assert fallback["shots"] == 0 and fallback["folder"] == "base/zero-shot"
     assert fallback["sentence"] == "Use the base model without examples in its prompt: no other prompt was tried."
+
+
+@pytest.mark.parametrize("text", ["25 %", "25 points of acc", 25])
+def test_a_budget_that_cannot_be_read_is_refused_by_check_before_any_row_is_read(tmp_path: Path, text: object) -> None:
+    recipe = write_recipe(tmp_path, model=tmp_path / "none")
+    changed = recipe.model_dump(mode="json") | {"retention": {"budget": {"others": text}}}
+    with pytest.raises(RecipeError, match=r"retention\.budget\.others: found "):
+        stages.check(Recipe.model_validate(changed), context=context(), num_shown=0)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from keeptune.data.record import Message, Record
-from keeptune.text.shots import Room, Shown, with_exemplars
+from keeptune.text.shots import Room, Shown, _Renderer, with_exemplars
 from keeptune.text.template import Template, TemplateName, make_template
 from keeptune.text.tokenizer import Tokenizer
 from keeptune.text.tokens import Example, tokenize
@@ -209,6 +209,20 @@ def test_what_does_not_fit_is_left_out_whole_and_from_the_front(load: Load) -> N
             assert item.num_shown == fitting
             assert len(item.example.prompt_ids) == lengths[fitting]
             assert item.example.completion_ids.tolist() == trained_ids(setting, THREE)[lengths[0] :]
+
+
+def test_how_many_fit_is_found_in_few_looks(load: Load, monkeypatch: pytest.MonkeyPatch) -> None:
+    setting = load("plain")
+    exemplars = [record(f"question {i}?", str(i)) for i in range(200)]
+    length = len(shown(setting, [THREE], exemplars[-9:])[0].example.prompt_ids)
+    looks = []
+    prompts = _Renderer.prompts
+    monkeypatch.setattr(
+        _Renderer, "prompts", lambda self, asked, **rest: looks.append(1) or prompts(self, asked, **rest)
+    )
+    (item,) = shown(setting, [THREE], exemplars, max_positions=length + 5, max_new_tokens=5)
+    # The record's own prompt, all 200, and at most eight halvings.
+    assert item.num_shown == 9 and len(looks) <= 10
 
 
 def test_the_reference_has_room_too_where_it_is_longer_than_an_answer_may_be(load: Load) -> None:
