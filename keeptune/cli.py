@@ -103,7 +103,7 @@ def check(
 
 @app.command()
 def plan(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
-    """Say what memory and time each method would take; train nothing, keep nothing."""
+    """Say what memory and time each method would take. Nothing is trained or kept."""
     from keeptune import stages, terminal_plan
 
     loaded = _load(recipe, set_)
