@@ -5,8 +5,9 @@
 Each run draws one of the lab's tasks that its model does not know, 200 of its records, a method, a learning rate and
 retention records, and goes through the stages of `keeptune run` with a budget of 2 points. The truth is what the model
 lost on 20,000 fresh records of the same tasks. The naive choice is the point with the lowest test loss on the target
-among those whose measured loss is within the budget. Runs that stand in `--out` are not made again; two processes may
-make different ones at once. Results: `benchmarks/results/certificate.json`; docs/certificate.md shows them.
+among those whose measured loss is within the budget. Runs that stand in `--out` or in the results are not made again;
+two processes may make different ones at once. Results: `benchmarks/results/certificate.json`; docs/certificate.md shows
+them.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ from torch import nn
 from keeptune import stages
 from keeptune.config import load_recipe
 from keeptune.data.record import OTHER_TASKS, SplitName
-from keeptune.evaluation.evaluate import read_answers
+from keeptune.evaluation.evaluate import Split, read_answers
 from keeptune.lab.folder import write_lab
 from keeptune.lab.tasks import SPAN_SENTENCE, TASKS, LabTask, examples, write_task
 from keeptune.lab.world import make_world
@@ -38,10 +39,12 @@ from keeptune.model.loss import target_logits
 from keeptune.model.modes import evaluating
 from keeptune.progress import Silent
 from keeptune.stages.data import Data, evaluation_split
+from keeptune.stages.retention import answer
 from keeptune.stages.training import method_of
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_base, open_way
 from keeptune.storage import read_json, write_json, write_jsonl
 from keeptune.text.batches import NOT_TRAINED, pad
+from keeptune.text.table import Table
 from keeptune.text.tokens import Example
 
 RESULTS = Path(__file__).parent / "results" / "certificate.json"
@@ -114,25 +117,41 @@ class Truth:
         del made["retention"]["budget"]
         path = folder / "fresh.yaml"
         path.write_text(yaml.safe_dump(made), encoding="utf-8")
-        with stages.open_run(load_recipe(path), context=CONTEXT) as opened:
-            data = stages.prepare(opened)
-            split = evaluation_split(data, "test")
-            tasks = [record.task for record in split.records]
-            chosen = [[i for i, task in enumerate(tasks) if task == name][:each] for name in RETAINED]
+        with stages.open_run(load_recipe(path), context=CONTEXT) as self.run:
+            self.data = stages.prepare(self.run)
+            split = evaluation_split(self.data, "test")
+            by_id = {record.id: record for record in split.records}
+            ids = split.examples.record_ids
+            chosen = [[i for i, id_ in enumerate(ids) if by_id[id_].task == name][:each] for name in RETAINED]
             self.examples = [split.examples[i] for positions in chosen for i in positions]
+            self.records = [by_id[ids[i]] for positions in chosen for i in positions]
             assert len(self.examples) == NUM_FRESH, f"found {len(self.examples)} fresh records"
-            self.base = right(load_base(opened, data), self.examples)
+            self.base = self._right(load_base(self.run, self.data))
 
     def lost(self, model: nn.Module) -> dict[str, float]:
         """Return what a model loses on the fresh records, with its standard error."""
-        drops = self.base.astype(float) - right(model, self.examples)
+        drops = self.base - self._right(model)
         return {"lost": float(drops.mean()), "standard_error": float(drops.std(ddof=1) / math.sqrt(len(drops)))}
+
+    def _right(self, model: nn.Module) -> np.ndarray:
+        """Return the exact match of each fresh record; only what one pass does not find right is generated."""
+        values = right(model, self.examples).astype(float)
+        others = np.flatnonzero(values == 0.0)
+        records, folder = [self.records[i] for i in others], self.run.folder / "asked"
+        table = Table.of([self.examples[i] for i in others], record_ids=[record.id for record in records])
+        split = Split("test", records, table)
+        answer(self.run, self.data, model, split=split, metrics=["exact_match"], name="fresh", folder=folder, key="")
+        found = {asked.id: asked.metrics["exact_match"] for asked in read_answers(folder)}
+        values[others] = [found[record.id] for record in records]
+        shutil.rmtree(folder)
+        return values
 
 
 def right(model: nn.Module, examples: Sequence[Example]) -> np.ndarray:
     """Return for each example whether a greedy answer would be its completion, token by token.
 
-    That is where each target token is the likeliest after those before it: one pass instead of one a token.
+    That is where each target token is the likeliest after those before it: one pass instead of one a token. Another
+    answer may still match, as it does without the full stop.
     """
     order = np.argsort([len(example.input_ids) for example in examples], kind="stable")
     found = np.zeros(len(examples), dtype=bool)
@@ -169,7 +188,6 @@ def measure(lab: Path, out: Path, *, seed: int, truth: Truth) -> dict[str, Any]:
         chosen = certificate["choice"]
         certified = (chosen["candidate"], chosen["alpha"]) if chosen else None
         true = {point: truth.lost(model_at(run, data, point)) for point in {certified, naive} if point is not None}
-        agreement = agrees(run, data)
 
     def facts(point: tuple[str, float] | None) -> dict[str, Any] | None:
         if point is None:
@@ -189,7 +207,6 @@ def measure(lab: Path, out: Path, *, seed: int, truth: Truth) -> dict[str, Any]:
         "verdict": certificate["verdict"],
         "num_certify_records": certificate["items"][OTHER_TASKS],
         "base_loss": base_loss,
-        "agreement": agreement,
         "certified": facts(certified),
         "naive": facts(naive),
         "points": [
@@ -205,14 +222,6 @@ def model_at(run: stages.Run, data: Data, point: tuple[str, float]) -> nn.Module
     way = open_way(run, data, method_of(run.recipe, point[0]))
     way.set_(point[1])
     return way.model
-
-
-def agrees(run: stages.Run, data: Data) -> float:
-    """Return the share of the report records on which `right` says of the base what its own answers say."""
-    examples = evaluation_split(data, "test").examples
-    found = right(load_base(run, data), [examples[i] for i in range(len(examples))])
-    answers = read_answers(run.folder / BASE / ZERO_SHOT)
-    return float(np.mean([said == answer.metrics["exact_match"] for said, answer in zip(found, answers, strict=True)]))
 
 
 def target_loss(folder: Path, name: str, alpha: float, *, target: str) -> float:
@@ -266,12 +275,14 @@ def main() -> None:
     out, name = arguments.out, f"from-{arguments.first}"
     write_lab(out / name / "lab", progress=Silent())
     truth = Truth(out / name / "lab", out / name / "fresh")
+    known = read_json(RESULTS)["runs"] if RESULTS.exists() else {}
     for seed in range(arguments.first, arguments.first + arguments.runs):
         path = out / "rows" / f"{seed}.json"
-        if not path.exists():
+        if not path.exists() and str(seed) not in known:
             path.parent.mkdir(exist_ok=True)
             write_json(path, measure(out / name / "lab", out / name, seed=seed, truth=truth))
-        rows = {row.stem: read_json(row) for row in sorted(path.parent.glob("*.json"), key=lambda row: int(row.stem))}
+        made = known | {row.stem: read_json(row) for row in (out / "rows").glob("*.json")}
+        rows = {seed: made[seed] for seed in sorted(made, key=int)}
         found = {
             "budget": BUDGET,
             "num_fresh_records": NUM_FRESH,

@@ -147,7 +147,10 @@ def test_a_budget_that_holds_is_certified_and_its_model_delivered(made: Made) ->
     assert {cell["suite"] for cell in found["cells"]} == {"self", "wiki"}
     assert found["opening"] == 1 and found["delta"] == pytest.approx(0.025)
     model_folder = made.folder / "instruct-model"
-    assert found["artifact"]["sha256"] == {"model.safetensors": file_sha256(model_folder / "model.safetensors")}
+    names = {"model.safetensors", "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert set(found["artifact"]["sha256"]) == {*names, "chat_template.jinja"}
+    for name, sha256 in found["artifact"]["sha256"].items():
+        assert sha256 == file_sha256(model_folder / name)
     card = (model_folder / "README.md").read_text(encoding="utf-8")
     assert found["sentence"] in card
 
