@@ -3,26 +3,17 @@
 from __future__ import annotations
 
 import os
-import shlex
-import shutil
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from datetime import datetime, timezone
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 
 from keeptune import __version__
 from keeptune.errors import KeeptuneError
-
-if TYPE_CHECKING:
-    from keeptune.config import Recipe
-    from keeptune.stages import Context, Run
+from keeptune.invocation import command_line, load, make_console, make_context, open_recipe, program
 
 app = typer.Typer(
     name="keeptune",
@@ -42,30 +33,6 @@ Overrides = Annotated[
 ]
 LabFolder = Annotated[Path, typer.Argument(metavar="FOLDER", help="Where the lab stands.", show_default=True)]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print outcomes only.")]
-# As after SIGKILL: 143 says that the state was saved.
-_KILLED = 137
-
-
-class _Signals:
-    """The first Ctrl-C or SIGTERM asks the work to save and stop; the second ends the process at once."""
-
-    def __init__(self) -> None:
-        self.received = 0
-
-    def install(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            # What `nohup` ignores stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                signal.signal(number, self._receive)
-
-    def _receive(self, number: int, _frame: Any) -> None:
-        self.received += 1
-        if self.received > 1:
-            os._exit(_KILLED)
-        sys.stderr.write("\nkeeptune: stopping after this piece of work; once more ends at once, without saving.\n")
-
-    def stop_requested(self) -> bool:
-        return self.received > 0
 
 
 @app.callback(invoke_without_command=True)
@@ -88,17 +55,17 @@ def check(
     """Audit and render the data; train nothing, keep nothing. Shows what would be trained on."""
     from keeptune import stages, terminal
 
-    loaded = _load(recipe, set_)
+    loaded = load(recipe, set_)
     with stages.naming_recipe(recipe, loaded):
         stages.check_methods(loaded)
-        outcome = stages.check(loaded, context=_context(quiet=quiet, signals=False), num_shown=records)
+        outcome = stages.check(loaded, context=make_context(quiet=quiet, signals=False), num_shown=records)
     if not quiet:
-        terminal.show_check(_console(), outcome)
+        terminal.show_check(make_console(), outcome)
     splits = ", ".join(f"{count:,} {split}" for split, count in outcome.audit["splits"].items())
     print(f"Checked: {outcome.audit['rows_in']:,} rows, {outcome.audit['kept']:,} records kept ({splits})")
     if not quiet:
         overrides = [part for override in set_ or [] for part in ("--set", override)]
-        print(f"Ready. Next: {_command('run', str(recipe), *overrides)}")
+        print(f"Ready. Next: {command_line('run', str(recipe), *overrides)}")
 
 
 @app.command()
@@ -106,14 +73,14 @@ def plan(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) ->
     """Say what memory and time each method would take. Nothing is trained or kept."""
     from keeptune import stages, terminal_plan
 
-    loaded = _load(recipe, set_)
+    loaded = load(recipe, set_)
     with stages.naming_recipe(recipe, loaded):
         stages.check_methods(loaded)
-        outcome = stages.plan(loaded, context=_context(quiet=quiet, signals=False))
+        outcome = stages.plan(loaded, context=make_context(quiet=quiet, signals=False))
     if quiet:
         print("\n".join(terminal_plan.plan_lines(outcome)))
     else:
-        terminal_plan.show_plan(_console(), outcome)
+        terminal_plan.show_plan(make_console(), outcome)
 
 
 @app.command()
@@ -121,10 +88,10 @@ def prepare(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False)
     """Read, audit, split and tokenise the data."""
     from keeptune import stages, terminal
 
-    with _run(recipe, set_, quiet=quiet, check=stages.check_model) as run:
+    with open_recipe(recipe, set_, quiet=quiet, check=stages.check_model) as run:
         prepared = stages.prepare(run)
         if not quiet:
-            terminal.show_audit(_console(), prepared.audit)
+            terminal.show_audit(make_console(), prepared.audit)
         print(f"Data: {run.folder / 'data'}")
 
 
@@ -141,7 +108,7 @@ def train(
     """Train every method of the recipe, choosing on validation."""
     from keeptune import stages
 
-    with _run(recipe, set_, quiet=quiet, check=stages.check_methods) as run:
+    with open_recipe(recipe, set_, quiet=quiet, check=stages.check_methods) as run:
         prepared = stages.prepare(run)
         harness = stages.write_harness(run, prepared)
         texts = stages.write_texts(run, prepared)
@@ -156,7 +123,7 @@ def evaluate(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False
     """Score the base model and every method on the test split. Delivers the method that validation selected."""
     from keeptune import stages
 
-    with _run(recipe, set_, quiet=quiet, begun=True) as run:
+    with open_recipe(recipe, set_, quiet=quiet, begun=True) as run:
         delivered = stages.evaluate(run)
         print(
             f"Instruct model: {delivered}" if delivered else "Evaluated; `keeptune certify` chooses within the budget"
@@ -176,11 +143,11 @@ def certify(
     """Deliver the best model that loses no more than the budget."""
     from keeptune import stages, terminal
 
-    with _run(recipe, set_, quiet=quiet, begun=True) as run:
+    with open_recipe(recipe, set_, quiet=quiet, begun=True) as run:
         if artifact is not None:
             print("\n".join(("", *stages.certify_artifact(run, artifact).lines)))
             return
-        terminal.show_certificate(_console(), stages.certify(run))
+        terminal.show_certificate(make_console(), stages.certify(run))
 
 
 @app.command()
@@ -188,7 +155,7 @@ def report(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) 
     """Write report.html and report.json from a run folder."""
     from keeptune import stages
 
-    with _run(recipe, set_, quiet=quiet, begun=True) as run:
+    with open_recipe(recipe, set_, quiet=quiet, begun=True) as run:
         print(f"Report: {stages.report(run)}")
 
 
@@ -197,10 +164,10 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
     """Prepare, train, evaluate and report. Finished stages are not run again."""
     from keeptune import stages, terminal
 
-    with _run(recipe, set_, quiet=quiet, check=stages.check_methods) as opened:
+    with open_recipe(recipe, set_, quiet=quiet, check=stages.check_methods) as opened:
         prepared = stages.prepare(opened)
         if not quiet and not prepared.made_before:
-            terminal.show_audit(_console(), prepared.audit)
+            terminal.show_audit(make_console(), prepared.audit)
         harness = stages.write_harness(opened, prepared)
         texts = stages.write_texts(opened, prepared)
         stages.check_budgets(opened.recipe, prepared, texts, harness=harness)
@@ -209,9 +176,9 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         delivered = stages.evaluate(opened, data=prepared, texts=texts, harness=harness)
         certificate = stages.certify(opened, data=prepared) if delivered is None else None
         page = stages.report(opened)
-    terminal.show_scores(_console(), page.with_name("report.json"))
+    terminal.show_scores(make_console(), page.with_name("report.json"))
     if certificate:
-        terminal.show_certificate(_console(), certificate)
+        terminal.show_certificate(make_console(), certificate)
     else:
         print(f"Instruct model: {delivered}")
     print(f"Report: {page}")
@@ -235,8 +202,8 @@ def compare(
     """Set models side by side on one test set."""
     from keeptune import stages, terminal
 
-    written = stages.compare(models, out=out, context=_context(quiet=quiet))
-    terminal.show_comparison(_console(), written)
+    written = stages.compare(models, out=out, context=make_context(quiet=quiet))
+    terminal.show_comparison(make_console(), written)
     print(f"Comparison: {written.with_suffix('.md')}")
 
 
@@ -247,7 +214,7 @@ def lab(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
 
     _write_lab(folder, quiet=quiet)
     for name in RECIPES:
-        print(f"  {_command('run', f'{folder / name}.yaml')}")
+        print(f"  {command_line('run', f'{folder / name}.yaml')}")
 
 
 @app.command()
@@ -258,12 +225,12 @@ def demo(folder: LabFolder = Path("lab"), *, quiet: Quiet = False) -> None:
     begun = time.monotonic()
     _write_lab(folder, quiet=quiet)
     path = folder / "lab-demo.yaml"
-    recipe = _load(path, None)
+    recipe = load(path, None)
     if not quiet:
         print(first_line(recipe), flush=True)
     run(path, quiet=quiet)
     page = Path(recipe.output_dir, "report.html").resolve()
-    show_change(_console(), page.with_name("report.json"))
+    show_change(make_console(), page.with_name("report.json"))
     print(f"The demo took {time.monotonic() - begun:,.0f} s.")
     print(f"Open it in a browser: {page.as_uri()}")
 
@@ -287,76 +254,10 @@ def export(
 def _write_lab(folder: Path, *, quiet: bool) -> None:
     from keeptune.lab.folder import CONTENT, write_lab
 
-    written = write_lab(folder, progress=_context(quiet=quiet, signals=False).progress)
+    written = write_lab(folder, progress=make_context(quiet=quiet, signals=False).progress)
     kept = [name for name in CONTENT if name not in written]
     parts = [f"{verb} {', '.join(names)}" for verb, names in (("wrote", written), ("kept", kept)) if names]
     print(f"Lab: {folder} ({'; '.join(parts)})")
-
-
-def _command(*arguments: str) -> str:
-    """Return a command line of keeptune's that the shell understands where this one was given."""
-    return f"{_program()} {shlex.join(arguments)}"
-
-
-def _program() -> str:
-    """Return what starts keeptune: its name where the shell finds that, else the path that this process came from."""
-    if shutil.which("keeptune"):
-        return "keeptune"
-    started = sys.argv[0]
-    return shlex.join([sys.executable, "-m", "keeptune.cli"] if started.endswith(".py") else [started])
-
-
-def _load(path: Path, overrides: list[str] | None) -> Recipe:
-    from keeptune.config import load_recipe
-
-    return load_recipe(path, overrides=overrides or [])
-
-
-@contextmanager
-def _run(
-    path: Path,
-    overrides: list[str] | None,
-    *,
-    quiet: bool,
-    begun: bool = False,
-    check: Callable[[Recipe], None] | None = None,
-) -> Iterator[Run]:
-    """Open the run folder, after `check` has passed the recipe: a refused one leaves no folder behind."""
-    from keeptune import stages
-
-    recipe = _load(path, overrides)
-    with stages.naming_recipe(path, recipe):
-        if check is not None:
-            check(recipe)
-        with stages.open_run(recipe, context=_context(quiet=quiet), begun=begun) as opened:
-            try:
-                yield opened
-            finally:
-                opened.context.progress.finish()
-
-
-def _context(*, quiet: bool, signals: bool = True) -> Context:
-    from keeptune import stages, terminal
-    from keeptune.progress import Joined
-
-    received = _Signals()
-    if signals:
-        received.install()
-    console = _console(stderr=True)
-    live = console.is_terminal and not quiet
-    listener = terminal.LiveProgress(console) if live else terminal.PlainProgress(console, quiet=quiet)
-    return stages.Context(
-        progress=Joined(listener),
-        stop_requested=received.stop_requested,
-        command=shlex.join(["keeptune", *sys.argv[1:]]),
-        now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
-    )
-
-
-def _console(*, stderr: bool = False) -> Any:
-    from rich.console import Console
-
-    return Console(stderr=stderr)
 
 
 def main() -> None:
@@ -375,7 +276,7 @@ def main() -> None:
         code = returned if isinstance(returned, int) else 0
     except KeeptuneError as error:
         # A remedy names a command that works here.
-        message = str(error).replace("`keeptune ", f"`{_program()} ")
+        message = str(error).replace("`keeptune ", f"`{program()} ")
         sys.stderr.write(f"keeptune: {message}\n")
         code = error.exit_code
     except typer.Exit as stop:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from keeptune import cli
+from keeptune import cli, invocation
 from keeptune.errors import DataError
 from tests.stages import world
 
@@ -118,12 +118,12 @@ def test_check_prints_audit_mask_and_tokens(path: Path) -> None:
 
 def test_commands_that_are_named_start_the_program_that_named_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["/my tools/bin/keeptune", "lab"])
-    monkeypatch.setattr(cli.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert cli._command("run", "a b.yaml") == "keeptune run 'a b.yaml'"
-    monkeypatch.setattr(cli.shutil, "which", lambda name: None)
-    assert cli._command("run", "a.yaml") == "'/my tools/bin/keeptune' run a.yaml"
+    monkeypatch.setattr(invocation.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert invocation.command_line("run", "a b.yaml") == "keeptune run 'a b.yaml'"
+    monkeypatch.setattr(invocation.shutil, "which", lambda name: None)
+    assert invocation.command_line("run", "a.yaml") == "'/my tools/bin/keeptune' run a.yaml"
     monkeypatch.setattr(sys, "argv", ["/x/keeptune/cli.py", "lab"])
-    assert cli._command("run", "a.yaml") == f"{sys.executable} -m keeptune.cli run a.yaml"
+    assert invocation.command_line("run", "a.yaml") == f"{sys.executable} -m keeptune.cli run a.yaml"
 
 
 def test_a_remedy_names_a_command_that_works_here(
@@ -132,8 +132,8 @@ def test_a_remedy_names_a_command_that_works_here(
     def refused(*_: object, **__: object) -> None:
         raise DataError("x: found y; expected z. Run `keeptune train` first.")
 
-    monkeypatch.setattr(cli, "_load", refused)
-    monkeypatch.setattr(cli.shutil, "which", lambda name: None)
+    monkeypatch.setattr(cli, "load", refused)
+    monkeypatch.setattr(invocation.shutil, "which", lambda name: None)
     monkeypatch.setattr(sys, "argv", [".venv/bin/keeptune", "check", "recipe.yaml"])
     with pytest.raises(SystemExit):
         cli.main()
@@ -173,7 +173,7 @@ def test_an_interrupted_check_does_not_look_like_a_success(monkeypatch: pytest.M
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_load", interrupted)
+    monkeypatch.setattr(cli, "load", interrupted)
     monkeypatch.setattr(sys, "argv", ["keeptune", "check", "recipe.yaml"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -1,0 +1,114 @@
+"""A command line arrives; a loaded recipe, an open run folder, and what a stage may do from outside, leave."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from keeptune.config import Recipe
+    from keeptune.stages import Context, Run
+
+# As after SIGKILL: 143 says that the state was saved.
+_KILLED = 137
+
+
+class _Signals:
+    """The first Ctrl-C or SIGTERM asks the work to save and stop; the second ends the process at once."""
+
+    def __init__(self) -> None:
+        self.received = 0
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            # What `nohup` ignores stays ignored.
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, self._receive)
+
+    def _receive(self, number: int, _frame: Any) -> None:
+        self.received += 1
+        if self.received > 1:
+            os._exit(_KILLED)
+        sys.stderr.write("\nkeeptune: stopping after this piece of work; once more ends at once, without saving.\n")
+
+    def stop_requested(self) -> bool:
+        return self.received > 0
+
+
+def command_line(*arguments: str) -> str:
+    """Return a command line of keeptune's that the shell understands where this one was given."""
+    return f"{program()} {shlex.join(arguments)}"
+
+
+def program() -> str:
+    """Return what starts keeptune: its name where the shell finds that, else the path that this process came from."""
+    if shutil.which("keeptune"):
+        return "keeptune"
+    started = sys.argv[0]
+    return shlex.join([sys.executable, "-m", "keeptune.cli"] if started.endswith(".py") else [started])
+
+
+def load(path: Path, overrides: list[str] | None) -> Recipe:
+    """Return the recipe in `path` after its `--set` overrides."""
+    from keeptune.config import load_recipe
+
+    return load_recipe(path, overrides=overrides or [])
+
+
+@contextmanager
+def open_recipe(
+    path: Path,
+    overrides: list[str] | None,
+    *,
+    quiet: bool,
+    begun: bool = False,
+    check: Callable[[Recipe], None] | None = None,
+) -> Iterator[Run]:
+    """Open the run folder, after `check` has passed the recipe: a refused one leaves no folder behind."""
+    from keeptune import stages
+
+    recipe = load(path, overrides)
+    with stages.naming_recipe(path, recipe):
+        if check is not None:
+            check(recipe)
+        with stages.open_run(recipe, context=make_context(quiet=quiet), begun=begun) as opened:
+            try:
+                yield opened
+            finally:
+                opened.context.progress.finish()
+
+
+def make_context(*, quiet: bool, signals: bool = True) -> Context:
+    """Return what a stage needs of the world outside; with `signals` the first Ctrl-C asks it to save and stop."""
+    from keeptune import stages, terminal
+    from keeptune.progress import Joined
+
+    received = _Signals()
+    if signals:
+        received.install()
+    console = make_console(stderr=True)
+    live = console.is_terminal and not quiet
+    listener = terminal.LiveProgress(console) if live else terminal.PlainProgress(console, quiet=quiet)
+    return stages.Context(
+        progress=Joined(listener),
+        stop_requested=received.stop_requested,
+        command=shlex.join(["keeptune", *sys.argv[1:]]),
+        now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    )
+
+
+def make_console(*, stderr: bool = False) -> Console:
+    """Return a terminal to print on."""
+    from rich.console import Console
+
+    return Console(stderr=stderr)
