@@ -12,7 +12,7 @@ $(BIN)/keeptune: pyproject.toml constraints.txt
 	@echo "Installing into $(VENV): about 2.0 GB, some minutes."
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,hub,bench,harness]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,hub,bench,harness,search,quantized]'
 	touch $(BIN)/keeptune
 
 # The lab's small instruct model learns one task more; the last line printed says where the report is.
