@@ -53,14 +53,14 @@ def check(
     quiet: Quiet = False,
 ) -> None:
     """Audit and render the data; train nothing, keep nothing. Shows what would be trained on."""
-    from keeptune import stages, terminal
+    from keeptune import stages, terminal_check
 
     loaded = load(recipe, set_)
     with stages.naming_recipe(recipe, loaded):
         stages.check_methods(loaded)
         outcome = stages.check(loaded, context=make_context(quiet=quiet, signals=False), num_shown=records)
     if not quiet:
-        terminal.show_check(make_console(), outcome)
+        terminal_check.show_check(make_console(), outcome)
     splits = ", ".join(f"{count:,} {split}" for split, count in outcome.audit["splits"].items())
     print(f"Checked: {outcome.audit['rows_in']:,} rows, {outcome.audit['kept']:,} records kept ({splits})")
     if not quiet:
@@ -147,7 +147,11 @@ def certify(
         if artifact is not None:
             print("\n".join(("", *stages.certify_artifact(run, artifact).lines)))
             return
-        terminal.show_certificate(make_console(), stages.certify(run))
+        certificate = stages.certify(run)
+        page = stages.report(run) if (run.folder / "report.html").is_file() else None
+    terminal.show_certificate(make_console(), certificate)
+    if page is not None:
+        print(f"Report: {page}")
 
 
 @app.command()

@@ -9,7 +9,7 @@ import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
@@ -33,47 +33,6 @@ _OVERLAPS = {
 }
 # The rows of means in the table of tasks.
 _MEANS = {ALL_TASKS: "all together", OTHER_TASKS: "others together"}
-
-
-class ShownToken(Protocol):
-    """A token of a preview."""
-
-    @property
-    def text(self) -> str: ...
-    @property
-    def id(self) -> int: ...
-    @property
-    def trained(self) -> bool: ...
-
-
-class ShownMethod(Protocol):
-    """How a method would train."""
-
-    @property
-    def name(self) -> str: ...
-    @property
-    def peft_type(self) -> str | None: ...
-    @property
-    def learning_rate(self) -> float: ...
-    @property
-    def num_steps(self) -> int: ...
-    @property
-    def tokens_per_step(self) -> int: ...
-
-
-class Checked(Protocol):
-    """What a check found."""
-
-    @property
-    def audit(self) -> Mapping[str, Any]: ...
-    @property
-    def template(self) -> str: ...
-    @property
-    def previews(self) -> Sequence[tuple[str, Sequence[ShownToken]]]: ...
-    @property
-    def others(self) -> Mapping[str, int]: ...
-    @property
-    def methods(self) -> Sequence[ShownMethod]: ...
 
 
 class LiveProgress:
@@ -222,31 +181,6 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     show_table(console, "Tokens of a record", ("", *quantiles.values()), rows=lengths)
 
 
-def show_check(console: Console, outcome: Checked) -> None:
-    """Print the audit and the methods, then records as the model reads them, then the first one's tokens."""
-    show_audit(console, outcome.audit)
-    rows = [
-        (m.name, m.peft_type or "all parameters", f"{m.learning_rate:g}", f"{m.num_steps:,}", f"{m.tokens_per_step:,}")
-        for m in outcome.methods
-    ]
-    header = ("method", "trains", "learning rate", "steps, about", "tokens a step")
-    show_table(console, "Methods", header, rows=rows)
-    console.print(f"\nTemplate: {outcome.template}. What carries loss is green (between ⟦ ⟧ without colour).\n")
-    for title, tokens in outcome.previews:
-        show_tokens(console, title, tokens=tokens)
-        console.print()
-    if outcome.others:
-        listed = ", ".join(
-            f"{task} ({number:,} train {noun(number, 'records')})" for task, number in outcome.others.items()
-        )
-        # In turn: with some task left out, each of the records shown is of another one.
-        enough = len(outcome.previews) + len(outcome.others)
-        line = f"No record shown of: {listed}. With --records {enough}, one of each task is.\n"
-        console.print(visible(line), highlight=False, soft_wrap=True)
-    if outcome.previews:
-        show_token_table(console, tokens=outcome.previews[0][1], at_most=40)
-
-
 def show_scores(console: Console, report: Path) -> None:
     """Print what `report.json` says: scores, differences from the base model, each task's change and the choice."""
     value = json.loads(report.read_text(encoding="utf-8"))
@@ -264,6 +198,7 @@ def show_scores(console: Console, report: Path) -> None:
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
     _show_few_shot(console, value)
     _show_tasks(console, value)
+    _show_lost(console, value)
     console.print(visible(_choice(value)), highlight=False, soft_wrap=True)
 
 
@@ -329,6 +264,38 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
     show_table(console, title, ("task", "records", *methods), rows=rows)
 
 
+def _show_lost(console: Console, value: Mapping[str, Any]) -> None:
+    """Print what each suite lost by each trained model, and by the delivered one where that stands on the way.
+
+    Several tasks that are not trained on stand there as their mean: the table of tasks has them one by one.
+    """
+    delivered = value["delivered"]
+    points = list(dict.fromkeys((row["model"], 1.0) for row in value["forgetting"]))
+    if delivered is not None and delivered["alpha"] < 1.0:
+        points.append((delivered["model"], delivered["alpha"]))
+    lost = {(row["suite"], row["model"], row["alpha"]): row for row in value["forgetting"]}
+    suites = dict.fromkeys(row["suite"] for row in value["forgetting"])
+    single = {task for task in value["untrained_tasks"] if OTHER_TASKS in suites}
+    rows = []
+    for suite in suites:
+        found = [lost.get((suite, *point)) for point in points]
+        if suite in single or not any(found):
+            continue
+        of = next(row["metric"] for row in found if row)
+        unit = "nats per token" if of == "loss" else of
+        rows.append((_MEANS.get(suite, suite), unit, *("–" if row is None else _lost(row) for row in found)))
+    names = [name if alpha == 1.0 else f"{name} at alpha {alpha:g} (delivered)" for name, alpha in points]
+    if rows:
+        title = "What was lost, [ ] the 95 % interval; below 0: gained"
+        show_table(console, title, ("suite", "of", *names), rows=rows, num_left=2)
+
+
+def _lost(row: Mapping[str, Any]) -> str:
+    places = decimals_for(row["forgetting"])
+    ends = "" if row["low"] is None else f" [{row['low']:+.{places}f}, {row['high']:+.{places}f}]"
+    return f"{row['forgetting']:+.{places}f}{ends}"
+
+
 def _with_mean(tasks: Sequence[str], mean: str) -> list[str]:
     """Return the tasks and, where there are several, the name that their mean stands under."""
     return [*tasks, mean] if len(tasks) > 1 else [*tasks]
@@ -344,36 +311,6 @@ def _choice(value: Mapping[str, Any]) -> str:
         for method, number in selection["values"].items()
     )
     return f"Selected on validation: {value['selected']} ({selection['metric']}: {reached})"
-
-
-def show_tokens(console: Console, title: str, *, tokens: Sequence[ShownToken]) -> None:
-    """Print a rendered record; what carries loss is green (and between markers where there is no colour)."""
-    line = Text()
-    colour = console.is_terminal and not console.no_color
-    previous = False
-    for token in tokens:
-        if token.trained != previous and not colour:
-            line.append("⟦" if token.trained else "⟧")
-        line.append_text(visible(token.text))
-        if token.trained:
-            line.stylize("bold green", len(line) - len(visible(token.text)))
-        previous = token.trained
-    if previous and not colour:
-        line.append("⟧")
-    console.print(Text(title, style="bold"))
-    console.print(line, soft_wrap=True)
-
-
-def show_token_table(console: Console, *, tokens: Sequence[ShownToken], at_most: int) -> None:
-    """Print position, id, text and whether it is trained on, for the ends of a record."""
-    half = at_most // 2
-    shown = list(enumerate(tokens))
-    if len(shown) > at_most:
-        shown = shown[:half] + shown[-half:]
-    rows = [(str(i), str(t.id), repr(t.text), "trained" if t.trained else "") for i, t in shown]
-    left_out = len(tokens) - len(shown)
-    title = "Tokens of the first record" + (f" ({left_out} in the middle left out)" if left_out else "")
-    show_table(console, title, ("position", "id", "text", "loss"), rows=rows)
 
 
 def show_certificate(console: Console, path: Path) -> None:

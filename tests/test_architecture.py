@@ -29,7 +29,7 @@ RANKS = [
     {"config", "terminal"},
     {"terminal_change"},
     {"stages"},
-    {"terminal_plan"},
+    {"terminal_check", "terminal_plan"},
     {"invocation"},
     {"lab"},
     {"cli"},

@@ -14,19 +14,18 @@ from keeptune import terminal
 from keeptune.progress import Joined
 from keeptune.report.page import write_report
 from keeptune.stages import CheckOutcome
-from keeptune.stages.check import CheckedMethod
+from keeptune.stages.check import CheckedBudget, CheckedMethod
 from keeptune.storage import read_json
 from keeptune.terminal import (
     LiveProgress,
     PlainProgress,
     show_audit,
     show_certificate,
-    show_check,
     show_scores,
-    show_tokens,
     visible,
 )
 from keeptune.terminal_change import show_change
+from keeptune.terminal_check import show_check, show_tokens
 from keeptune.text.tokens import PreviewToken
 from tests.report.run_folder import audit, write_certificate, write_forgetting, write_json, write_run, write_shots
 from tests.stages.world import Notes
@@ -145,6 +144,18 @@ def test_each_task_has_a_row_with_its_score_before_and_after(tmp_path: Path) -> 
     assert ["news", "100", "0.071 → 0.241 ± 0.038", "0.071 → 0.259 ± 0.041"] in rows
     assert ["boolq", "100", "0.090 → 0.306 ± 0.048", "0.090 → 0.328 ± 0.051"] in rows
     assert ["all together", "200", "0.118 → 0.402 ± 0.045", "0.118 → 0.431 ± 0.048"] in rows
+
+
+def test_what_each_suite_lost_stands_there_for_the_delivered_model_too(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("news",), others=("boolq", "wiki"), num_steps=1)
+    rows = [cells(line) for line in scores_of(write_forgetting(run, verdict="CERTIFIED")).splitlines()]
+    shown = [row for row in rows if row[:2] in (["others together", "rougeL"], ["self", "nats per token"])]
+    lost = [row[:2] + [cell.split()[0] for cell in row[2:]] for row in shown]
+    # 0.7 of 0.3 and of 0.2, and a fifth of that at the alpha that is delivered; texts lost half.
+    assert lost == [
+        ["others together", "rougeL", "+0.210", "+0.140", "+0.028"],
+        ["self", "nats per token", "+0.150", "+0.100", "+0.020"],
+    ]
 
 
 def test_tasks_that_were_not_trained_on_stand_below_the_others(tmp_path: Path) -> None:
@@ -281,10 +292,14 @@ def test_a_check_names_the_methods_and_the_tasks_of_which_it_shows_nothing() -> 
     console = Console(file=io.StringIO(), width=120, force_terminal=False)
     methods = [CheckedMethod("full", None, 2e-5, 1200, 505), CheckedMethod("lora", "LORA", 2e-4, 1200, 505)]
     shown = [("news · a:1", [PreviewToken("Hi", 1, False)])]
-    show_check(console, CheckOutcome(audit(("news", "boolq")), "plain", shown, {"boolq": 812, "one": 1}, methods))
+    others = {"boolq": 812, "one": 1}
+    budgets = [CheckedBudget("self", "0.02 nats", 256, 180), CheckedBudget("mmlu", "2 points", None, None)]
+    show_check(console, CheckOutcome(audit(("news", "boolq")), "plain", shown, others, methods, budgets))
     rows = [cells(line) for line in text_of(console).splitlines()]
     assert ["full", "all parameters", "2e-05", "1,200", "505"] in rows
     assert ["lora", "LORA", "0.0002", "1,200", "505"] in rows
+    assert ["self", "0.02 nats", "256", "180"] in rows
+    assert ["mmlu", "2 points", "counted by run", "counted by run"] in rows
     assert (
         "No record shown of: boolq (812 train records), one (1 train record). With --records 3, one of each task is.\n"
     ) in text_of(console)

@@ -28,7 +28,8 @@ def record_opening(
     """Add a line to the ledger, on the disk before this returns, and return the opening's number, from 1.
 
     Openings of records with the same content, `certify_sha256`, count together, whoever opened them; so do those that
-    share a suite's records, `suites_sha256`: one suite more does not make the others unseen. Call this before a model
+    share a suite, by its name or by its records' hash in `suites_sha256`: neither one suite more nor some records more
+    makes a suite unseen. Call this before a model
     reads the records: an opening counts even when what follows fails.
 
     Raises:
@@ -86,5 +87,9 @@ def _next(line: Mapping[str, Any], numbers: Mapping[str, int]) -> int:
 
 
 def _opened(line: Mapping[str, Any]) -> list[str]:
-    """Return what a line says was opened; older ones name the content as a whole."""
-    return [line["certify_sha256"], *line.get("suites_sha256", {}).values()]
+    """Return what a line says was opened; older ones name the content as a whole.
+
+    A suite's name stands for it too: with some records more or fewer it was still opened.
+    """
+    suites = line.get("suites_sha256", {})
+    return [line["certify_sha256"], *suites.values(), *(f"suite {name}" for name in suites)]

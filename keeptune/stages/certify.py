@@ -72,6 +72,31 @@ def budgets_of(recipe: Recipe, *, harness: Harness | None = None) -> dict[str, B
     return budgets
 
 
+def require_budget(recipe: Recipe) -> None:
+    """Refuse a recipe that says of no suite what it may lose.
+
+    Raises:
+        DataError: it has no budget.
+    """
+    if not recipe.retention.budget:
+        raise DataError(
+            "retention.budget: found none; expected what each suite may lose, such as {others: 2 points}. Add it."
+        )
+
+
+def require_something_to_lose(budgets: Mapping[str, Budget], *, left_out: Mapping[str, str]) -> None:
+    """Refuse a certificate about no suite: `left_out` are those that the base answers at chance.
+
+    Raises:
+        DataError: no budget is left.
+    """
+    if not budgets:
+        raise DataError(
+            f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected "
+            "one or more with something to lose. Name other suites."
+        )
+
+
 def check_budgets(recipe: Recipe, data: Data, texts: Texts | None, *, harness: Harness | None = None) -> None:
     """Refuse suites with so few records that not even a model that lost nothing could be certified.
 
@@ -79,27 +104,39 @@ def check_budgets(recipe: Recipe, data: Data, texts: Texts | None, *, harness: H
         DataError: which suites, how many records there are, and how many are needed.
     """
     from keeptune.errors import raise_collected
-    from keeptune.retention.drops import metric_scale
-    from keeptune.retention.ledger import confidence_left
-    from keeptune.retention.pvalues import records_needed_for_any_verdict
 
-    budgets = budgets_of(recipe, harness=harness)
-    counts = _certify_counts(data, texts, harness)
-    delta = confidence_left(1.0 - recipe.retention.confidence, opening=1) / len(recipe.methods)
+    counts = certify_counts(data, texts, harness)
     problems = []
-    for suite, budget in budgets.items():
-        needed = records_needed_for_any_verdict(budget=budget.amount, delta=delta, scale=metric_scale(budget.metric))
+    for suite, needed in records_needed(recipe, budgets_of(recipe, harness=harness)).items():
         if counts.get(suite, 0) < needed:
+            more = (
+                f"Set retention.self_texts={needed}"
+                if suite == SELF_TEXTS
+                else "Give the suite more records (two fifths of them are certified on)"
+            )
             problems.append(
                 f"retention.budget.{suite}: found {counts.get(suite, 0):,} records to certify on; expected at least "
-                f"{needed:,}, or no model could keep {recipe.retention.budget[suite]} with this confidence. Give the "
-                "suite more records, raise the budget, or train fewer methods."
+                f"{needed:,}, or no model could keep {recipe.retention.budget[suite]} with this confidence. {more}, "
+                "raise the budget, or train fewer methods."
             )
     if problems:
         raise_collected(DataError, problems)
 
 
-def _certify_counts(data: Data, texts: Texts | None, harness: Harness | None) -> dict[str, int]:
+def records_needed(recipe: Recipe, budgets: Mapping[str, Budget]) -> dict[str, int]:
+    """Return for each suite under a budget how many records a model that loses nothing needs to be certified on it."""
+    from keeptune.retention.drops import metric_scale
+    from keeptune.retention.ledger import confidence_left
+    from keeptune.retention.pvalues import records_needed_for_any_verdict
+
+    delta = confidence_left(1.0 - recipe.retention.confidence, opening=1) / len(recipe.methods)
+    return {
+        suite: records_needed_for_any_verdict(budget=budget.amount, delta=delta, scale=metric_scale(budget.metric))
+        for suite, budget in budgets.items()
+    }
+
+
+def certify_counts(data: Data, texts: Texts | None, harness: Harness | None) -> dict[str, int]:
     """Return how many records of each suite there are to certify on."""
     parts = {task: counts.get("certify", 0) for task, counts in data.audit.get("parts", {}).items()}
     counts = {**parts, OTHER_TASKS: sum(parts.values())}
@@ -121,10 +158,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     from keeptune.retention.verdict import verdict
     from keeptune.retention.walk import choose
 
-    if not run.recipe.retention.budget:
-        raise DataError(
-            "retention.budget: found none; expected what each suite may lose, such as {others: 2 points}. Add it."
-        )
+    require_budget(run.recipe)
     data = data or prepare(run)
     texts, harness = write_texts(run, data), write_harness(run, data)
     check_budgets(run.recipe, data, texts, harness=harness)
@@ -142,11 +176,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
             # Other numbers of examples may be asked for now; the verdict stands.
             write_json(path, {**before, "fallback": best_prompt(run, data, before=before["fallback"])})
         return path
-    if not budgets:
-        raise DataError(
-            f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected "
-            "one or more with something to lose. Name other suites."
-        )
+    require_something_to_lose(budgets, left_out=left_out)
     opening = open_session(session, list(methods), note=run.folder / OPENING_NOTE)
     walked = _walked(session, methods, opening=opening)
     values = certified_values(run, data, methods=methods, certified=walked.certified)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
-from keeptune.data.record import Record
+from keeptune.data.record import SELF_TEXTS, Record
 from keeptune.stages.data import Data, read_base, rendering, source_hashes, write_data
 from keeptune.stages.run import Context
 from keeptune.stages.training import learning_rate, tokens_per_step
@@ -30,10 +30,25 @@ class CheckedMethod:
 
 
 @dataclass(frozen=True, slots=True)
+class CheckedBudget:
+    """What a suite may lose, on how many records that would be certified, and the fewest with which any model could be.
+
+    Both are None of what is known first when the run starts: how many documents a text has, and what is a task of
+    lm-evaluation-harness.
+    """
+
+    suite: str
+    budget: str
+    num_records: int | None
+    num_needed: int | None
+
+
+@dataclass(frozen=True, slots=True)
 class CheckOutcome:
     """What `keeptune check` shows: the audit, train records with their tokens, and the methods.
 
     `others` are the trained tasks of which no record is among the previews, with the number of their train records.
+    `budgets` are what suites may lose.
     """
 
     audit: Mapping[str, Any]
@@ -41,6 +56,7 @@ class CheckOutcome:
     previews: Sequence[tuple[str, Sequence[PreviewToken]]]
     others: Mapping[str, int]
     methods: Sequence[CheckedMethod]
+    budgets: Sequence[CheckedBudget]
 
 
 def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
@@ -67,7 +83,25 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         tasks = {task: counts["train"] for task, counts in data.audit["tasks"].items()}
         not_missing = {record.task for record in shown} | data.untrained_tasks
         others = {task: number for task, number in tasks.items() if task not in not_missing}
-        return CheckOutcome(data.audit, base.template.name, previews, others, list(_methods(recipe, data)))
+        return CheckOutcome(
+            data.audit,
+            base.template.name,
+            previews,
+            others,
+            list(_methods(recipe, data)),
+            list(_budgets(recipe, data)),
+        )
+
+
+def _budgets(recipe: Recipe, data: Data) -> Iterator[CheckedBudget]:
+    from keeptune.stages.certify import budgets_of, certify_counts, records_needed
+
+    counts = {**certify_counts(data, None, None), SELF_TEXTS: recipe.retention.self_texts}
+    unread = {text.name for text in recipe.retention.texts}
+    needed = records_needed(recipe, budgets_of(recipe))
+    for suite, text in recipe.retention.budget.items():
+        count = None if suite in unread or suite not in needed else counts.get(suite, 0)
+        yield CheckedBudget(suite, text, count, needed.get(suite))
 
 
 def _in_turn(records: Sequence[Record]) -> list[Record]:

@@ -14,6 +14,7 @@ from typing import Any
 from keeptune import __version__
 from keeptune.errors import DataError, raise_collected
 from keeptune.stages.answering import COMPARISONS, answer_test
+from keeptune.stages.delivery import INSTRUCT_MODEL
 from keeptune.stages.entries import Answered, Entry, find_entries, read_tested
 from keeptune.stages.run import Context, stage_key
 from keeptune.storage import MANIFEST, read_json, storage_errors, write_atomic, write_json
@@ -179,6 +180,9 @@ def _scores(found: Answered, *, first: Answered) -> list[dict[str, Any]]:
 def _notes(answered: Sequence[Answered], *, first: Answered) -> Iterator[str]:
     """Yield what a reader of the tables must know of single models."""
     for found in answered:
+        if found.entry.run is not None and found.entry.folder.name == INSTRUCT_MODEL:
+            chosen = read_json(found.entry.run / "selection.json")
+            yield f"{found.entry.name} is the delivered model: {chosen['selected']} at alpha {chosen['alpha']:g}."
         if found.own_tokenizer:
             yield (
                 f"{found.entry.name} reads and writes with a tokenizer of its own: its loss per token is not "

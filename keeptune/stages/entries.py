@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.errors import DataError, RecipeError, raise_collected
+from keeptune.stages.certified import refuse_changed
+from keeptune.stages.delivery import INSTRUCT_MODEL
 from keeptune.stages.run import is_run
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT
 from keeptune.storage import MANIFEST, read_json, verify_folder
@@ -18,7 +20,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """A model to compare: one of `run`, in its folder there, or a model folder, adapter folder or hub id of no run."""
+    """A model to compare: one of `run`, in its folder there, or a model folder, adapter folder or hub id of no run.
+
+    The delivered model is one of the run's where it stands on a method's way, and no trained method is the same.
+    """
 
     name: str
     argument: str
@@ -95,9 +100,25 @@ def _folders_of_run(path: Path, *, argument: str) -> list[Path]:
                 "recipe first."
             )
         base = [BASE] if (path / BASE / ZERO_SHOT).is_dir() else []
-        return [path / name for name in (*base, *methods)]
+        delivered = [INSTRUCT_MODEL] if _on_the_way(path) else []
+        return [path / name for name in (*base, *methods, *delivered)]
     single = is_run(path.parent) and (path.name == BASE or (path / "training.json").is_file())
-    return [path] if single else []
+    own = single or (path.name == INSTRUCT_MODEL and is_run(path.parent) and _on_the_way(path.parent) is not None)
+    return [path] if own else []
+
+
+def _on_the_way(run: Path) -> Path | None:
+    """Return where the answers to test of the delivered model stand, if it is none of the trained ones."""
+    path = run / "selection.json"
+    chosen = read_json(path) if path.is_file() and (run / INSTRUCT_MODEL).is_dir() else {}
+    alpha = chosen.get("alpha")
+    return run / chosen["selected"] / f"path/{alpha:g}" / TEST if alpha is not None and alpha < 1.0 else None
+
+
+def _tested_folder(folder: Path) -> Path:
+    if folder.name == INSTRUCT_MODEL and (tested := _on_the_way(folder.parent)) is not None:
+        return tested
+    return folder / (ZERO_SHOT if folder.name == BASE else TEST)
 
 
 def _refuse_no_model(path: Path, *, argument: str) -> None:
@@ -152,9 +173,12 @@ def read_tested(entries: Sequence[Entry]) -> list[Answered]:
     """Return the answers to test that `evaluate` left of models of runs.
 
     Raises:
-        DataError: there are none, or not those that it wrote.
+        DataError: there are none, or not those that it wrote, or the delivered model is no longer the certified one.
     """
-    folders = [entry.folder / (ZERO_SHOT if entry.folder.name == BASE else TEST) for entry in entries]
+    for entry in entries:
+        if entry.run is not None and entry.folder.name == INSTRUCT_MODEL:
+            refuse_changed(entry.folder, runs=[entry.run])
+    folders = [_tested_folder(entry.folder) for entry in entries]
     missing = [folder for folder in folders if verify_folder(folder) is None]
     if missing:
         problem = "found no whole answers to test; expected those of `keeptune evaluate`. Evaluate first"

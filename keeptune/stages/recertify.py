@@ -11,9 +11,16 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keeptune.errors import DataError, RecipeError
+from keeptune.errors import RecipeError
 from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificates_of, changed_file
-from keeptune.stages.certify import at_chance, budgets_of, certificate_facts, check_budgets
+from keeptune.stages.certify import (
+    at_chance,
+    budgets_of,
+    certificate_facts,
+    check_budgets,
+    require_budget,
+    require_something_to_lose,
+)
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.harness import harness_rows, write_harness
 from keeptune.stages.retention import FORGETTING, lost_rows, main_metric
@@ -55,10 +62,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         DataError: the recipe has no budget, or one of suites alone that the base answers at chance.
         RecipeError: the folder is no model, or reads the records otherwise than the run's models.
     """
-    if not run.recipe.retention.budget:
-        raise DataError(
-            "retention.budget: found none; expected what each suite may lose, such as {others: 2 points}. Add it."
-        )
+    require_budget(run.recipe)
     data = prepare(run)
     _refuse_unlike(folder, run=run, data=data)
     texts, harness = write_texts(run, data), write_harness(run, data)
@@ -91,11 +95,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     base = base_answers(session)
     left_out = _at_chance(session, base)
     session = replace(session, left_out=left_out, budgets={s: b for s, b in budgets.items() if s not in left_out})
-    if not session.budgets:
-        raise DataError(
-            f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected "
-            "one or more with something to lose. Name other suites."
-        )
+    require_something_to_lose(session.budgets, left_out=left_out)
     walked = _tested(session, folder, base=base, name=name, opening=opening)
     _write(session, walked, folder=folder, hashes=hashes, opening=opening, path=path)
     return _read(path)
@@ -109,7 +109,9 @@ def _refuse_unlike(folder: Path, *, run: Run, data: Data) -> None:
     base = data.base
     if (folder / ADAPTER_CONFIG).is_file():
         named = Path(adapter_base(folder)).expanduser()
-        if named.is_dir() and check_model_folder(named).sha256 != base.facts.sha256:
+        # A hub id is the run's own, or nothing shows that it has the same weights.
+        own = check_model_folder(named).sha256 == base.facts.sha256 if named.is_dir() else str(named) == base.name
+        if not own:
             raise RecipeError(
                 f"{folder}: found an adapter on {named}, whose weights are not those of the run's base model "
                 f"{base.folder}; expected an adapter on that one. Certify it with a recipe of its own base."

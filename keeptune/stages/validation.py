@@ -14,7 +14,7 @@ from keeptune.stages.data import Data, evaluation_split, max_new_tokens
 from keeptune.stages.run import Run, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
 from keeptune.stages.training import fit_model, make_bench
-from keeptune.stages.way import BASE, ZERO_SHOT, load_base, open_way
+from keeptune.stages.way import BASE, load_base, open_way
 
 if TYPE_CHECKING:
     from torch import nn
@@ -80,7 +80,6 @@ def best_prompt(run: Run, data: Data, *, before: Mapping[str, Any] | None = None
         "model": BASE,
         "shots": row.num_shots if row else 0,
         "draw": row.draw if row else None,
-        "folder": f"{BASE}/{row.folder if row else ZERO_SHOT}",
         "metric": evaluation.select_by,
         "split": "validation",
         "values": [

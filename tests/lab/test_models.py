@@ -16,7 +16,7 @@ import torch
 import yaml
 
 from benchmarks import lab as benchmark
-from keeptune import cli, stages
+from keeptune import cli, invocation, stages
 from keeptune.errors import FolderInUseError, StorageError
 from keeptune.lab.folder import CONTENT, MODELS, RECIPES, write_lab
 from keeptune.lab.world import make_world
@@ -208,7 +208,7 @@ def test_the_command_says_what_it_wrote_and_what_it_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli.shutil, "which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr(invocation.shutil, "which", lambda name: f"/usr/bin/{name}")
     small_lab(Path("lab"), monkeypatch)
     cli.lab(Path("lab"), quiet=True)
     shutil.rmtree(tmp_path / "lab" / "tasks")

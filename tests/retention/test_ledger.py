@@ -38,7 +38,12 @@ def test_a_suite_that_was_opened_is_not_unseen_beside_further_ones(tmp_path: Pat
     assert opened(path, "c", arc="3") == 1
     assert opened(path, "d", wiki="2", arc="3") == 3
     assert opened(path, "a", boolq="1") == 3
-    assert opened(path, "e", boolq="4") == 1
+    assert opened(path, "e", squad="4") == 1
+
+
+def test_a_suite_with_some_records_more_was_opened_before(tmp_path: Path) -> None:
+    path = tmp_path / "certify_openings.jsonl"
+    assert [opened(path, "a", boolq="1"), opened(path, "b", boolq="2"), opened(path, "c", squad="2")] == [1, 2, 3]
 
 
 def test_a_ledger_of_before_suites_were_named_counts_on(tmp_path: Path) -> None:

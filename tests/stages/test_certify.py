@@ -317,7 +317,7 @@ def test_where_nothing_is_certified_the_prompt_that_is_best_on_validation_is_nam
     every(run, {"left": 70, "right": 70})
     fallback = run.certified()["fallback"]
     assert asked == ["validation", "validation", "validation"]
-    assert (fallback["shots"], fallback["draw"], fallback["folder"]) == (1, 1, "base/1-shot-draw-1")
+    assert (fallback["shots"], fallback["draw"]) == (1, 1)
     assert fallback["values"] == [
         {"shots": 0, "draw": None, "value": 3.5},
         {"shots": 1, "draw": 1, "value": 1.25},
@@ -349,7 +349,7 @@ def test_without_examples_in_the_recipe_the_base_is_named_as_it_is(run: Scripted
     run.recipe = run.recipe.model_copy(update={"evaluation": evaluation})
     every(run, {"left": 70, "right": 70})
     fallback = run.certified()["fallback"]
-    assert fallback["shots"] == 0 and fallback["folder"] == "base/zero-shot"
+    assert fallback["shots"] == 0
     assert fallback["sentence"] == "Use the base model without examples in its prompt: no other prompt was tried."
 
 

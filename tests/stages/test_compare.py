@@ -239,6 +239,23 @@ def test_a_written_run_is_compared(tmp_path: Path) -> None:
     assert value["test"]["num_records"] == value["test"]["num_clusters"] == 10
 
 
+def test_the_delivered_model_on_the_way_stands_beside_the_trained_ones(tmp_path: Path) -> None:
+    run = written_run(tmp_path / "a", methods={"lora": ten(1), "lora/path/0.5": ten(1, 2, 3)})
+    write_json(run / "manifest.json", {"commands": [], "versions": {}, "methods": ["lora"]})
+    write_json(run / "selection.json", {"selected": "lora", "alpha": 0.5})
+    with staged_folder(run / "instruct-model", facts={"key": "k"}) as staging:
+        (staging / "adapter.safetensors").write_bytes(b"weights")
+    value = compared(run)
+    assert [model["name"] for model in value["models"]] == ["a/lora", "a/instruct-model"]
+    assert pair(value, "a/instruct-model", "a/lora", metric="exact_match")["difference"] == pytest.approx(-0.2)
+    assert value["notes"] == ["a/instruct-model is the delivered model: lora at alpha 0.5."]
+    assert compared(run / "lora", run / "instruct-model")["notes"] == value["notes"]
+    named = {"folder": "instruct-model", "sha256": {"adapter.safetensors": "0" * 64}}
+    write_json(run / "certificate.json", {"verdict": "CERTIFIED", "artifact": named})
+    with pytest.raises(DataError, match="adapter.safetensors: found the hash .*; expected 0000000000000000, which"):
+        compared(run)
+
+
 @pytest.mark.parametrize(
     ("other", "message"),
     [

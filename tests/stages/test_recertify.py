@@ -18,7 +18,7 @@ from keeptune import stages
 from keeptune.errors import DataError, RecipeError
 from keeptune.model.methods import quiet_peft
 from keeptune.stages.certify import budgets_of
-from keeptune.storage import file_sha256
+from keeptune.storage import file_sha256, write_json
 from tests.stages.test_retention import Made, finished, written_recipe
 from tests.stages.world import Notes, context, llama, t5
 
@@ -225,6 +225,15 @@ def test_an_adapter_on_another_base_is_refused(copied: Made, tmp_path: Path, mod
     adapter(tmp_path / "other", tmp_path / "adapter")
     with pytest.raises(RecipeError, match="found an adapter on .*other, whose weights are not those of the run's base"):
         certified(copied, tmp_path / "adapter")
+
+
+def test_an_adapter_on_a_hub_id_that_is_not_the_run_s_is_refused(copied: Made, tmp_path: Path, model: Path) -> None:
+    path = tmp_path / "adapter"
+    adapter(model, path)
+    config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
+    write_json(path / "adapter_config.json", {**config, "base_model_name_or_path": "owner/model"})
+    with pytest.raises(RecipeError, match="found an adapter on owner/model, whose weights are not those of the run's"):
+        certified(copied, path)
 
 
 def test_another_tokenizer_is_refused_with_what_it_means(copied: Made, tuned: Path) -> None:
