@@ -1,0 +1,83 @@
+"""The learning curve: a law that is known is found again, and its doubt holds the truth as often as it says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.optimize import curve_fit
+
+from keeptune.search.curve import Measured, fit_curve
+
+SIZES, SEEDS = (100, 250, 500, 1000), (0, 1, 2)
+
+
+def measured(law: tuple[float, float, float], *, noise: float = 0.0, draw: int = 0) -> list[Measured]:
+    """Return scores about a + b · n^(-c)."""
+    a, b, c = law
+    errors = np.random.default_rng(draw).normal(0.0, noise, (len(SIZES), len(SEEDS))) if noise else np.zeros((4, 3))
+    return [Measured(n, seed, float(a + b * n**-c + errors[i, seed])) for i, n in enumerate(SIZES) for seed in SEEDS]
+
+
+def test_a_law_without_noise_is_found_again() -> None:
+    found = fit_curve(measured((0.9, -3.0, 0.5)), higher_is_better=True, bounds=(0.0, 1.0), seed=0)
+    assert found.limit == pytest.approx(0.9, abs=0.005)
+    assert found.exponent == pytest.approx(0.5, rel=0.04)
+    truth = 0.9 - 3.0 * 2000**-0.5
+    assert found.doubling.num_records == 2000
+    assert found.doubling.value == pytest.approx(truth, abs=1e-3)
+    assert found.doubling.gain == pytest.approx(truth - (0.9 - 3.0 * 1000**-0.5), abs=1e-3)
+    assert found.doubling.is_worth_it and found.seed_spread == pytest.approx(0.0, abs=1e-12)
+
+
+def test_a_loss_falls_to_its_limit_and_its_gain_is_positive() -> None:
+    found = fit_curve(measured((1.2, 9.0, 0.6), noise=0.005), higher_is_better=False, bounds=(0.0, np.inf), seed=0)
+    assert 0.9 < found.limit < 1.4 and found.limit_low <= found.limit <= found.limit_high
+    assert found.scale > 0.0
+    assert found.doubling.value < 1.2 + 9.0 * 1000**-0.6
+    assert found.doubling.gain_low > 0.0 and found.doubling.low < found.doubling.value < found.doubling.high
+
+
+def test_the_fit_is_that_of_scipy() -> None:
+    points = measured((0.8, -4.0, 0.7), noise=0.004, draw=3)
+    found = fit_curve(points, higher_is_better=True, bounds=(0.0, 1.0), seed=0)
+    x, y = np.array([p.num_records for p in points], float), np.array([p.value for p in points])
+    reference, _ = curve_fit(lambda n, a, b, c: a + b * n**-c, x, y, p0=(0.8, -4.0, 0.7), maxfev=20_000)
+    error = ((y - (found.limit + found.scale * x**-found.exponent)) ** 2).sum()
+    least = ((y - (reference[0] + reference[1] * x ** -reference[2])) ** 2).sum()
+    assert error == pytest.approx(least, rel=0.01)
+
+
+def test_no_score_is_foretold_beyond_the_best_there_is() -> None:
+    found = fit_curve(measured((1.4, -3.0, 0.3), noise=0.01), higher_is_better=True, bounds=(0.0, 1.0), seed=0)
+    assert found.limit_high <= 1.0 and found.doubling.high <= 1.0
+
+
+def test_scores_that_fall_with_more_records_give_a_level_law() -> None:
+    points = [Measured(n, s, 0.9 - n / 5000) for n in SIZES for s in SEEDS]
+    found = fit_curve(points, higher_is_better=True, bounds=(0.0, 1.0), seed=0)
+    assert found.scale == 0.0 and found.doubling.gain == 0.0 and not found.doubling.is_worth_it
+
+
+def test_the_spread_between_seeds_is_pooled_over_the_sizes() -> None:
+    points = [Measured(n, s, 0.5 + 0.1 * s) for n in SIZES for s in SEEDS]
+    found = fit_curve(points, higher_is_better=True, bounds=(0.0, 1.0), seed=0)
+    assert found.seed_spread == pytest.approx(0.1)
+
+
+def test_the_same_seed_gives_the_same_curve() -> None:
+    points = measured((0.9, -3.0, 0.5), noise=0.02)
+    first, again = (fit_curve(points, higher_is_better=True, bounds=(0.0, 1.0), seed=7) for _ in range(2))
+    assert first == again
+
+
+@pytest.mark.parametrize("law", [(0.9, -3.0, 0.5), (0.7, -30.0, 1.0), (0.95, -1.5, 0.2)])
+def test_the_interval_of_the_doubling_holds_the_truth_about_as_often_as_it_says(
+    law: tuple[float, float, float],
+) -> None:
+    truth = law[0] + law[1] * 2000 ** -law[2]
+    held = 0
+    for draw in range(100):
+        found = fit_curve(measured(law, noise=0.01, draw=draw), higher_is_better=True, bounds=(0.0, 1.0), seed=draw)
+        held += found.doubling.low <= truth <= found.doubling.high
+    # Of 100 draws 95 are meant; fewer than 89 have a chance of 1 in 100 then.
+    assert held >= 89
