@@ -170,12 +170,12 @@ def describe_problem(
 
 
 def existing_key(location: Sequence[Any], value: Any) -> str:
-    """Return the dotted part of `location` that the recipe holds; pydantic appends the names of union members."""
+    """Return the dotted part of `location` that the recipe holds; pydantic puts in the names of union members."""
     kept: list[str] = []
     for part in location:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if not in_list and not (isinstance(value, dict) and part in value):
-            break
+            continue
         value = value[part]
         kept.append(str(part))
     return ".".join(kept)
