@@ -23,13 +23,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-def _checked_name(given: str, *, path: str) -> str:
+def _checked_name(given: str, *, path: str | tuple[str, ...]) -> str:
     """Return a task's or suite's name, the given one or that of its file.
 
     Raises:
-        ValueError: it cannot be a name, or means something else.
+        ValueError: it cannot be a name, or means something else, or several files have none.
     """
-    stem = Path(path.split("@")[0]).name.split(".")[0]
+    if not given and not isinstance(path, str):
+        raise ValueError("found a list of files without a name; expected one for the task. Give the task a `name`")
+    stem = Path(path.split("@")[0]).name.split(".")[0] if isinstance(path, str) else ""
+    stem = stem.rstrip("*_-") if stem.endswith("*") else stem
     name = given or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64]
     if not NAME.fullmatch(name):
         raise ValueError(
@@ -46,8 +49,9 @@ def _checked_name(given: str, *, path: str) -> str:
 class TaskFields(Section):
     """One source of rows; a task is scored on its own."""
 
-    path: str
-    """File (.json, .jsonl, .csv, .parquet; .gz accepted), folder, or hub id `owner/name`."""
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    """File (.json, .jsonl, .csv, .parquet; .gz accepted), folder, or hub id `owner/name`; or several files as one task:
+    a list, or a pattern such as `ag_news_*.jsonl`."""
     name: str = ""
     """The task's name in scores and reports; default: the file's name without its suffixes."""
     revision: str | None = None
@@ -58,8 +62,8 @@ class TaskFields(Section):
     """Own test file, taken as it is."""
     columns: dict[Literal["prompt", "completion"], str] | None = None
     """Names of the two columns that hold prompt and completion, where no known format fits."""
-    instruction: str | None = None
-    """A line put before every prompt of the named columns."""
+    instruction: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """A line put before every prompt of the named columns; of a list the one that the prompt's hash chooses."""
     max_records: Positive | None = None
     """Keep at most this many records, chosen by hash; default: all."""
     train: bool = True

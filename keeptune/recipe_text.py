@@ -170,12 +170,14 @@ def describe_problem(
 
 
 def existing_key(location: Sequence[Any], value: Any) -> str:
-    """Return the dotted part of `location` that the recipe holds; pydantic puts in the names of union members."""
+    """Return the dotted part of `location` that the recipe holds; pydantic puts names of union members into it."""
     kept: list[str] = []
     for part in location:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if not in_list and not (isinstance(value, dict) and part in value):
-            continue
+            if isinstance(value, dict):
+                continue
+            break
         value = value[part]
         kept.append(str(part))
     return ".".join(kept)
