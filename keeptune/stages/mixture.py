@@ -5,18 +5,25 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from keeptune.config import Recipe
 from keeptune.config_data import MixtureFields
+from keeptune.data.record import ALL_TASKS
 from keeptune.stages.data import Data
 from keeptune.stages.run import Run
 from keeptune.storage import storage_errors
 
 if TYPE_CHECKING:
+    from torch import nn
+
+    from keeptune.evaluation.evaluate import Bench, Split
     from keeptune.text.tokens import Examples
+
+_SEVERAL = 2
 
 
 def train_examples(recipe: Recipe, data: Data) -> Examples:
@@ -73,6 +80,29 @@ def mixture_facts(run: Run, name: str, *, table: Examples) -> dict[str, Any]:
         for share in shares
     ]
     return {"mixture": facts} if facts else {}
+
+
+def task_scores(run: Run, name: str, *, model: nn.Module, split: Split, bench: Bench) -> dict[str, Any]:
+    """Return what validation says of each trained task, and of their mean, of the value that selects.
+
+    A loss is taken over all records of the split, a metric over those that selected; nothing where there is one task.
+    """
+    from keeptune.evaluation.evaluate import validation_scores
+    from keeptune.evaluation.scores import macro_mean
+
+    evaluation = run.recipe.evaluation
+    if sum(task.train for task in run.recipe.data.tasks) < _SEVERAL or not len(split.examples):
+        return {}
+    number = len(split.examples) if evaluation.select_by == "loss" else evaluation.num_validation_records
+    scores = validation_scores(model, split=split, bench=bench, metric=evaluation.select_by, num_records=number)
+    of_tasks = [score for score in scores if score.task != ALL_TASKS]
+    mean, error = macro_mean([(score.mean, score.standard_error) for score in of_tasks])
+    listed = ", ".join(f"{score.task} {score.mean:.3f}" for score in of_tasks)
+    run.context.progress.say(f"{name}: validation {evaluation.select_by}: {listed}; mean of the tasks {mean:.3f}")
+    return {
+        "validation_scores": [asdict(score) for score in of_tasks],
+        "validation_macro": {"metric": evaluation.select_by, "mean": mean, "standard_error": error},
+    }
 
 
 def _tasks(data: Data) -> Iterator[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keeptune.config import MethodFields, Recipe
 from keeptune.errors import RecipeError, raise_collected
@@ -15,7 +15,7 @@ from keeptune.progress import UNCHANGED
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
-from keeptune.stages.mixture import mixture_facts, mixture_key, tokens_per_step, train_examples
+from keeptune.stages.mixture import mixture_facts, mixture_key, task_scores, tokens_per_step, train_examples
 from keeptune.stages.run import Run, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, read_json, write_json
 
@@ -213,7 +213,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
         progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
     intended = intend(run.recipe, data, method, model=adapted, fit=fit, table=kept.train_table)
     memory = _expected_memory(run, data, intended, name=method.name)
-    result = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
+    result, scores = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
     artifact_bytes = _save(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
     write_json(
@@ -228,6 +228,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
             **own,
             **kept.facts,
             **facts,
+            **scores,
             "artifact_bytes": artifact_bytes,
             "estimated_memory_bytes": memory,
             "layout": fit.layout,
@@ -318,7 +319,10 @@ def _expected_memory(run: Run, data: Data, intended: Intended, *, name: str) -> 
     return memory.to_json()
 
 
-def _run_loop(run: Run, data: Data, intended: Intended, *, name: str, key: str, kept: Kept) -> TrainingResult:
+def _run_loop(
+    run: Run, data: Data, intended: Intended, *, name: str, key: str, kept: Kept
+) -> tuple[TrainingResult, dict[str, Any]]:
+    """Train, and score the tasks on validation where there are several; the model is left with its best weights."""
     from keeptune.evaluation.evaluate import validation_value
     from keeptune.evaluation.metrics import METRICS
     from keeptune.training.loop import train as run_loop
@@ -332,7 +336,7 @@ def _run_loop(run: Run, data: Data, intended: Intended, *, name: str, key: str, 
         number = run.recipe.evaluation.num_validation_records
         return validation_value(adapted, split=split, bench=bench, metric=select_by, num_records=number)
 
-    return run_loop(
+    result = run_loop(
         model=model,
         train_table=intended.table,
         validation_table=split.examples,
@@ -351,6 +355,7 @@ def _run_loop(run: Run, data: Data, intended: Intended, *, name: str, key: str, 
         l2_base=intended.l2_base,
         drift=make_drift_meter(run, kept.probe, fit=fit, settings=intended.settings),
     )
+    return result, task_scores(run, name, model=model, split=split, bench=bench)
 
 
 def learning_rate(fields: MethodFields) -> float:
