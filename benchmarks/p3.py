@@ -2,11 +2,11 @@
 
     python benchmarks/p3.py --data FOLDER --model FOLDER [--out FOLDER] [--records 50] [--method full]
 
-`--data` holds the P3 sample, a `.jsonl.gz` file per prompt template; `--model` is the 3.1M-parameter English Llama
-which was never tuned on instructions. Each data set is one task whose templates are its files; three data sets are held out.
-An epoch shows each trained data set `CAP` records at most, softened by `TEMPERATURE`. The run stays in `--out`, its
-report.html too; `benchmarks/results/p3.json` has what the table in docs/tasks.md shows. With `--records`, which keeps
-so few of each data set, nothing is written but the run, and the table goes to the terminal.
+`--data` holds the P3 sample, a `.jsonl.gz` file per prompt template; `--model` is the 3.1M-parameter English Llama,
+which was never tuned on instructions. Each data set is one task whose templates are its files; three data sets are
+held out. An epoch shows each trained data set `CAP` records at most, softened by `TEMPERATURE`. The run stays in
+`--out`, its report.html too; `benchmarks/results/p3.json` has what the table in docs/tasks.md shows. With `--records`,
+which keeps so few of each data set, nothing is written but the run, and the table goes to the terminal.
 """
 
 from __future__ import annotations

@@ -241,10 +241,8 @@ def _weight_deciding(recipe: Mapping[str, Any], *, methods: Sequence[str]) -> di
         flat |= {f"evaluation.{key}": evaluation.get(key) for key in ("max_new_tokens", "num_validation_records")}
     # How often a run is saved changes no weight (the law "Resume").
     flat.pop("training.save_steps", None)
-    # A recipe from before there were these keys lacks them: every task was trained on, each record once an epoch, and
-    # no method had means to keep what the base model knows.
-    if flat.get("data.mixture") is None:
-        flat.pop("data.mixture", None)
+    # A recipe from before there were these keys lacks them: every task was trained on, and no method had means to keep
+    # what the base model knows.
     defaults = [k for k, v in flat.items() if (_TRAIN.fullmatch(k) and v is True) or (_KEEP.fullmatch(k) and v == 0)]
     return {key: value for key, value in flat.items() if key not in defaults}
 

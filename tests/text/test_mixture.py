@@ -216,11 +216,11 @@ def test_an_epoch_depends_on_the_seed_and_its_number_alone() -> None:
 
 
 def test_a_further_task_leaves_the_draws_of_the_others_as_they_are() -> None:
-    of_a = tasks_of(40, shares=[Share("a", 40, 15)]).epoch(1).tolist()
-    table = tasks_of(40, 30, shares=[Share("a", 40, 15), Share("b", 30, 7)])
-    assert table.epoch(1).tolist()[:15] == of_a
-    other = table.epoch(1)[15:]
-    assert len(other) == 7 and min(other) >= 40
+    of_a = tasks_of(40, shares=[Share("a", 40, 15)]).epoch(1)
+    # Before it, so that it has another number.
+    table = tasks_of(30, 40, shares=[Share("b", 30, 7), Share("a", 40, 15)])
+    assert table.epoch(1)[7:].tolist() == (of_a + 30).tolist()
+    assert len(table.epoch(1)) == 22 and max(table.epoch(1)[:7]) < 30
 
 
 def test_what_is_said_of_a_run_is_that_of_an_epoch() -> None:
