@@ -55,7 +55,7 @@ DATA_SETS = (
 )
 # A classification, a headline and a question: each has relatives among the trained data sets.
 HELD_OUT = ("imdb", "gigaword", "sciq")
-CAP, TEMPERATURE = 250, 2
+CAP, TEMPERATURE = 150, 2
 METHODS = {
     "full": {"learning_rate": 1e-3},
     "lora": {"peft_type": "LORA", "r": 16, "lora_alpha": 32, "learning_rate": 4e-3},

@@ -12,7 +12,6 @@ import numpy as np
 
 from keeptune.config import Recipe
 from keeptune.config_data import MixtureFields
-from keeptune.data.record import ALL_TASKS
 from keeptune.stages.data import Data
 from keeptune.stages.run import Run
 from keeptune.storage import storage_errors
@@ -91,11 +90,12 @@ def task_scores(run: Run, name: str, *, model: nn.Module, split: Split, bench: B
     from keeptune.evaluation.scores import macro_mean
 
     evaluation = run.recipe.evaluation
-    if sum(task.train for task in run.recipe.data.tasks) < _SEVERAL or not len(split.examples):
+    trained = [task.name for task in run.recipe.data.tasks if task.train]
+    if len(trained) < _SEVERAL or not len(split.examples):
         return {}
     number = len(split.examples) if evaluation.select_by == "loss" else evaluation.num_validation_records
     scores = validation_scores(model, split=split, bench=bench, metric=evaluation.select_by, num_records=number)
-    of_tasks = [score for score in scores if score.task != ALL_TASKS]
+    of_tasks = [score for task in trained for score in scores if score.task == task]
     mean, error = macro_mean([(score.mean, score.standard_error) for score in of_tasks])
     listed = ", ".join(f"{score.task} {score.mean:.3f}" for score in of_tasks)
     run.context.progress.say(f"{name}: validation {evaluation.select_by}: {listed}; mean of the tasks {mean:.3f}")
