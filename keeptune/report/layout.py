@@ -284,7 +284,8 @@ def _task_group(report: Report, kind: tuple[str, str, tuple[str, ...]], *, metri
 
 def _macro_rows(report: Report, tasks: str, *, metric: Metric, places: int) -> list[TaskRow]:
     """Return the row of the mean over tasks, each counting the same, or none where no model has one."""
-    base = report.macro_score(report.models[0], metric.name, tasks=tasks)
+    of_base = [macro for macro in report.macro if macro.model not in report.methods]
+    base = next((m for m in of_base if (m.metric, m.tasks) == (metric.name, tasks)), None)
     cells, found = [], False
     for name in _task_columns(report):
         macro = report.macro_score(name, metric.name, tasks=tasks)

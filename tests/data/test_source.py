@@ -454,6 +454,12 @@ def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> 
     assert [row.value["prompt"] for row in rows] == ["itself"]
 
 
+def test_a_revision_of_a_list_is_refused(tmp_path: Path) -> None:
+    three_files(tmp_path)
+    with pytest.raises(RecipeError, match=r"^other\.jsonl and 1 more: found revision 'main' for a local path"):
+        read_rows(["other.jsonl", "news_*.jsonl"], revision="main", validation=None, test=None, base_folder=tmp_path)
+
+
 def test_the_hash_of_a_pattern_is_that_of_its_files(tmp_path: Path) -> None:
     three_files(tmp_path)
     both = [str(tmp_path / "news_a.jsonl"), str(tmp_path / "news_b.jsonl")]

@@ -13,6 +13,7 @@ import torch
 from keeptune import stages
 from keeptune.errors import FolderInUseError
 from keeptune.recipe_text import read_yaml, write_yaml
+from keeptune.stages.data import _data_key, source_hashes  # pyright: ignore[reportPrivateUsage]
 from keeptune.stages.mixture import train_examples
 from keeptune.stages.training import method_of, training_key
 from keeptune.storage import read_json
@@ -146,7 +147,7 @@ def test_a_mixture_decides_weights_and_no_splits(done: tuple[Path, Path, world.N
         for mixture in ("equal", {"cap": 5}, {"cap": 5, "temperature": 2}, None):
             recipe = world.recipe(path, **{"data.mixture": mixture})
             keys.add(training_key(recipe, data, method_of(recipe, "full")))
-            assert stages.data._data_key(recipe, data.base, sources=stages.data.source_hashes(recipe)) == data.key
+            assert _data_key(recipe, data.base, sources=source_hashes(recipe)) == data.key
     assert len(keys) == 4
     assert before == {file: file.read_bytes() for file in (run / "data").rglob("*") if file.is_file()}
 
