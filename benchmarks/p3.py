@@ -96,7 +96,7 @@ def recipe(data: Path, model: Path, out: Path, *, records: int | None, method: s
             "mixture": {"cap": CAP, "temperature": TEMPERATURE},
         },
         "methods": {name: METHODS[name] for name in METHODS if method in (None, name)},
-        "training": {"num_train_epochs": 2 if records is None else 1, "tokens_per_step": 2048},
+        "training": {"num_train_epochs": 2 if records is None else 1, "tokens_per_step": 2048, "evals_per_epoch": 1},
         "evaluation": {
             "metrics": ["rougeL", "exact_match"],
             "baselines": ["zero-shot"],

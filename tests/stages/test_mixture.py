@@ -17,6 +17,7 @@ from keeptune.stages.data import _data_key, source_hashes  # pyright: ignore[rep
 from keeptune.stages.mixture import train_examples
 from keeptune.stages.training import method_of, training_key
 from keeptune.storage import read_json
+from keeptune.text.mixture import epoch_positions, first_epoch
 from tests.stages import world
 from tests.training.tiny import read_events
 
@@ -91,10 +92,10 @@ def test_what_is_trained_on_is_what_the_epochs_show(done: tuple[Path, Path, worl
         data = stages.prepare(opened)
         table = train_examples(opened.recipe, data)
         records = {record.id: record for record in data.records("train")}
-    epochs = [import_module("keeptune.text.mixture").epoch_positions(table, epoch) for epoch in (0, 1)]
+    epochs = [epoch_positions(table, epoch) for epoch in (0, 1)]
     assert facts["num_train_tokens"] == sum(int(table.lengths[positions].sum()) for positions in epochs)
     for positions in epochs:
-        tasks = [records[table.record_ids[i]].task for i in positions]
+        tasks = [records[table.record_ids[int(i)]].task for i in positions]
         assert [tasks.count(row["source"]) for row in facts["mixture"]] == [
             row["num_per_epoch"] for row in facts["mixture"]
         ]
@@ -175,7 +176,7 @@ def test_replay_beside_a_mixture_keeps_its_share_of_tokens(tmp_path: Path, base:
         stages.train(run, texts=texts())
         table = train_examples(run.recipe, stages.prepare(run))
     facts = read_json(run.folder / "lora" / "training.json")
-    task_tokens = int(import_module("keeptune.text.mixture").first_epoch(table).lengths.sum())
+    task_tokens = int(first_epoch(table).lengths.sum())
     # Within one text of nine tokens.
     assert 0 <= facts["replay_tokens"] - 0.3 / 0.7 * task_tokens < 9
     replay = facts["mixture"][-1]
