@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
 
@@ -22,13 +23,16 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False, protected_namespaces=())
 
 
-def _checked_name(given: str, *, path: str) -> str:
+def _checked_name(given: str, *, path: str | tuple[str, ...]) -> str:
     """Return a task's or suite's name, the given one or that of its file.
 
     Raises:
-        ValueError: it cannot be a name, or means something else.
+        ValueError: it cannot be a name, or means something else, or several files have none.
     """
-    stem = Path(path.split("@")[0]).name.split(".")[0]
+    if not given and not isinstance(path, str):
+        raise ValueError("found a list of files without a name; expected one for the task. Give the task a `name`")
+    stem = Path(path.split("@")[0]).name.split(".")[0] if isinstance(path, str) else ""
+    stem = stem.rstrip("*_-") if stem.endswith("*") else stem
     name = given or re.sub(r"[^A-Za-z0-9._-]+", "-", stem).strip("-.")[:64]
     if not NAME.fullmatch(name):
         raise ValueError(
@@ -45,8 +49,9 @@ def _checked_name(given: str, *, path: str) -> str:
 class TaskFields(Section):
     """One source of rows; a task is scored on its own."""
 
-    path: str
-    """File (.json, .jsonl, .csv, .parquet; .gz accepted), folder, or hub id `owner/name`."""
+    path: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    """File (.json, .jsonl, .csv, .parquet; .gz accepted), folder, or hub id `owner/name`; or several files as one task:
+    a list, or a pattern such as `ag_news_*.jsonl`."""
     name: str = ""
     """The task's name in scores and reports; default: the file's name without its suffixes."""
     revision: str | None = None
@@ -57,8 +62,8 @@ class TaskFields(Section):
     """Own test file, taken as it is."""
     columns: dict[Literal["prompt", "completion"], str] | None = None
     """Names of the two columns that hold prompt and completion, where no known format fits."""
-    instruction: str | None = None
-    """A line put before every prompt of the named columns."""
+    instruction: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
+    """A line put before every prompt of the named columns; of a list the one that the prompt's hash chooses."""
     max_records: Positive | None = None
     """Keep at most this many records, chosen by hash; default: all."""
     train: bool = True
@@ -82,8 +87,30 @@ class TaskFields(Section):
         return self
 
 
+class MixtureFields(Section):
+    """How many examples of each task an epoch shows; all together, the tasks' train records, up to `cap` of each."""
+
+    cap: Positive | None = None
+    """Train records of a task that count at most; default: all."""
+    temperature: Annotated[float, Field(ge=1.0)] = 1.0
+    """A task's part is proportional to its counted records to the power of 1 / temperature."""
+    weights: dict[str, Annotated[float, Field(gt=0.0)]] | None = None
+    """Task → its part in an epoch, relative to the others', in place of `cap` and `temperature`."""
+
+    @model_validator(mode="after")
+    def _consistent(self) -> MixtureFields:
+        if self.weights is not None and (self.cap is not None or self.temperature != 1.0):
+            found = "cap" if self.cap is not None else "temperature"
+            raise ValueError(f"found {found} beside weights, where it has no effect; expected one of them. Remove one")
+        return self
+
+
+def _kind_of_mixture(value: Any) -> str:
+    return "equal" if isinstance(value, str) else "section"
+
+
 class DataFields(Section):
-    """What is read, how it is split and rendered."""
+    """What is read, how it is split, mixed and rendered."""
 
     tasks: Annotated[tuple[TaskFields, ...], Field(min_length=1)]
     """The sources."""
@@ -105,6 +132,14 @@ class DataFields(Section):
     """What happens to an exact copy of a record."""
     leaks: Literal["drop", "keep"] = "drop"
     """What happens to train records that overlap with validation or test."""
+    mixture: (
+        Annotated[
+            Annotated[MixtureFields, Tag("section")] | Annotated[Literal["equal"], Tag("equal")],
+            Discriminator(_kind_of_mixture),
+        ]
+        | None
+    ) = None
+    """How many examples of each task an epoch shows, `equal` for as many of each; null: every train record once."""
 
     @model_validator(mode="after")
     def _consistent(self) -> DataFields:
@@ -120,7 +155,31 @@ class DataFields(Section):
             )
         if self.validation_fraction + self.test_fraction >= 1.0:
             raise ValueError("found validation_fraction + test_fraction >= 1; expected a rest to train on. Lower them")
+        if isinstance(self.mixture, MixtureFields) and self.mixture.weights is not None:
+            self._refuse_weights_of_other_tasks(self.mixture.weights)
         return self
+
+    def _refuse_weights_of_other_tasks(self, weights: dict[str, float]) -> None:
+        trained = [task.name for task in self.tasks if task.train]
+        for name in weights:
+            if name in trained:
+                continue
+            if any(task.name == name for task in self.tasks):
+                raise ValueError(
+                    f"found a weight for {name!r} in mixture.weights, a task with train: false; expected tasks that "
+                    "are trained on. Remove the weight, or train: false"
+                )
+            near = difflib.get_close_matches(name, trained, n=1, cutoff=0.5)
+            remedy = f"Did you mean {near[0]!r}?" if near else "Remove the weight"
+            raise ValueError(
+                f"found a weight for {name!r} in mixture.weights; expected a task that is trained on: "
+                f"{', '.join(trained)}. {remedy}"
+            )
+        if missing := [name for name in trained if name not in weights]:
+            raise ValueError(
+                f"found no weight for {missing[0]!r} in mixture.weights; expected one for each task that is trained "
+                "on. Add it, or set train: false in that task"
+            )
 
 
 class TextFields(Section):

@@ -170,11 +170,13 @@ def describe_problem(
 
 
 def existing_key(location: Sequence[Any], value: Any) -> str:
-    """Return the dotted part of `location` that the recipe holds; pydantic appends the names of union members."""
+    """Return the dotted part of `location` that the recipe holds; pydantic puts names of union members into it."""
     kept: list[str] = []
     for part in location:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if not in_list and not (isinstance(value, dict) and part in value):
+            if isinstance(value, dict):
+                continue
             break
         value = value[part]
         kept.append(str(part))

@@ -33,6 +33,7 @@ _OVERLAPS = {
 }
 # The rows of means in the table of tasks.
 _MEANS = {ALL_TASKS: "all together", OTHER_TASKS: "others together"}
+_MACROS = {ALL_TASKS: "mean of the tasks", OTHER_TASKS: "mean of the others"}
 
 
 class LiveProgress:
@@ -247,6 +248,8 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
     tasks = [task for task in dict.fromkeys(task for task, _ in scores) if task not in (ALL_TASKS, OTHER_TASKS)]
     if len(tasks) < 2:
         return
+    macros = [macro for macro in value["macro_scores"] if macro["metric"] == metric]
+    scores |= {(_MACROS[macro["tasks"]], macro["model"]): {**macro, "num_records": None} for macro in macros}
     others = [task for task in tasks if task in value["untrained_tasks"]]
     trained = [task for task in tasks if task not in others]
     rows = []
@@ -259,7 +262,7 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
             cells.append(f"{before}{_with_doubt(score)}" if score else "–")
         num_records = next(s["num_records"] for (of, _), s in scores.items() if of == task)
         label = _MEANS.get(task, task)
-        rows.append((f"  {label}" if others else label, f"{num_records:,}", *cells))
+        rows.append((f"  {label}" if others else label, "" if num_records is None else f"{num_records:,}", *cells))
     title = f"Test split by task: {metric}, base → tuned ± the 95 % interval of tuned"
     show_table(console, title, ("task", "records", *methods), rows=rows)
 
@@ -297,8 +300,8 @@ def _lost(row: Mapping[str, Any]) -> str:
 
 
 def _with_mean(tasks: Sequence[str], mean: str) -> list[str]:
-    """Return the tasks and, where there are several, the name that their mean stands under."""
-    return [*tasks, mean] if len(tasks) > 1 else [*tasks]
+    """Return the tasks and, where there are several, the names of their means: over records, and over tasks."""
+    return [*tasks, mean, _MACROS[mean]] if len(tasks) > 1 else [*tasks]
 
 
 def _choice(value: Mapping[str, Any]) -> str:

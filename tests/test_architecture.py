@@ -171,6 +171,7 @@ def recipe_fields() -> dict[str, type]:
     sections = [
         config.Recipe,
         config.DataFields,
+        config.MixtureFields,
         config.TaskFields,
         config.MethodFields,
         config.TrainingFields,

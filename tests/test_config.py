@@ -275,3 +275,107 @@ def test_validation_of_a_task_that_is_only_scored_is_refused(tmp_path: Path) -> 
     path = write(tmp_path, MINIMAL.replace("a.jsonl}", "a.jsonl, train: false, validation: b.jsonl}"))
     with pytest.raises(RecipeError, match=r"validation beside train: false.*Remove validation"):
         load_recipe(path)
+
+
+TASKS = "[{path: a.jsonl}, {path: b.jsonl}, {path: c.jsonl, train: false}]"
+
+
+def with_mixture(folder: Path, mixture: str) -> Path:
+    return write(folder, f"model: base\noutput_dir: x\ndata:\n  tasks: {TASKS}\n  mixture: {mixture}\n")
+
+
+@pytest.mark.parametrize(
+    ("mixture", "expected"),
+    [
+        ("null", None),
+        ("equal", "equal"),
+        ("{}", (None, 1.0, None)),
+        ("{cap: 3000, temperature: 2}", (3000, 2.0, None)),
+        ("{weights: {a: 1, b: 0.5}}", (None, 1.0, {"a": 1.0, "b": 0.5})),
+    ],
+)
+def test_a_mixture_is_equal_or_a_section_and_reads_back_as_itself(
+    mixture: str, expected: object, tmp_path: Path
+) -> None:
+    recipe = load_recipe(with_mixture(tmp_path, mixture))
+    found = recipe.data.mixture
+    assert found == expected or (found.cap, found.temperature, found.weights) == expected  # pyright: ignore
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("mixture", "message"),
+    [
+        ("equl", "data.mixture: found 'equl'; expected 'equal'. Mend this value."),
+        ("[a]", "data.mixture: found ['a']; expected a section. Mend this value."),
+        ("{cap: 0}", "data.mixture.cap: found 0; expected greater than or equal to 1. Mend this value."),
+        (
+            "{temperature: 0.5}",
+            "data.mixture.temperature: found 0.5; expected greater than or equal to 1. Mend this value.",
+        ),
+        ("{caps: 3}", "data.mixture.caps: found an unknown key; expected one that keeptune knows. Did you mean 'cap'?"),
+        ("{weights: {a: 0, b: 1}}", "data.mixture.weights.a: found 0; expected greater than 0. Mend this value."),
+        ("{weights: {a: 1, b: -2}}", "data.mixture.weights.b: found -2; expected greater than 0. Mend this value."),
+        (
+            "{cap: 5, weights: {a: 1, b: 1}}",
+            "data.mixture: found cap beside weights, where it has no effect; expected one of them. Remove one.",
+        ),
+        (
+            "{weights: {a: 1, bb: 1}}",
+            "data: found a weight for 'bb' in mixture.weights; expected a task that is trained on: a, b. "
+            "Did you mean 'b'?",
+        ),
+        (
+            "{weights: {a: 1, b: 1, poems: 1}}",
+            "data: found a weight for 'poems' in mixture.weights; expected a task that is trained on: a, b. "
+            "Remove the weight.",
+        ),
+        (
+            "{weights: {a: 1, b: 1, c: 1}}",
+            "data: found a weight for 'c' in mixture.weights, a task with train: false; expected tasks that are "
+            "trained on. Remove the weight, or train: false.",
+        ),
+        (
+            "{weights: {a: 1}}",
+            "data: found no weight for 'b' in mixture.weights; expected one for each task that is trained on. Add it, "
+            "or set train: false in that task.",
+        ),
+    ],
+)
+def test_a_mixture_that_means_nothing_is_refused(mixture: str, message: str, tmp_path: Path) -> None:
+    path = with_mixture(tmp_path, mixture)
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    assert str(caught.value) == f"{path}: {message}"
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        ("{path: [b.jsonl, c.jsonl], name: both}", "both"),
+        ("{path: 'poems/ag_news_*.jsonl.gz'}", "ag_news"),
+        ("{path: 'poems/*_news.jsonl', name: news}", "news"),
+    ],
+)
+def test_several_files_are_one_task(task: str, expected: str, tmp_path: Path) -> None:
+    recipe = load_recipe(write(tmp_path, MINIMAL.replace("{path: a.jsonl}", task)))
+    assert recipe.data.tasks[0].name == expected
+    assert load_recipe(write(tmp_path, recipe.to_yaml())) == recipe
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("{path: [a.jsonl, b.jsonl]}", "found a list of files without a name; expected one for the task"),
+        ("{path: '*_news.jsonl'}", "found the task name '_news'; expected letters"),
+        ("{path: [], name: a}", "data.tasks.0.path: found []; expected text or at least one entry"),
+        (
+            "{path: a.jsonl, columns: {prompt: a, completion: b}, instruction: []}",
+            "data.tasks.0.instruction: found []; expected text or at least one entry",
+        ),
+    ],
+)
+def test_lists_of_nothing_and_without_a_name_are_refused(task: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, MINIMAL.replace("{path: a.jsonl}", task)))
+    assert message in str(caught.value)

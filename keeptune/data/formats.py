@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -62,12 +63,15 @@ class RowProblem(DataError):
         self.reason: Reason = reason
 
 
-def to_record(row: Row, *, task: str, columns: Mapping[str, str] | None, instruction: str | None) -> Record:
+def to_record(
+    row: Row, *, task: str, columns: Mapping[str, str] | None, instruction: str | Sequence[str] | None
+) -> Record:
     """Return the row as a conversation that ends with a non-blank assistant message; text is kept as it stands.
 
     `columns` names the columns of prompt and completion; without it the format is told by the row's own columns:
     messages, conversations, instruction + output, prompt + completion, or inputs + targets. A column whose value is
-    null counts as absent. `instruction` stands before the prompt of the named columns, with a blank line between.
+    null counts as absent. `instruction` stands before the prompt of the named columns, with a blank line between; of
+    several wordings the one that the prompt's hash chooses, so that equal prompts stay equal.
 
     Raises:
         RowProblem: the format is unknown, or the row is no valid record in it.
@@ -78,10 +82,18 @@ def to_record(row: Row, *, task: str, columns: Mapping[str, str] | None, instruc
         prompt, completion = (_named_text(row, columns[part]) for part in ("prompt", "completion"))
         if not prompt.strip():
             raise _refusal(row, "empty_prompt", found=f"an empty prompt in {columns['prompt']}")
-        content = f"{instruction}\n\n{prompt}" if instruction else prompt
+        wording = _wording(instruction, prompt)
+        content = f"{wording}\n\n{prompt}" if wording else prompt
         messages = [Message("user", content), Message("assistant", completion)]
     _check_messages(messages, row=row)
     return Record(record_id(task, messages), task, row.origin, tuple(messages))
+
+
+def _wording(instruction: str | Sequence[str] | None, prompt: str) -> str | None:
+    if instruction is None or isinstance(instruction, str):
+        return instruction
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
+    return instruction[int.from_bytes(digest[:8], "big") % len(instruction)]
 
 
 def _detected_messages(row: Row) -> list[Message]:

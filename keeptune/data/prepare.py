@@ -22,6 +22,7 @@ from keeptune.data.audit import (
 from keeptune.data.clean import NearDuplicates, exact_key, near_duplicates, prompt_key
 from keeptune.data.formats import Reason, RowProblem, to_record
 from keeptune.data.lines import Problem
+from keeptune.data.paths import shown_path
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName
 from keeptune.data.source import read_rows
 from keeptune.data.split import Leak, LeakKind, assign_splits, find_leaks
@@ -43,12 +44,12 @@ class TaskSource:
     """
 
     name: str
-    path: str
+    path: str | Sequence[str]
     revision: str | None = None
     validation: str | None = None
     test: str | None = None
     columns: Mapping[str, str] | None = None
-    instruction: str | None = None
+    instruction: str | Sequence[str] | None = None
     max_records: int | None = None
     trained: bool = True
 
@@ -228,7 +229,7 @@ def _valid(source: TaskSource, *, ledger: _Ledger, progress: Progress) -> Iterat
             continue
         yield _Placed(record, row.split)
     if num_unknown > 1 and num_unknown == ledger.rows_in - before.rows_in:
-        ledger.give_up(f"{source.path}, all {num_unknown:,} rows (here the first): {first}", since=before)
+        ledger.give_up(f"{shown_path(source.path)}, all {num_unknown:,} rows (here the first): {first}", since=before)
 
 
 def _chosen(entries: Iterable[_Placed], source: TaskSource, *, ledger: _Ledger) -> list[_Placed]:

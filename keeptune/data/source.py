@@ -1,4 +1,4 @@
-"""A file, folder or hub id arrives; raw rows leave, each with its origin and, where the source has one, its split."""
+"""Files, a folder or a hub id arrive; raw rows leave, each with its origin and, where the source has one, its split."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import difflib
 import hashlib
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from keeptune.data.lines import (
     reading,
     refuse_blown_up,
 )
+from keeptune.data.paths import expanded, local_path, shown_path
 from keeptune.data.record import SPLIT_NAMES, SplitName
 from keeptune.errors import DataError, RecipeError, import_extra, raise_collected, relative_start
 from keeptune.storage import file_sha256
@@ -79,7 +80,7 @@ class _Source:
 
 
 def read_rows(
-    path: str,
+    path: str | Sequence[str],
     *,
     revision: str | None,
     validation: str | None,
@@ -87,7 +88,7 @@ def read_rows(
     base_folder: Path | None = None,
     skip: Callable[[Problem], None] | None = None,
 ) -> Iterator[Row]:
-    """Yield the rows of a file, folder or hub id, then those of the own validation and test files.
+    """Yield the rows of a file, a list or pattern of files, a folder or a hub id, then those of the own other files.
 
     A path that exists is local; relative ones start from `base_folder` (default: the working folder). JSON lines, CSV
     and Parquet are streamed. Train rows carry the split "train" only if validation and test both have rows of their
@@ -105,7 +106,12 @@ def read_rows(
 
 
 def source_sha256(
-    path: str, *, revision: str | None, validation: str | None, test: str | None, base_folder: Path | None = None
+    path: str | Sequence[str],
+    *,
+    revision: str | None,
+    validation: str | None,
+    test: str | None,
+    base_folder: Path | None = None,
 ) -> str:
     """Return what identifies the bytes that `read_rows` reads: a SHA-256, or "id@commit" for a hub id alone.
 
@@ -257,21 +263,33 @@ def _hub_rows(hub: _Hub, *, own: list[SplitName]) -> Iterator[Row]:
 
 
 def _locate(
-    path: str, *, revision: str | None, validation: str | None, test: str | None, base_folder: Path | None
+    path: str | Sequence[str],
+    *,
+    revision: str | None,
+    validation: str | None,
+    test: str | None,
+    base_folder: Path | None,
 ) -> _Source:
     named: list[tuple[str | None, SplitName]] = [(validation, "validation"), (test, "test")]
-    own = [_file(_local(given, base_folder=base_folder), shown=given, split=split) for given, split in named if given]
-    local = _local(path, base_folder=base_folder)
-    with reading(path):
+    own = [
+        _file(local_path(given, base_folder=base_folder), shown=given, split=split) for given, split in named if given
+    ]
+    names = expanded(path, base_folder=base_folder)
+    single = isinstance(path, str) and names == [path]
+    local = local_path(names[0], base_folder=base_folder)
+    with reading(names[0]):
         exists = local.exists()
-    if not exists and _looks_like_hub_id(path):
-        return _Source(own, _hub(path, revision=revision))
+    if single and not exists and _looks_like_hub_id(names[0]):
+        return _Source(own, _hub(names[0], revision=revision))
     if revision is not None:
         raise RecipeError(
-            f"{path}: found revision {revision!r} for a local path, where it has no effect; expected a hub id. "
-            "Remove `revision` from this task."
+            f"{shown_path(path)}: found revision {revision!r} for a local path, where it has no effect; expected a hub "
+            "id. Remove `revision` from this task."
         )
-    files = _folder_files(local, shown=path) if local.is_dir() else [_file(local, shown=path, split=None)]
+    if single and local.is_dir():
+        files = _folder_files(local, shown=names[0])
+    else:
+        files = [_file(local_path(name, base_folder=base_folder), shown=name, split=None) for name in names]
     for file in own:
         if any(file.path.samefile(other.path) or file.split == other.split for other in files):
             raise DataError(
@@ -282,13 +300,6 @@ def _locate(
     if {"validation", "test"} <= {file.split for file in files}:
         files = [_File(file.path, file.shown, file.split or "train") for file in files]
     return _Source(files, None)
-
-
-def _local(path: str, *, base_folder: Path | None) -> Path:
-    try:
-        return (base_folder or Path()) / Path(path).expanduser()
-    except RuntimeError as error:
-        raise DataError(f"{path}: found no such home folder; expected a path. Write it in full.") from error
 
 
 def _looks_like_hub_id(path: str) -> bool:

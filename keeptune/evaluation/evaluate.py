@@ -155,7 +155,17 @@ def evaluate_model(
 
 
 def validation_value(model: nn.Module, *, split: Split, bench: Bench, metric: str, num_records: int) -> float:
-    """Return one metric over at most `num_records` records of the split, chosen by their ids' hashes.
+    """Return one metric over the records of `validation_scores`, all together.
+
+    Raises:
+        the same as `validation_scores`.
+    """
+    scores = validation_scores(model, split=split, bench=bench, metric=metric, num_records=num_records)
+    return next(score.mean for score in scores if score.task == ALL_TASKS)
+
+
+def validation_scores(model: nn.Module, *, split: Split, bench: Bench, metric: str, num_records: int) -> list[Score]:
+    """Return one metric over at most `num_records` records of the split, chosen by their ids' hashes, by task.
 
     Raises:
         NonFiniteError: a record's loss is NaN or infinite.
@@ -167,7 +177,7 @@ def validation_value(model: nn.Module, *, split: Split, bench: Bench, metric: st
     positions = validation_positions(ids, num_records=num_records)
     names = LOSS_METRICS if metric in LOSS_METRICS else (metric,)
     answers = _answers(model, split, positions, bench=bench, metrics=names)
-    return next(score.mean for score in score_answers(answers, metrics=(metric,)) if score.task == ALL_TASKS)
+    return score_answers(answers, metrics=(metric,))
 
 
 def validation_positions(ids: Sequence[str], *, num_records: int) -> list[int]:

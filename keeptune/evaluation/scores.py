@@ -83,6 +83,16 @@ def score_answers(
     return scores
 
 
+def macro_mean(scores: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
+    """Return the mean over tasks of (mean, standard error), each task counting the same, with its standard error.
+
+    Tasks are taken as independent of each other; the error is None where that of a task is not known.
+    """
+    errors = [error for _, error in scores if error is not None]
+    mean = float(np.mean([mean for mean, _ in scores]))
+    return mean, float(np.sqrt(np.sum(np.square(errors)))) / len(scores) if len(errors) == len(scores) else None
+
+
 def paired_differences(
     answers: Sequence[Answer],
     against_answers: Sequence[Answer],

@@ -83,7 +83,7 @@ class TaskCell:
 
 @dataclass(frozen=True, slots=True)
 class TaskRow:
-    """One task, every model; `together`: the mean over the group's records."""
+    """One task, every model; `together`: the mean over the group's records, or over its tasks."""
 
     task: str
     together: bool
@@ -277,7 +277,26 @@ def _task_group(report: Report, kind: tuple[str, str, tuple[str, ...]], *, metri
     """Return a row for each task and, where there are several, one for their mean."""
     label, together, tasks = kind
     shown = (*tasks, together) if len(tasks) > 1 else tasks
-    return TaskGroup(label, tuple(_task_row(report, task, metric=metric, places=places) for task in shown))
+    rows = [_task_row(report, task, metric=metric, places=places) for task in shown]
+    rows += _macro_rows(report, together, metric=metric, places=places)
+    return TaskGroup(label, tuple(rows))
+
+
+def _macro_rows(report: Report, tasks: str, *, metric: Metric, places: int) -> list[TaskRow]:
+    """Return the row of the mean over tasks, each counting the same, or none where no model has one."""
+    of_base = [macro for macro in report.macro if macro.model not in report.methods]
+    base = next((m for m in of_base if (m.metric, m.tasks) == (metric.name, tasks)), None)
+    cells, found = [], False
+    for name in _task_columns(report):
+        macro = report.macro_score(name, metric.name, tasks=tasks)
+        if macro is None:
+            cells.append(TaskCell(decimal(None), "", "", "", ""))
+            continue
+        found = True
+        doubt = "" if macro.low is None else f"({interval(macro.low, macro.high, places)})"
+        change = decimal(macro.mean - base.mean, places, signed=True) if base and name in report.methods else ""
+        cells.append(TaskCell(decimal(macro.mean, places), doubt, "", "", change))
+    return [TaskRow("mean of the tasks", True, "", tuple(cells))] if found else []
 
 
 def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> TaskRow:

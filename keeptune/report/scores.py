@@ -100,9 +100,14 @@ def _key(row: Mapping[str, Any]) -> tuple[str | None, int | None, str | None]:
 
 def _interval(row: Mapping[str, Any]) -> tuple[float | None, float | None]:
     mean, error = number(row.get("mean")), number(row.get("standard_error"))
+    return interval_of(mean, error, metric=string(row.get("metric")) or "")
+
+
+def interval_of(mean: float | None, error: float | None, *, metric: str) -> tuple[float | None, float | None]:
+    """Return the ends of a mean's 95 % interval, from its standard error; None without one."""
     if mean is None or error is None:
         return None, None
-    least, greatest = BOUNDS.get(string(row.get("metric")) or "", (-math.inf, math.inf))
+    least, greatest = BOUNDS.get(metric, (-math.inf, math.inf))
     return max(mean - _NORMAL_975 * error, least), min(mean + _NORMAL_975 * error, greatest)
 
 

@@ -17,6 +17,14 @@ from keeptune.report.audit import Audit, read_audit
 from keeptune.report.cost import Cost, read_costs
 from keeptune.report.curves import Curve, read_curve
 from keeptune.report.forgotten import NOTHING_FORGOTTEN, Forgotten, read_forgotten
+from keeptune.report.macro import (
+    MacroScore,
+    MixtureRow,
+    ValidationScore,
+    macro_scores,
+    read_mixture,
+    read_validation,
+)
 from keeptune.report.reading import RunFolder, finite, flat, mapping, number, rows, string, strings, whole
 from keeptune.report.scores import Score, read_scores
 from keeptune.report.shots import (
@@ -120,6 +128,9 @@ class Report:
     shot_rows: tuple[ShotRow, ...] = ()
     few_shot: tuple[FewShot, ...] = ()
     forgotten: Forgotten = NOTHING_FORGOTTEN
+    macro: tuple[MacroScore, ...] = ()
+    validation: tuple[ValidationScore, ...] = ()
+    mixture: tuple[MixtureRow, ...] = ()
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -145,6 +156,10 @@ class Report:
         """Return one score, None where it was not measured."""
         found = (s for s in self.scores if (s.model, s.metric, s.task) == (model, metric, task))
         return next(found, None)
+
+    def macro_score(self, model: str, metric: str, *, tasks: str) -> MacroScore | None:
+        """Return the mean over tasks of a model's scores, None where there are fewer than two."""
+        return next((m for m in self.macro if (m.model, m.metric, m.tasks) == (model, metric, tasks)), None)
 
     def difference(self, model: str, metric: str, *, task: str = ALL_TASKS) -> Paired | None:
         """Return a model's paired difference from the base without examples, None where it was not measured."""
@@ -230,6 +245,9 @@ def read_report(run: Path) -> Report:
         missing=tuple(dict.fromkeys(folder.notes)),
         untrained_tasks=untrained_tasks,
         forgotten=forgotten,
+        macro=tuple(macro_scores(scores, untrained_tasks=untrained_tasks)),
+        validation=tuple(read_validation(folder, methods)),
+        mixture=tuple(read_mixture(folder, methods)),
         shot_rows=shot_rows,
         few_shot=tuple(few_shot_scores(shot_rows, higher_is_better={m.name: m.higher_is_better for m in metrics})),
     )

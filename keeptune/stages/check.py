@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import SELF_TEXTS, Record
 from keeptune.stages.data import Data, read_base, rendering, source_hashes, write_data
+from keeptune.stages.mixture import tokens_per_step, train_examples
 from keeptune.stages.run import Context
-from keeptune.stages.training import learning_rate, tokens_per_step
+from keeptune.stages.training import learning_rate
 
 if TYPE_CHECKING:
     from keeptune.text.tokens import PreviewToken
@@ -116,9 +117,10 @@ def _in_turn(records: Sequence[Record]) -> list[Record]:
 
 def _methods(recipe: Recipe, data: Data) -> Iterator[CheckedMethod]:
     from keeptune.text.batches import plan_epoch
+    from keeptune.text.mixture import epoch_positions
 
-    table, training = data.table("train"), recipe.training
-    budget = tokens_per_step(recipe, table.lengths)
+    table, training = train_examples(recipe, data), recipe.training
+    budget = tokens_per_step(recipe, table)
     steps = plan_epoch(
         table.lengths,
         table.num_targets,
@@ -127,6 +129,7 @@ def _methods(recipe: Recipe, data: Data) -> Iterator[CheckedMethod]:
         tokens_per_step=budget,
         tokens_per_micro_batch=training.tokens_per_micro_batch,
         layout="packed",
+        members=epoch_positions(table, 0),
     )
     for name, fields in recipe.methods.items():
         num_steps = round(len(steps) * training.num_train_epochs / (1.0 - fields.replay_fraction))

@@ -271,7 +271,7 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
     tokens = token_cache_key(
         data_sha256=stage_key(sources=list(sources)), **rendering(recipe, base), **_length_policy(recipe, base)
     )
-    settings = recipe.data.model_dump(mode="json")
+    settings = recipe.data.model_dump(mode="json", exclude={"mixture"})
     # Data prepared before tasks could be scored only stay what they are.
     settings["tasks"] = [{k: v for k, v in task.items() if (k, v) != ("train", True)} for task in settings["tasks"]]
     # Data of which nothing is set aside for a certificate or for replay are the same as before there were parts.

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.stages.data import Data
+from keeptune.stages.mixture import train_examples
 from keeptune.stages.run import Run
 
 if TYPE_CHECKING:
@@ -67,14 +68,14 @@ def keep(
     """Mix the replay into the train split and ask the base model, before it is wrapped or trained, what it expects."""
     import numpy as np
 
-    from keeptune.text.mixture import Chosen, Mixed, choose_replay
+    from keeptune.text.mixture import Chosen, Mixed, choose_replay, first_epoch
     from keeptune.training.plan import num_probe_examples
 
     ask = partial(_teachers, run, base=base, fit=fit, settings=settings)
-    table, facts = data.table("train"), {}
+    table, facts = train_examples(run.recipe, data), {}
     if method.replay_fraction:
         assert texts.replay is not None
-        replay = choose_replay(table, texts.replay, fraction=method.replay_fraction, seed=run.recipe.seed)
+        replay = choose_replay(first_epoch(table), texts.replay, fraction=method.replay_fraction, seed=run.recipe.seed)
         if method.replay_kl:
             replay = replay.taught(ask(replay.first(replay.num_distinct)))
         table = Mixed(table, replay)

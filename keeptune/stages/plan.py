@@ -12,6 +12,7 @@ from keeptune.config import Recipe
 from keeptune.errors import RecipeError
 from keeptune.stages.data import Data, borrowed_data
 from keeptune.stages.estimate import Intended, estimate
+from keeptune.stages.mixture import train_examples
 from keeptune.stages.run import Context
 from keeptune.stages.training import TOO_LITTLE_MEMORY, fit_model, intend, method_of, weight_type
 
@@ -94,6 +95,7 @@ def plan(recipe: Recipe, *, context: Context) -> PlanOutcome:
 def _planned(recipe: Recipe, data: Data, method: Method, *, machine: _Machine) -> PlannedMethod:
     from keeptune.model.artifact import artifact_bytes
     from keeptune.model.methods import count_parameters
+    from keeptune.text.mixture import first_epoch
     from keeptune.training.plan import plan_run
 
     intended = _intended(recipe, data, method, machine=machine)
@@ -109,7 +111,7 @@ def _planned(recipe: Recipe, data: Data, method: Method, *, machine: _Machine) -
         total_parameters=counts.total,
         memory=memory,
         num_steps=round(longer * num_steps),
-        num_tokens=round(longer * settings.num_train_epochs * int(table.lengths.sum())),
+        num_tokens=round(longer * settings.num_train_epochs * int(first_epoch(table).lengths.sum())),
         seconds=None,
         artifact_bytes=artifact_bytes(intended.model, tokenizer_folder=data.base.tokenizer_folder),
         remedy=_remedy(recipe, data, intended, method=method, machine=machine) if too_large else None,
@@ -140,7 +142,8 @@ def _intended(recipe: Recipe, data: Data, method: Method, *, machine: _Machine) 
     if model is None:
         model = apply_method(load_model(folder, device=machine.device, dtype=dtype), method, seed=recipe.seed)
     fit = fit_model(model, recipe=recipe, data=data, device=machine.device, has_weights=has_weights)
-    return intend(recipe, data, replace(method, replay_kl=0.0), model=model, fit=fit, table=data.table("train"))
+    table = train_examples(recipe, data)
+    return intend(recipe, data, replace(method, replay_kl=0.0), model=model, fit=fit, table=table)
 
 
 def _on_meta(model: nn.Module) -> bool:

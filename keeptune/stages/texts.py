@@ -23,6 +23,7 @@ from keeptune.data.record import (
 )
 from keeptune.errors import DataError
 from keeptune.stages.data import Data, open_table, read_records
+from keeptune.stages.mixture import train_examples
 from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
@@ -121,6 +122,8 @@ def keep_texts(recipe: Recipe, data: Data, texts: Texts | None) -> KeepTexts | N
 
 def _self_counts(recipe: Recipe, data: Data) -> dict[PartName | SplitName, int]:
     """Return how many texts the base writes for each part."""
+    from keeptune.text.mixture import first_epoch
+
     retention = recipe.retention
     if not retention.self_texts:
         return {}
@@ -129,7 +132,7 @@ def _self_counts(recipe: Recipe, data: Data) -> dict[PartName | SplitName, int]:
         counts["certify"] = retention.self_texts
     most = max((method.replay_fraction for method in recipe.methods.values()), default=0.0)
     if most and retention.replay == SELF_TEXTS:
-        wanted_tokens = most / (1.0 - most) * float(data.table("train").lengths.sum())
+        wanted_tokens = most / (1.0 - most) * float(first_epoch(train_examples(recipe, data)).lengths.sum())
         counts["replay"] = min(_MOST_REPLAY_TEXTS, math.ceil(wanted_tokens / retention.text_tokens))
     return counts
 

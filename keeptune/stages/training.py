@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keeptune.config import MethodFields, Recipe
 from keeptune.errors import RecipeError, raise_collected
@@ -15,13 +15,12 @@ from keeptune.progress import UNCHANGED
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
+from keeptune.stages.mixture import mixture_facts, mixture_key, task_scores, tokens_per_step, train_examples
 from keeptune.stages.run import Run, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, read_json, write_json
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
-    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from keeptune.evaluation.evaluate import Bench
@@ -195,7 +194,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
         return folder
     device = pick_device(run.recipe.device)
     model = load_model(data.base.folder, device=device, dtype=weight_type(run.recipe, device, method))
-    kept = Kept(data.table("train"), None, {})
+    kept = Kept(train_examples(run.recipe, data), None, {})
     if texts is not None:
         fit = fit_model(model, recipe=run.recipe, data=data, device=device)
         settings = training_settings(run.recipe, data, method, layout=fit.layout)
@@ -209,12 +208,12 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
         f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
         f"({100 * counts.trained / counts.total:.2f} %) on {device.type}; batches hold {_LAYOUTS[fit.layout]}"
     )
-    own = own_facts(method, counts)
+    own = own_facts(method, counts) | mixture_facts(run, method.name, table=kept.train_table)
     if method.l2_base:
         progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
     intended = intend(run.recipe, data, method, model=adapted, fit=fit, table=kept.train_table)
     memory = _expected_memory(run, data, intended, name=method.name)
-    result = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
+    result, scores = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
     artifact_bytes = _save(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
     write_json(
@@ -229,6 +228,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
             **own,
             **kept.facts,
             **facts,
+            **scores,
             "artifact_bytes": artifact_bytes,
             "estimated_memory_bytes": memory,
             "layout": fit.layout,
@@ -260,6 +260,7 @@ def training_key(recipe: Recipe, data: Data, method: Method, *, texts: KeepTexts
         seed=recipe.seed,
         device=recipe.device,
         **replayed,
+        **mixture_key(recipe),
     )
 
 
@@ -318,7 +319,10 @@ def _expected_memory(run: Run, data: Data, intended: Intended, *, name: str) -> 
     return memory.to_json()
 
 
-def _run_loop(run: Run, data: Data, intended: Intended, *, name: str, key: str, kept: Kept) -> TrainingResult:
+def _run_loop(
+    run: Run, data: Data, intended: Intended, *, name: str, key: str, kept: Kept
+) -> tuple[TrainingResult, dict[str, Any]]:
+    """Train, and score the tasks on validation where there are several; the model is left with its best weights."""
     from keeptune.evaluation.evaluate import validation_value
     from keeptune.evaluation.metrics import METRICS
     from keeptune.training.loop import train as run_loop
@@ -332,7 +336,7 @@ def _run_loop(run: Run, data: Data, intended: Intended, *, name: str, key: str, 
         number = run.recipe.evaluation.num_validation_records
         return validation_value(adapted, split=split, bench=bench, metric=select_by, num_records=number)
 
-    return run_loop(
+    result = run_loop(
         model=model,
         train_table=intended.table,
         validation_table=split.examples,
@@ -351,6 +355,7 @@ def _run_loop(run: Run, data: Data, intended: Intended, *, name: str, key: str, 
         l2_base=intended.l2_base,
         drift=make_drift_meter(run, kept.probe, fit=fit, settings=intended.settings),
     )
+    return result, task_scores(run, name, model=model, split=split, bench=bench)
 
 
 def learning_rate(fields: MethodFields) -> float:
@@ -358,20 +363,12 @@ def learning_rate(fields: MethodFields) -> float:
     return fields.learning_rate or _DEFAULT_RATES[fields.peft_type is not None]
 
 
-def tokens_per_step(recipe: Recipe, lengths: NDArray[np.int64]) -> int:
-    """Return the tokens of a step: the recipe's, or what the lengths of the train records ask for."""
-    from keeptune.text.batches import auto_tokens_per_step
-
-    chosen = recipe.training.tokens_per_step
-    return auto_tokens_per_step(lengths, num_epochs=recipe.training.num_train_epochs) if chosen == "auto" else chosen
-
-
 def training_settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> TrainingSettings:
     """Return the numbers of a method's training."""
     from keeptune.training.settings import TrainingSettings
 
     numbers = recipe.training.model_dump(exclude={"bf16"})
-    numbers["tokens_per_step"] = tokens_per_step(recipe, data.table("train").lengths)
+    numbers["tokens_per_step"] = tokens_per_step(recipe, train_examples(recipe, data))
     return TrainingSettings(
         **numbers,
         learning_rate=method.learning_rate,

@@ -67,14 +67,16 @@ def plan_epoch(
     tokens_per_step: int,
     tokens_per_micro_batch: int,
     layout: Layout,
+    members: NDArray[np.int64] | None = None,
 ) -> list[Step]:
-    """Return the steps of one epoch; each example stands in exactly one of them.
+    """Return the steps of one epoch; each of the `members` (default: every example once) stands in one of them.
 
     A step takes consecutive examples of `epoch_order` while their tokens fit `tokens_per_step`; one that is longer
     stands alone. A last step under half the budget joins the one before it, which may then hold up to one and a half
     budgets. Micro-batches hold at most `tokens_per_micro_batch` tokens, padding counted, or a single example.
     """
-    order = epoch_order(len(lengths), seed=seed, epoch=epoch).tolist()
+    members = np.arange(len(lengths), dtype=np.int64) if members is None else members
+    order = members[epoch_order(len(members), seed=seed, epoch=epoch)].tolist()
     sizes, targets = lengths.tolist(), num_targets.tolist()
     steps = list(_groups(order, sides=[(size, 0) for size in sizes], padded=False, budget=tokens_per_step))
     if len(steps) > 1 and 2 * sum(sizes[i] for i in steps[-1]) < tokens_per_step:

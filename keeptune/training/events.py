@@ -13,11 +13,15 @@ from typing import Any
 
 from keeptune.errors import CheckpointError
 from keeptune.storage import storage_errors, write_atomic
+from keeptune.text.mixture import Share
 
 
 @dataclass(frozen=True, slots=True)
 class RunEvent:
-    """The arithmetic of the run; the counts of tokens are those of one epoch."""
+    """The arithmetic of the run; examples and tokens are those of one epoch, of a mixture the first.
+
+    `mixture` is what an epoch shows of each source, where that is not every example once.
+    """
 
     num_examples: int
     num_validation_examples: int
@@ -31,6 +35,7 @@ class RunEvent:
     layout: str
     learning_rate: float
     seed: int
+    mixture: tuple[Share, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ import numpy as np
 from keeptune.errors import DataError
 from keeptune.progress import noun
 from keeptune.text.batches import Step, plan_epoch
+from keeptune.text.mixture import epoch_positions, first_epoch, shares_of
 from keeptune.text.tokens import Examples
 from keeptune.training.events import RunEvent
 from keeptune.training.settings import TrainingSettings, Validation
@@ -65,6 +66,7 @@ def plan_steps(table: Examples, *, settings: TrainingSettings, epoch: int) -> li
         tokens_per_step=settings.tokens_per_step,
         tokens_per_micro_batch=settings.tokens_per_micro_batch,
         layout=settings.layout,
+        members=epoch_positions(table, epoch),
     )
 
 
@@ -112,9 +114,9 @@ def plan_run(table: Examples, *, settings: TrainingSettings, has_validation: boo
 def num_probe_examples(probe: Examples, *, table: Examples, num_epochs: int) -> int:
     """Return how many of the probe's first examples the drift may be measured on: 2 % of the training's time at most.
 
-    A tenth of the run trains on a tenth of `num_epochs` · the table's tokens; reading one costs half of that at most.
+    A tenth of the run trains on a tenth of `num_epochs` · an epoch's tokens; reading one costs half of that at most.
     """
-    tokens_per_drift = num_epochs * int(table.lengths.sum()) / _NUM_DRIFTS
+    tokens_per_drift = num_epochs * int(first_epoch(table).lengths.sum()) / _NUM_DRIFTS
     most_tokens = _DRIFT_FRACTION * _FORWARD_PASSES_PER_TRAINED_TOKEN * tokens_per_drift
     return int(np.searchsorted(np.cumsum(probe.lengths), most_tokens, side="right"))
 
@@ -123,11 +125,12 @@ def run_event(
     *, train_table: Examples, num_validation_examples: int, settings: TrainingSettings, plan: RunPlan
 ) -> RunEvent:
     """Return the arithmetic of the run as its log holds it."""
+    epoch = first_epoch(train_table)
     return RunEvent(
-        num_examples=len(train_table),
+        num_examples=len(epoch),
         num_validation_examples=num_validation_examples,
-        num_tokens=int(train_table.lengths.sum()),
-        num_targets=int(train_table.num_targets.sum()),
+        num_tokens=int(epoch.lengths.sum()),
+        num_targets=int(epoch.num_targets.sum()),
         num_epochs=settings.num_train_epochs,
         num_steps=plan.num_steps,
         num_warmup_steps=plan.num_warmup_steps,
@@ -136,14 +139,16 @@ def run_event(
         layout=settings.layout,
         learning_rate=settings.learning_rate,
         seed=settings.seed,
+        mixture=shares_of(train_table),
     )
 
 
 def describe_run(table: Examples, *, settings: TrainingSettings, plan: RunPlan) -> str:
     """Return the arithmetic of the run in words, and what to change where the steps are few."""
+    epoch = first_epoch(table)
     text = (
-        f"{len(table):,} {noun(len(table), 'examples')}, {int(table.lengths.sum()):,} tokens of which "
-        f"{int(table.num_targets.sum()):,} are targets; {settings.num_train_epochs} "
+        f"{len(epoch):,} {noun(len(epoch), 'examples')}, {int(epoch.lengths.sum()):,} tokens of which "
+        f"{int(epoch.num_targets.sum()):,} are targets; {settings.num_train_epochs} "
         f"{noun(settings.num_train_epochs, 'epochs')} at {settings.tokens_per_step:,} tokens a step = "
         f"{plan.num_steps:,} {noun(plan.num_steps, 'steps')}, {plan.num_warmup_steps:,} of them warm-up."
     )

@@ -308,3 +308,17 @@ def test_an_accepted_row_reads_back_the_same(pairs: list[tuple[str, str]], syste
 def test_every_real_row_is_a_record(name: str, columns: dict[str, str] | None, num_records: int) -> None:
     rows = read_rows(str(SHARED / "data" / name), revision=None, validation=None, test=None)
     assert sum(1 for row in rows if to_record(row, task="t", columns=columns, instruction=None)) == num_records
+
+
+def test_the_prompt_chooses_among_several_wordings_and_equal_prompts_choose_the_same() -> None:
+    wordings = ["Say it shortly.", "Summarise.", "In a nutshell:"]
+    columns = {"prompt": "dialogue", "completion": "summary"}
+    chosen: dict[str, set[str]] = {}
+    for i in range(300):
+        given = record({"dialogue": f"text {i % 100}", "summary": str(i)}, columns=columns, instruction=wordings)
+        wording, _, prompt = given.prompt.partition("\n\n")
+        chosen.setdefault(prompt, set()).add(wording)
+    assert all(len(found) == 1 for found in chosen.values()) and len(chosen) == 100
+    counts = [sum(found == {wording} for found in chosen.values()) for wording in wordings]
+    # Of 100 draws among three, 33 each; 15 is 3.9 standard deviations off.
+    assert min(counts) > 15 and sum(counts) == 100

@@ -164,6 +164,18 @@ def test_a_column_that_all_rows_lack_is_one_problem(tmp_path: Path) -> None:
     assert lines[2:] == ["To drop and count such rows, set data.drop_incomplete=true."]
 
 
+def test_several_files_are_split_as_one_task_and_records_keep_their_file(tmp_path: Path) -> None:
+    paths = [write(tmp_path / f"{name}.jsonl", [row(10 * i + j) for j in range(10)]) for i, name in enumerate("ab")]
+    several = prepared(TaskSource("t", paths))
+    single = prepared(TaskSource("t", write(tmp_path / "both.jsonl", [row(i) for i in range(20)])))
+    for split in ("train", "validation", "test"):
+        assert [r.id for r in several.records[split]] == [r.id for r in single.records[split]]
+    origins = {record.origin for records in several.records.values() for record in records}
+    assert origins == {f"{path}:{line}" for path in paths for line in range(1, 11)}
+    with pytest.raises(DataError, match=r"a\.jsonl and 1 more, all 20 rows \(here the first\): found no column 'q'"):
+        prepared(TaskSource("t", paths, columns={"prompt": "q", "completion": "a"}))
+
+
 def test_nothing_but_invalid_rows_is_refused(tmp_path: Path) -> None:
     path = write(tmp_path / "a.jsonl", [{"x": "1"}, {"x": "2"}])
     with pytest.raises(DataError) as caught:

@@ -416,3 +416,74 @@ def test_the_real_data_are_read_whole() -> None:
     assert sum(1 for _ in rows(SHARED / "data" / "p3_sample")) == 44_289
     one = SHARED / "data" / "p3_sample" / "ag_news_classify.jsonl.gz"
     assert rows(one)[-1].origin == f"{one}:{len(rows(one))}"
+
+
+def three_files(folder: Path) -> None:
+    for name in ("news_b", "news_a", "other"):
+        (folder / f"{name}.jsonl").write_text(f'{{"prompt": "{name}", "completion": "x"}}\n', encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("news_*.jsonl", ["news_a.jsonl:1", "news_b.jsonl:1"]),
+        (["other.jsonl", "news_a.jsonl"], ["other.jsonl:1", "news_a.jsonl:1"]),
+        (["other.jsonl", "news_*.jsonl"], ["other.jsonl:1", "news_a.jsonl:1", "news_b.jsonl:1"]),
+        (["other.jsonl"], ["other.jsonl:1"]),
+    ],
+)
+def test_a_list_or_pattern_of_files_is_one_source(path: str | list[str], expected: list[str], tmp_path: Path) -> None:
+    three_files(tmp_path)
+    rows = list(read_rows(path, revision=None, validation=None, test=None, base_folder=tmp_path))
+    assert [row.origin for row in rows] == expected
+    assert [row.value["prompt"] for row in rows] == [origin.split(".")[0] for origin in expected]
+    assert all(row.split is None for row in rows)
+
+
+def test_a_list_beside_own_files_is_the_train_split(tmp_path: Path) -> None:
+    three_files(tmp_path)
+    own = ("news_a.jsonl", "news_b.jsonl")
+    rows = read_rows(["other.jsonl"], revision=None, validation=own[0], test=own[1], base_folder=tmp_path)
+    assert [row.split for row in rows] == ["train", "validation", "test"]
+
+
+def test_a_file_whose_name_looks_like_a_pattern_is_that_file(tmp_path: Path) -> None:
+    three_files(tmp_path)
+    (tmp_path / "news_[a].jsonl").write_text('{"prompt": "itself", "completion": "x"}\n', encoding="utf-8")
+    rows = read_rows("news_[a].jsonl", revision=None, validation=None, test=None, base_folder=tmp_path)
+    assert [row.value["prompt"] for row in rows] == ["itself"]
+
+
+def test_a_revision_of_a_list_is_refused(tmp_path: Path) -> None:
+    three_files(tmp_path)
+    with pytest.raises(RecipeError, match=r"^other\.jsonl and 1 more: found revision 'main' for a local path"):
+        read_rows(["other.jsonl", "news_*.jsonl"], revision="main", validation=None, test=None, base_folder=tmp_path)
+
+
+def test_the_hash_of_a_pattern_is_that_of_its_files(tmp_path: Path) -> None:
+    three_files(tmp_path)
+    both = [str(tmp_path / "news_a.jsonl"), str(tmp_path / "news_b.jsonl")]
+    none: dict[str, None] = {"revision": None, "validation": None, "test": None}
+    of_pattern = source_sha256(str(tmp_path / "news_*.jsonl"), **none)
+    assert of_pattern == source_sha256(both, **none) != source_sha256(both[:1], **none)
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        (
+            "poems_*.jsonl",
+            r"^poems_\*\.jsonl: found no file of such a name; expected one or more\. Check the pattern\.",
+        ),
+        (
+            ["news_a.jsonl", "news_*.jsonl"],
+            r"^news_a\.jsonl: found this file twice in one task; expected it once\. Remove one from `path`\.$",
+        ),
+        (["news_a.jsonl", "missing.jsonl"], r"^missing\.jsonl: found no such file or folder; expected a data file\."),
+        (["news_a.jsonl", "owner/name"], r"^owner/name: found no such file or folder; expected a data file\."),
+    ],
+)
+def test_a_list_or_pattern_that_names_no_files_is_refused(path: str | list[str], message: str, tmp_path: Path) -> None:
+    three_files(tmp_path)
+    with pytest.raises(DataError, match=message):
+        list(read_rows(path, revision=None, validation=None, test=None, base_folder=tmp_path))

@@ -8,15 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from keeptune.errors import CheckpointError, FolderInUseError, Interrupted, StorageError
 from keeptune.model.modes import evaluating
+from keeptune.text.mixture import Mixture, Share
 
 from .faults import Killed, full, killed
 from .tiny import (
     SETTINGS,
+    TRAIN,
     StopAt,
     TinyModel,
     digest_run,
@@ -298,3 +301,23 @@ def test_the_best_weights_are_in_the_model_at_the_end(tmp_path: Path) -> None:
     assert weights_sha256(model) == seen[min(seen)]
     assert (tmp_path / "checkpoints" / f"step-{result.best_step}").is_dir()
     assert log_without_measures(tmp_path)[-1]["best_step"] == result.best_step
+
+
+def test_a_mixture_that_stops_anywhere_shows_what_it_would_have_shown(tmp_path: Path) -> None:
+    shares = [Share("many", 9, 4), Share("few", 3, 7)]
+
+    def mixed(folder: Path, *, stop_at: int | None) -> tuple[dict[str, Any], int]:
+        table = Mixture(TRAIN, tasks=np.repeat([0, 1], [9, 3]), shares=shares, seed=SETTINGS.seed)
+        stop, model = StopAt(stop_at), make_model()
+        run(model, folder, train_table=table, stop_requested=stop, num_train_epochs=4)
+        return digest_run(model, folder), stop.num_polls
+
+    expected, num_polls = mixed(tmp_path / "reference", stop_at=None)
+    hashes = [event["record_ids_sha256"] for event in expected["log"] if event["event"] == "step"]
+    assert len(set(hashes)) == len(hashes) > 8
+    for position in range(0, num_polls, 3):
+        folder = tmp_path / str(position)
+        with pytest.raises(Interrupted):
+            mixed(folder, stop_at=position)
+        found, _ = mixed(folder, stop_at=None)
+        assert {**found, "checkpoints": expected["checkpoints"]} == expected, position

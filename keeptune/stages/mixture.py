@@ -1,0 +1,119 @@
+"""The mixture of tasks: a recipe and prepared data arrive; what training reads, and how often, leaves."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from keeptune.config import Recipe
+from keeptune.config_data import MixtureFields
+from keeptune.stages.data import Data
+from keeptune.stages.run import Run
+from keeptune.storage import storage_errors
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from keeptune.evaluation.evaluate import Bench, Split
+    from keeptune.text.tokens import Examples
+
+_SEVERAL = 2
+
+
+def train_examples(recipe: Recipe, data: Data) -> Examples:
+    """Return the train split as training reads it: every example once an epoch, or a mixture of its tasks."""
+    from keeptune.text.mixture import Mixture, task_shares
+
+    table, mixture = data.table("train"), recipe.data.mixture
+    if mixture is None:
+        return table
+    numbers = {name: i for i, name in enumerate(task.name for task in recipe.data.tasks if task.train)}
+    tasks = np.fromiter((numbers[task] for task in _tasks(data)), np.int64, len(table))
+    counts = dict(zip(numbers, np.bincount(tasks, minlength=len(numbers)).tolist(), strict=True))
+    return Mixture(table, tasks=tasks, shares=task_shares(counts, **_rule(mixture)), seed=recipe.seed)
+
+
+def mixture_key(recipe: Recipe) -> dict[str, Any]:
+    """Return what the mixture adds to the key of a training; nothing where the recipe has none."""
+    mixture = recipe.data.mixture
+    if mixture is None:
+        return {}
+    return {"mixture": mixture if mixture == "equal" else mixture.model_dump(mode="json")}
+
+
+def tokens_per_step(recipe: Recipe, table: Examples) -> int:
+    """Return the tokens of a step: the recipe's, or what the lengths of an epoch's examples ask for."""
+    from keeptune.text.batches import auto_tokens_per_step
+    from keeptune.text.mixture import first_epoch
+
+    training = recipe.training
+    if training.tokens_per_step != "auto":
+        return training.tokens_per_step
+    return auto_tokens_per_step(first_epoch(table).lengths, num_epochs=training.num_train_epochs)
+
+
+def mixture_facts(run: Run, name: str, *, table: Examples) -> dict[str, Any]:
+    """Return what `training.json` says of a method's mixture, nothing where it is none, and say it.
+
+    Each source has its examples, those of an epoch, those among them that stand there again, and those never shown.
+    """
+    from keeptune.text.mixture import shares_of
+
+    shares, num_epochs = shares_of(table), run.recipe.training.num_train_epochs
+    if run.recipe.data.mixture is not None:
+        listed = ", ".join(f"{share.source} {share.num_per_epoch:,} of {share.num_examples:,}" for share in shares)
+        run.context.progress.say(f"{name}: examples of an epoch, of those that there are: {listed}")
+    facts = [
+        {
+            "source": share.source,
+            "num_examples": share.num_examples,
+            "num_per_epoch": share.num_per_epoch,
+            "num_repeats": share.num_repeats,
+            "num_never_shown": share.num_never_shown(num_epochs=num_epochs),
+        }
+        for share in shares
+    ]
+    return {"mixture": facts} if facts else {}
+
+
+def task_scores(run: Run, name: str, *, model: nn.Module, split: Split, bench: Bench) -> dict[str, Any]:
+    """Return what validation says of each trained task, and of their mean, of the value that selects.
+
+    A loss is taken over all records of the split, a metric over those that selected; nothing where there is one task.
+    """
+    from keeptune.evaluation.evaluate import validation_scores
+    from keeptune.evaluation.scores import macro_mean
+
+    evaluation = run.recipe.evaluation
+    trained = [task.name for task in run.recipe.data.tasks if task.train]
+    if len(trained) < _SEVERAL or not len(split.examples):
+        return {}
+    number = len(split.examples) if evaluation.select_by == "loss" else evaluation.num_validation_records
+    scores = validation_scores(model, split=split, bench=bench, metric=evaluation.select_by, num_records=number)
+    of_tasks = [score for task in trained for score in scores if score.task == task]
+    mean, error = macro_mean([(score.mean, score.standard_error) for score in of_tasks])
+    listed = ", ".join(f"{score.task} {score.mean:.3f}" for score in of_tasks)
+    run.context.progress.say(f"{name}: validation {evaluation.select_by}: {listed}; mean of the tasks {mean:.3f}")
+    return {
+        "validation_scores": [asdict(score) for score in of_tasks],
+        "validation_macro": {"metric": evaluation.select_by, "mean": mean, "standard_error": error},
+    }
+
+
+def _tasks(data: Data) -> Iterator[str]:
+    """Yield the task of each train record, a line at a time: the table has the same records in the same order."""
+    path = data.folder / "train.jsonl"
+    with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
+        for line in file:
+            yield json.loads(line)["task"]
+
+
+def _rule(mixture: MixtureFields | str) -> dict[str, Any]:
+    if isinstance(mixture, str):
+        return {"temperature": math.inf}
+    return {"cap": mixture.cap, "temperature": mixture.temperature, "weights": mixture.weights}
