@@ -1,6 +1,7 @@
 """How often a certified model loses more than its budget in truth, beside a model chosen from the same figures naively.
 
     python benchmarks/certificate.py [--out FOLDER] [--runs 40] [--first 0]
+    python benchmarks/certificate.py --tables
 
 Each run draws one of the lab's tasks that its model does not know, 200 of its records, a method, a learning rate and
 retention records, and goes through the stages of `keeptune run` with a budget of 2 points. The truth is what the model
@@ -265,13 +266,51 @@ def mean(values: Sequence[float]) -> float | None:
     return float(np.mean(values)) if values else None
 
 
+def tables(found: Mapping[str, Any]) -> str:
+    """Return the tables of docs/certificate.md from the results."""
+    first = ("chosen by", "models", "lost more than 2 points in truth", "95 % interval", "surely more")
+    lines = [f"| {' | '.join(first)} | mean loss on the target |", "|---|---|---|---|---|---|"]
+    for kind, name in (("certified", "the certificate"), ("naive", "the measured loss alone")):
+        of = found["summary"][kind]
+        share = of["num_over_budget"] / of["num_models"]
+        low, high = (f"{100 * end:.1f}" for end in of["interval"])
+        lines.append(
+            f"| {name} | {of['num_models']} | {of['num_over_budget']} ({100 * share:.1f} %) | {low} to {high} % | "
+            f"{of['num_surely_over_budget']} | {of['mean_target_loss']:.2f} |"
+        )
+    columns = ("run", "task", "method", "learning rate", "epochs", "whole training, points lost", "verdict")
+    chosen = [f"{name}: α, measured, true" for name in ("certified", "naive")]
+    lines += ["", f"| {' | '.join((*columns, *chosen))} |", "|---|---|---|---|---|---|---|---|---|"]
+    for seed, row in found["runs"].items():
+        method = row["method"].get("peft_type", "full") + (
+            f", r = {row['method']['r']}" if "r" in row["method"] else ""
+        )
+        whole = next(point["measured"] for point in row["points"] if point["alpha"] == 1.0)
+        cells = [seed, row["target"], method, f"{row['method']['learning_rate']:g}", row["num_train_epochs"]]
+        cells += [f"{100 * whole:.1f}", row["verdict"], _chosen(row["certified"]), _chosen(row["naive"])]
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    return "\n".join(lines)
+
+
+def _chosen(model: Mapping[str, Any] | None) -> str:
+    if model is None:
+        return "none"
+    doubt = 100 * 1.96 * model["standard_error"]
+    true = f"{100 * model['lost']:.2f} ± {doubt:.2f}"
+    return f"{model['alpha']:g}, {100 * model['measured']:.2f}, {f'**{true}**' if model['lost'] > BUDGET else true}"
+
+
 def main() -> None:
     """Make the runs that are missing and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("lab-certificate"), help="where the lab and the runs go")
     parser.add_argument("--runs", type=int, default=40, help="their number")
     parser.add_argument("--first", type=int, default=0, help="the first one's seed")
+    parser.add_argument("--tables", action="store_true", help="print the tables of the results that stand")
     arguments = parser.parse_args()
+    if arguments.tables:
+        print(tables(read_json(RESULTS)))
+        return
     out, name = arguments.out, f"from-{arguments.first}"
     write_lab(out / name / "lab", progress=Silent())
     truth = Truth(out / name / "lab", out / name / "fresh")
