@@ -29,7 +29,7 @@ RANKS = [
     {"config", "terminal"},
     {"terminal_change"},
     {"stages"},
-    {"terminal_plan"},
+    {"terminal_plan", "terminal_search"},
     {"invocation"},
     {"lab"},
     {"cli"},

@@ -19,6 +19,7 @@ from keeptune.report.curves import Curve, read_curve
 from keeptune.report.forgotten import NOTHING_FORGOTTEN, Forgotten, read_forgotten
 from keeptune.report.reading import RunFolder, finite, flat, mapping, number, rows, string, strings, whole
 from keeptune.report.scores import Score, read_scores
+from keeptune.report.search import Searched, read_search
 from keeptune.report.shots import (
     FewShot,
     Prompting,
@@ -31,7 +32,7 @@ from keeptune.report.shots import (
 
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
-_NO_METHOD = frozenset({BASE, "data", "instruct-model", "texts", "tokenizer"})
+_NO_METHOD = frozenset({BASE, "data", "instruct-model", "search", "texts", "tokenizer"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +121,7 @@ class Report:
     shot_rows: tuple[ShotRow, ...] = ()
     few_shot: tuple[FewShot, ...] = ()
     forgotten: Forgotten = NOTHING_FORGOTTEN
+    searched: Searched | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -230,6 +232,7 @@ def read_report(run: Path) -> Report:
         missing=tuple(dict.fromkeys(folder.notes)),
         untrained_tasks=untrained_tasks,
         forgotten=forgotten,
+        searched=read_search(folder),
         shot_rows=shot_rows,
         few_shot=tuple(few_shot_scores(shot_rows, higher_is_better={m.name: m.higher_is_better for m in metrics})),
     )

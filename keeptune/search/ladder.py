@@ -15,6 +15,8 @@ from keeptune.search.space import Range
 from keeptune.search.trials import Result, ranked
 
 _RUNG = 3.0
+# Of the first learning rate; the order is that of the trials.
+_FIRST = (1.0, 1.0 / _RUNG, _RUNG)
 _FINE, _FINEST = math.sqrt(_RUNG), math.sqrt(math.sqrt(_RUNG))
 _REPLAY_FRACTION, _REPLAY_KL, _RANK_FACTOR = 0.05, 0.1, 4
 _MOST_OUTWARD = 4
@@ -72,13 +74,14 @@ def _groups(
     first = dict(start.settings)
     rate = start.key("learning_rate")
     assert rate is not None
-    yield [first | {rate: first[rate] * factor} for factor in (1.0, 1.0 / _RUNG, _RUNG)]
+    yield [first | {rate: first[rate] * factor} for factor in _FIRST]
     order = ranked(results, higher_is_better=higher_is_better)
     if not order:
         return
     # Of a ladder only what differs in the learning rate alone can be compared along it.
     along = [r for r in order if _without(r.trial.params, rate) == _without(first, rate)]
-    if num_left == 1 and start.can_replay and len(results) == len((1.0, 1.0 / _RUNG, _RUNG)):
+    # With four trials in all the last one says what replay costs, once the best rate stands between two others.
+    if num_left == 1 and start.can_replay and len(results) == len(_FIRST) and order[0].trial.number == 0:
         yield [_with_replay(start, dict(order[0].trial.params))]
     failed = [r for r in results if r.value is None]
     yield from _along_the_rate(along, failed, rate=rate)
@@ -100,7 +103,7 @@ def _along_the_rate(along: Sequence[Result], failed: Sequence[Result], *, rate: 
         outward = 1
     elif best[rate] == rates[0]:
         outward = -1
-    if outward and len(along) <= len((1.0, 1.0 / _RUNG, _RUNG)) + _MOST_OUTWARD:
+    if outward and len(along) <= len(_FIRST) + _MOST_OUTWARD:
         yield [best | {rate: best[rate] * _RUNG ** (outward * i)} for i in (1, 2)]
     yield [best | {rate: best[rate] * factor} for factor in (_FINE, 1.0 / _FINE)]
 
