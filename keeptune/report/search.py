@@ -154,7 +154,7 @@ def _winner_sentence(
             f"{said}{held} the difference of {abs(difference):.3g} is real, above the {threshold:.3g} of chance.{kept}"
         )
     return (
-        f"{said}{held} {abs(difference):.3g} apart, no more than records or seeds make by chance ({threshold:.3g}), so that "
+        f"{said}{held} {abs(difference):.3g} apart, no more than records or seeds make by chance ({threshold:.3g}): "
         f"either will do.{kept}"
     )
 

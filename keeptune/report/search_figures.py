@@ -30,6 +30,11 @@ class SearchPanel:
     axes: tuple[str, ...]
     importance: tuple[tuple[str, float], ...]
 
+    @property
+    def has_drift(self) -> bool:
+        """Whether the drift of a trial was measured."""
+        return any(trial.drift is not None for trial in self.method.trials)
+
 
 def search_panels(found: Searched) -> list[SearchPanel]:
     """Return the figures of each method, where it has trials enough to draw."""

@@ -17,7 +17,9 @@ from keeptune.search.trials import Result, ranked
 _RUNG = 3.0
 # Of the first learning rate; the order is that of the trials.
 _FIRST = (1.0, 1.0 / _RUNG, _RUNG)
-_FINE, _FINEST = math.sqrt(_RUNG), math.sqrt(math.sqrt(_RUNG))
+_FINE = math.sqrt(_RUNG)
+# Steps between learning rates that are told apart by a training of another seed no more.
+_MOST_HALVINGS = 5
 _REPLAY_FRACTION, _REPLAY_KL, _RANK_FACTOR = 0.05, 0.1, 4
 _MOST_OUTWARD = 4
 # Wide enough for whatever a ladder reaches.
@@ -87,8 +89,9 @@ def _groups(
     yield from _along_the_rate(along, failed, rate=rate)
     best = dict(order[0].trial.params)
     yield from _other_settings(start, best)
-    yield [best | {rate: best[rate] * factor} for factor in (_FINE, 1.0 / _FINE)]
-    yield [best | {rate: best[rate] * factor} for factor in (_FINEST, 1.0 / _FINEST)]
+    for halvings in range(1, _MOST_HALVINGS + 1):
+        factor = _RUNG**0.5**halvings
+        yield [best | {rate: best[rate] * f} for f in (factor, 1.0 / factor)]
 
 
 def _along_the_rate(along: Sequence[Result], failed: Sequence[Result], *, rate: str) -> Iterator[list[dict[str, Any]]]:

@@ -67,7 +67,7 @@ class Plan:
 
     def of(self, method: str) -> tuple[Range, ...]:
         """Return the ranges that a method's trials choose from: its own, and those of the training."""
-        return tuple(r for r in self.ranges if r.key.startswith(("training.", f"methods.{method}.")))
+        return tuple(r for r in self.ranges if _parts(r.key)[:-1] in (["training"], ["methods", method]))
 
     def corners(self) -> Iterator[dict[str, Any]]:
         """Yield plain recipes that hold every end and every choice of the ranges at least once."""

@@ -1,0 +1,315 @@
+"""A search from a recipe to its best recipe, on tiny models: what trials may see, what they leave, what is refused."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+import yaml
+
+from keeptune import stages
+from keeptune.config import load_recipe
+from keeptune.errors import FolderInUseError, KeeptuneError, RecipeError
+from keeptune.report.reading import RunFolder
+from keeptune.report.search import read_search
+from keeptune.storage import read_json
+from tests.stages import world
+
+torch.set_num_threads(1)
+# PEFT itself asks transformers for a deprecated property.
+pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
+ONE = {"full": {"learning_rate": 1e-3}}
+RANGES = {
+    "full": {"learning_rate": {"low": 1e-4, "high": 1e-2, "log": True}},
+    "lora": {"peft_type": "LORA", "r": {"choices": [2, 4]}, "learning_rate": {"low": 1e-3, "high": 3e-2, "log": True}},
+}
+SHORT = {"num_train_epochs": 1, "tokens_per_step": 256, "tokens_per_micro_batch": 128}
+
+
+@dataclass
+class _Ended:
+    returncode: int
+
+    def poll(self) -> int:
+        return self.returncode
+
+
+@dataclass
+class Launcher:
+    """Makes trials in this process, at once; `faults` are raised in place of a trial by its name."""
+
+    recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
+    faults: dict[str, KeeptuneError] = field(default_factory=dict)
+
+    def __call__(self, recipe: Path, *, parts: Path, share: float, log: Path) -> subprocess.Popen[bytes]:
+        name = f"{recipe.parent.name}/{recipe.stem}"
+        self.recipes[name] = yaml.safe_load(recipe.read_text())
+        try:
+            if name in self.faults:
+                raise self.faults[name]
+            with stages.open_run(load_recipe(recipe), context=world.context()) as run:
+                stages.run_trial(run, parts, share=share)
+        except KeeptuneError as error:
+            log.write_text(f"keeptune: {error}\n")
+            return cast("subprocess.Popen[bytes]", _Ended(error.exit_code))
+        return cast("subprocess.Popen[bytes]", _Ended(0))
+
+
+def searched(path: Path, launch: Launcher, *, trials: int = 2, jobs: int = 1, **options: Any) -> Path:
+    options = {"overrides": [], "halving": False, "context": world.context(), **options}
+    return stages.search(path, num_trials=trials, num_jobs=jobs, launch=launch, **options)
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return world.llama(tmp_path_factory.mktemp("base"))
+
+
+def recipe(folder: Path, base: Path, **sections: Any) -> Path:
+    data = world.records(folder / "data.jsonl", number=60)
+    return world.recipe_file(folder, model=base, data=data, **{"training": SHORT, "methods": ONE, **sections})
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, base: Path) -> tuple[Path, Launcher]:
+    folder, launch = tmp_path_factory.mktemp("search"), Launcher()
+    searched(recipe(folder, base, methods=RANGES), launch, trials=3, jobs=2)
+    return folder, launch
+
+
+def test_a_search_leaves_a_row_for_every_trial_and_the_best_of_each_method(done: tuple[Path, Launcher]) -> None:
+    summary = read_json(done[0] / "run" / "search" / "search.json")
+    assert (summary["metric"], summary["split"], summary["higher_is_better"]) == ("loss", "validation", False)
+    for method in ("full", "lora"):
+        rows = summary["methods"][method]["trials"]
+        assert len(rows) == 7
+        assert all(row["state"] == "finished" and row["seconds"] > 0 for row in rows)
+        contenders = summary["methods"][method]["winner"]["contenders"]
+        assert [len(contender["values"]) for contender in contenders] == [3, 3]
+        first = [row for row in rows if not row["repeat"]]
+        best = sorted(first, key=lambda row: row["value"])[:2]
+        assert {contender["name"] for contender in contenders} == {row["name"] for row in best}
+
+
+def test_the_best_recipe_is_a_plain_one_with_each_methods_best_settings(done: tuple[Path, Launcher]) -> None:
+    search = done[0] / "run" / "search"
+    best = load_recipe(search / "best.yaml")
+    summary = read_json(search / "search.json")
+    for method in ("full", "lora"):
+        params = summary["methods"][method]["winner"]["contenders"][0]["params"]
+        assert best.methods[method].learning_rate == params[f"methods.{method}.learning_rate"]
+        assert set(load_recipe(search / method / "best.yaml").methods) == {method}
+    assert best.output_dir == str(done[0] / "run")
+    assert best.data.tasks[0].path == str(done[0] / "data.jsonl")
+
+
+def test_the_best_recipe_goes_on_in_the_folder_of_its_search(done: tuple[Path, Launcher], tmp_path: Path) -> None:
+    folder = shutil.copytree(done[0], tmp_path / "moved")
+    text = (folder / "run" / "search" / "best.yaml").read_text().replace(str(done[0]), str(folder))
+    (folder / "best.yaml").write_text(text)
+    notes = world.Notes()
+    with stages.open_run(load_recipe(folder / "best.yaml"), context=world.context(notes=notes)) as run:
+        data = stages.prepare(run)
+        assert data.made_before
+        stages.train(run, data=data, methods=["full"])
+        page = stages.report(run)
+    assert "How the settings were found" in page.read_text(encoding="utf-8")
+    assert any("is chosen" in sentence for sentence in read_json(run.folder / "report.json")["search"])
+    # The methods are begun now: a further search stands beside them and leaves their recipe alone.
+    before = (run.folder / "recipe.yaml").read_bytes()
+    path = folder / "recipe.yaml"
+    path.write_text(path.read_text().replace(str(done[0]), str(folder)))
+    searched(path, Launcher(), trials=3, jobs=2)
+    assert (run.folder / "recipe.yaml").read_bytes() == before
+
+
+def test_a_trial_has_a_folder_of_its_own_and_keeps_no_weights(done: tuple[Path, Launcher]) -> None:
+    for trial in (done[0] / "run" / "search" / "lora").glob("trial-*/"):
+        assert (trial / "result.json").is_file() and (trial / "lora" / "events.jsonl").is_file()
+        assert not list(trial.rglob("*.safetensors"))
+
+
+def test_a_repeat_differs_in_the_seed_alone(done: tuple[Path, Launcher]) -> None:
+    recipes = done[1].recipes
+    for name in (name for name in recipes if "seed" in name):
+        first, again = recipes[name.partition("-seed")[0]], recipes[name]
+        assert again["seed"] == int(name[-1])
+        assert {**again, "seed": 0, "output_dir": ""} == {**first, "seed": 0, "output_dir": ""}
+
+
+def test_a_finished_search_makes_no_trial_again(done: tuple[Path, Launcher]) -> None:
+    launch = Launcher()
+    before = (done[0] / "run" / "search" / "search.json").read_bytes()
+    searched(done[0] / "recipe.yaml", launch, trials=3, jobs=2)
+    assert launch.recipes == {}
+    assert (done[0] / "run" / "search" / "search.json").read_bytes() == before
+
+
+def test_other_ranges_or_other_data_are_refused_with_the_hashes(done: tuple[Path, Launcher], tmp_path: Path) -> None:
+    folder = shutil.copytree(done[0], tmp_path / "moved")
+    value = json.loads((folder / "recipe.yaml").read_text()) | {"output_dir": str(folder / "run")}
+    value["methods"]["full"]["learning_rate"]["high"] = 0.1
+    (folder / "recipe.yaml").write_text(json.dumps(value))
+    key = read_json(folder / "run" / "search" / "search.json")["methods"]["full"]["key"]
+    with pytest.raises(FolderInUseError, match=rf"search/full: found a study of another recipe.*hash {key[:16]}, now "):
+        searched(folder / "recipe.yaml", Launcher(), trials=3)
+    value["methods"]["full"]["learning_rate"]["high"] = 0.01
+    (folder / "recipe.yaml").write_text(json.dumps(value))
+    with (folder / "data.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "one more", "completion": "red"}) + "\n")
+    with pytest.raises(FolderInUseError, match=f"hash {key[:16]}"):
+        searched(folder / "recipe.yaml", Launcher(), trials=3, overrides=[f"data.tasks.0.path={folder / 'data.jsonl'}"])
+
+
+_OPENED: list[str] = []
+_WATCHING = [False]
+
+
+def _hook(event: str, arguments: tuple[Any, ...]) -> None:
+    if _WATCHING[0] and event in ("open", "os.listdir", "os.scandir", "os.rename", "os.link", "os.remove"):
+        _OPENED.extend(str(argument) for argument in arguments if isinstance(argument, str | bytes | Path))
+
+
+@contextmanager
+def watching() -> Iterator[list[str]]:
+    """Collect every path that this process opens or lists in the meantime."""
+    if not hasattr(sys, "_keeptune_hook"):
+        sys.addaudithook(_hook)
+        sys._keeptune_hook = True  # pyright: ignore[reportAttributeAccessIssue]
+    _OPENED.clear()
+    _WATCHING[0] = True
+    try:
+        yield _OPENED
+    finally:
+        _WATCHING[0] = False
+
+
+def kept(folder: Path, base: Path) -> Path:
+    """Write a recipe with a suite that must not be forgotten, texts, and a test file of its own."""
+    others = world.records(folder / "others.jsonl", number=60, seed=9)
+    own = world.records(folder / "own-secret.jsonl", number=12, seed=3)
+    tasks = [
+        {"path": str(world.records(folder / "data.jsonl", number=60)), "name": "first-word", "test": str(own)},
+        {"path": str(others), "name": "old", "train": False},
+    ]
+    data = {"tasks": tasks, "validation_fraction": 0.2, "test_fraction": 0.2}
+    retention = {"self_texts": 8, "text_tokens": 16, "budget": {"others": "0.5 nats", "self": "0.5 nats"}}
+    return recipe(folder, base, data=data, retention=retention)
+
+
+def test_the_test_split_cannot_be_reached_from_a_trial(tmp_path: Path, base: Path) -> None:
+    launch = Launcher()
+    searched(kept(tmp_path, base), launch, trials=1)
+    run, parts = tmp_path / "run", tmp_path / "run" / "search" / "parts"
+    # What the trial is given names no test record and no file with one.
+    secret = {json.loads(line)["messages"][0]["content"] for line in (run / "data" / "test.jsonl").open()}
+    given = [path for path in parts.rglob("*") if path.is_file()]
+    assert {p.name for p in parts.rglob("*.jsonl")} == {"train.jsonl", "validation.jsonl", "probe.jsonl"}
+    assert not any("test" in path.relative_to(run).as_posix() for path in given)
+    lines = [line for path in parts.glob("data/*.jsonl") for line in path.open()]
+    assert not secret & {json.loads(line)["messages"][0]["content"] for line in lines}
+    (text,) = (json.dumps(value) for value in launch.recipes.values())
+    assert not any(name in text for name in ("data.jsonl", "others.jsonl", "own-secret"))
+    # And a whole trial, with every file that holds a test record gone, opens none and comes to the same.
+    trial = run / "search" / "full" / "trial-0000"
+    before = read_json(trial / "result.json")
+    shutil.rmtree(trial)
+    for path in (run / "data", run / "search" / "texts"):
+        shutil.rmtree(path)
+    for name in ("data.jsonl", "others.jsonl", "own-secret.jsonl"):
+        (tmp_path / name).unlink()
+    with watching() as opened:
+        launch(trial.with_suffix(".yaml"), parts=parts, share=1.0, log=tmp_path / "log")
+    inside = [Path(path).relative_to(tmp_path).as_posix() for path in opened if path.startswith(f"{tmp_path}/")]
+    assert "run/search/parts/data/train.jsonl" in inside or "run/search/parts/data/validation.jsonl" in inside
+    assert not [path for path in inside if "test" in path or path.startswith("run/data")]
+    assert read_json(trial / "result.json") | {"seconds": 0} == before | {"seconds": 0}
+
+
+def test_what_a_budget_allows_is_measured_on_the_probe(tmp_path: Path, base: Path) -> None:
+    path = kept(tmp_path, base)
+    searched(path, Launcher(), trials=1)
+    (row,) = read_json(tmp_path / "run" / "search" / "search.json")["methods"]["full"]["trials"]
+    assert set(row["drops"]) == {"others", "self"}
+    assert row["drift"] > 0
+    worst = max(row["drops"].values())
+    assert row["excess"] == pytest.approx((worst - 0.5) / 0.5)
+
+
+def test_a_trial_that_fails_is_a_row_and_where_all_fail_the_reason_is_told(tmp_path: Path, base: Path) -> None:
+    path = recipe(tmp_path, base)
+    fault = RecipeError("a: found b; expected c. Mend it.")
+    launch = Launcher(faults={"full/trial-0001": fault})
+    summary = read_json(searched(path, launch, trials=2))
+    rows = {row["name"]: row for row in summary["methods"]["full"]["trials"]}
+    assert (rows["trial-0001"]["state"], rows["trial-0001"]["reason"]) == ("failed", f"keeptune: {fault}")
+    assert summary["methods"]["full"]["winner"]["is_real"] is None
+    found = read_search(RunFolder(tmp_path / "run"))
+    assert found is not None
+    assert [trial.remark for trial in found.methods[0].trials] == ["best", f"failed: keeptune: {fault}"]
+    failing = Launcher(faults={f"full/trial-{i:04d}": fault for i in range(2)})
+    other = recipe(tmp_path / "other", base) if (tmp_path / "other").mkdir() is None else path
+    with pytest.raises(RecipeError, match=r"methods\.full: found 1 trials and none that came to its end \(the last: k"):
+        searched(other, failing, trials=1)
+
+
+def test_halving_trains_on_a_share_of_the_records_with_a_schedule_of_its_own(tmp_path: Path, base: Path) -> None:
+    launch = Launcher()
+    summary = read_json(
+        searched(recipe(tmp_path, base, methods={"full": RANGES["full"]}), launch, trials=3, halving=True)
+    )
+    rows = {row["name"]: row for row in summary["methods"]["full"]["trials"]}
+    assert {row["share"] for row in rows.values()} == {1 / 9, 1 / 3, 1.0}
+    events = (tmp_path / "run" / "search" / "full" / "trial-0000-short-9" / "full" / "events.jsonl").read_text()
+    run = json.loads(events.splitlines()[0])
+    whole = len((tmp_path / "run" / "data" / "train.jsonl").read_text().splitlines())
+    assert run["num_examples"] == -(-whole // 9)
+    assert [json.loads(line)["learning_rate"] for line in events.splitlines() if '"step"' in line][-1] < run[
+        "learning_rate"
+    ]
+
+
+def test_a_metric_chooses_in_its_own_direction_and_one_that_is_not_computed_is_refused(
+    tmp_path: Path, base: Path
+) -> None:
+    evaluation = {"metrics": ["exact_match", "rougeL"], "select_by": "rougeL", "max_new_tokens": 4}
+    path = recipe(tmp_path, base, evaluation=evaluation)
+    summary = read_json(searched(path, Launcher(), trials=2))
+    assert (summary["metric"], summary["higher_is_better"]) == ("rougeL", True)
+    with pytest.raises(RecipeError, match="found select_by: bleu; expected loss or one of metrics. Add it to metrics"):
+        searched(path, Launcher(), overrides=["evaluation.select_by=bleu"])
+
+
+def test_a_range_with_a_value_that_the_recipe_refuses_is_refused_before_any_trial(tmp_path: Path, base: Path) -> None:
+    launch = Launcher()
+    ranks = {"lora": {"peft_type": "LORA", "rank": {"choices": [4, 8]}}}
+    with pytest.raises(
+        RecipeError, match="methods.lora.rank: found an argument that LoraConfig does not know|LoraConfig"
+    ):
+        searched(recipe(tmp_path, base, methods=ranks), launch)
+    with pytest.raises(RecipeError, match=r"methods\.full\.learning_rate: found -1\.0; expected greater than 0"):
+        searched(recipe(tmp_path, base, methods={"full": {"learning_rate": {"low": -1.0, "high": 1.0}}}), launch)
+    assert launch.recipes == {} and not (tmp_path / "run").exists()
+
+
+def test_methods_with_other_best_settings_of_the_training_have_recipes_of_their_own(tmp_path: Path, base: Path) -> None:
+    path = recipe(tmp_path, base, methods={**ONE, "wide": {"learning_rate": 1e-2}},
+                  training={**SHORT, "num_train_epochs": {"choices": [1, 2, 3]}})  # fmt: skip
+    summary = read_json(searched(path, Launcher(), trials=2))
+    search = tmp_path / "run" / "search"
+    for name in ("full", "wide"):
+        params = summary["methods"][name]["winner"]["contenders"][0]["params"]
+        assert load_recipe(search / name / "best.yaml").training.num_train_epochs == params["training.num_train_epochs"]
+    best = load_recipe(search / "best.yaml")
+    assert set(best.methods) == set(summary["together"])
+    chosen = summary["methods"][summary["best"]]["winner"]["contenders"][0]["params"]
+    assert best.training.num_train_epochs == chosen["training.num_train_epochs"]
