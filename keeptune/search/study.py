@@ -76,24 +76,19 @@ class Study:
 
     def queue_again(self, begun: Begun) -> None:
         """Fail a trial whose process ended before its end, and queue the same settings again."""
-        self._queue_again(begun.asked.number, begun.trial)
-
-    def _queue_again(self, number: int, trial: Trial) -> None:
-        # In this order, so that a driver that dies between the two loses no trial.
-        if trial.name not in {_trial(frozen).name for frozen in self._trials("WAITING")}:
-            self.queue([trial])
         with self._writing():
-            self._end(number, value=None)
+            self._end(begun.asked.number, value=None)
+        self.queue([begun.trial])
 
     def settle(self) -> None:
-        """End what a driver that died left running: what was told stands, the rest is queued again."""
-        for frozen in self._trials("RUNNING"):
-            told = frozen.user_attrs.get(_RESULT)
-            if told is None:
-                self._queue_again(frozen.number, _trial(frozen))
-            else:
-                with self._writing():
-                    self._end(frozen.number, value=told["value"])
+        """End what a driver that died left running: what was told stands, the rest failed and has no result.
+
+        A trial without a result is missing from its round, and is queued again with the settings that the journal has.
+        """
+        with self._writing():
+            for frozen in self._trials("RUNNING"):
+                told = frozen.user_attrs.get(_RESULT)
+                self._end(frozen.number, value=None if told is None else told["value"])
 
     def _end(self, number: int, *, value: float | None) -> None:
         state = optuna().trial.TrialState

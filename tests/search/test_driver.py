@@ -136,6 +136,21 @@ def test_a_driver_that_died_between_two_lines_of_the_journal_loses_no_trial(tmp_
         assert Machine(folder).run(search(num_trials=2, num_jobs=1)) == whole, f"after line {i}: {lines[i - 1]}"
 
 
+def test_what_a_dead_driver_left_running_is_failed_and_queued_again_with_the_same_settings(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.run_until_stopped(search(num_jobs=2), after=4)
+    study = machine.study()
+    before, done = study.trials(), study.results()
+    assert [t.state.name for t in study._study.get_trials() if t.state.name == "RUNNING"] == []
+    left = set(before) - set(done)
+    assert left
+    # With more jobs a round is larger, and its settings would be others.
+    machine.run(search(num_jobs=3))
+    after = machine.study()
+    assert {name: after.trials()[name].params for name in before} == {n: t.params for n, t in before.items()}
+    assert left <= set(after.results())
+
+
 def test_a_stop_says_how_to_go_on(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "search")
     machine.stop_after = 1
