@@ -19,6 +19,7 @@ class TrialRow:
     """One trial; `params` by the settings' own names. `kept`: every budget was, on the probe; None without a budget."""
 
     name: str
+    number: int
     params: Mapping[str, Any]
     repeat: int
     share: float
@@ -66,6 +67,11 @@ class Searched:
     methods: tuple[SearchedMethod, ...]
     sentences: tuple[str, ...]
 
+    @property
+    def headline(self) -> str:
+        """The sentence on all methods, or that on the one."""
+        return next(iter(self.sentences[len(self.methods) :] or self.sentences), "No trial yet.")
+
 
 def read_search(folder: RunFolder, *, name: str = SEARCH) -> Searched | None:
     """Return the search in a folder; None where there was none."""
@@ -106,7 +112,7 @@ def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -
         settings,
         tuple(sorted(trials, key=order)),
         tuple(sorted(importance, key=lambda pair: -pair[1])),
-        _winner_sentence(name, winner, contenders, metric=metric, num_trials=sum(not t.repeat for t in trials)),
+        _winner_sentence(name, winner, contenders, metric=metric, num_trials=len({t.number for t in trials})),
     )
 
 
@@ -114,6 +120,7 @@ def _trial(row: Mapping[str, Any], *, chosen: Any) -> TrialRow:
     excess = finite(row.get("excess"))
     return TrialRow(
         name=string(row.get("name")) or MISSING,
+        number=whole(row.get("number")) or 0,
         params={_own(key): value for key, value in mapping(row.get("params")).items()},
         repeat=whole(row.get("repeat")) or 0,
         share=finite(row.get("share")) or 1.0,

@@ -43,6 +43,7 @@ def search_panels(found: Searched) -> list[SearchPanel]:
 
 def _panel(found: Searched, method: SearchedMethod, *, number: int) -> SearchPanel:
     trials = [t for t in method.trials if t.value is not None and t.share == 1.0]
+    first = [t for t in trials if not t.repeat]
     colour = SERIES[(number - 1) % len(SERIES)]
     label = metric_label(found.metric)
     rates = [t for t in trials if isinstance(t.params.get(_RATE), int | float)]
@@ -51,8 +52,8 @@ def _panel(found: Searched, method: SearchedMethod, *, number: int) -> SearchPan
         method,
         f"c{1 + (number - 1) % len(SERIES)}",
         Markup(rates_svg(rates, label=label, colour=colour, name=f"rates-{number}")) if len(rates) > 1 else None,
-        Markup(parallel_svg(found, trials, axes, colour=colour, name=f"parallel-{number}"))
-        if len(axes) > 1 and len(trials) > 1
+        Markup(parallel_svg(found, first, axes, colour=colour, name=f"parallel-{number}"))
+        if len(axes) > 1 and len(first) > 1
         else None,
         (*axes, label),
         tuple((name, round(_BAR_WIDTH * share, 1)) for name, share in method.importance),
@@ -96,12 +97,13 @@ def parallel_svg(
     better = set(order[: math.ceil(len(order) / 2)])
 
     def draw(axes: Any) -> None:
-        for i in reversed(order):
+        # The chosen one last, so that none covers it.
+        for i in sorted(reversed(order), key=lambda i: trials[i].chosen):
             line = [column[i] for column in columns]
             looks = {"color": colour, "linewidth": 1.8 if i in better else 1.0, "alpha": 1.0 if i in better else 0.3}
             axes.plot(range(len(line)), line, **looks)
             if trials[i].chosen:
-                axes.plot(range(len(line)), line, color=INK, linewidth=1.6, linestyle=(0, (4, 2)))
+                axes.plot(range(len(line)), line, color=INK, linewidth=2.0)
         for x in range(len(columns)):
             axes.axvline(x, color=GRID, linewidth=1.0)
         axes.set_ylim(-0.05, 1.05)
