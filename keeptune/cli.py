@@ -226,9 +226,9 @@ def search(
 @app.command(hidden=True)
 def trial(recipe: RecipePath, parts: Path, *, share: float = 1.0) -> None:
     """Make one trial of a search; its driver gives this command."""
+    end_with_driver()
     from keeptune import stages
 
-    end_with_driver()
     with open_recipe(recipe, None, quiet=True) as run:
         stages.run_trial(run, parts, share=share)
 
