@@ -27,7 +27,7 @@ from keeptune.recipe_text import apply_override, describe_problem, existing_key,
 from keeptune.search.space import range_keys
 
 _RESERVED_NAMES = frozenset(
-    {ALL_TASKS, "base", "comparisons", "data", "instruct-model", "search", "texts", "tokenizer"}
+    {ALL_TASKS, "base", "comparisons", "data", "instruct-model", "parts", "search", "texts", "tokenizer"}
 )
 
 

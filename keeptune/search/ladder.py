@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keeptune.search.space import Range
+from keeptune.search.space import Range, few_digits
 from keeptune.search.trials import Result, ranked
 
 _RUNG = 3.0
@@ -61,9 +61,9 @@ def next_settings(
 
     The same results give the same settings.
     """
-    tried = [_signature(result.trial.params) for result in results]
+    tried = [dict(result.trial.params) for result in results]
     for group in _groups(start, results, num_left=num_left, higher_is_better=higher_is_better):
-        new = [settings for settings in group if _signature(settings) not in tried]
+        new = [settings for settings in group if settings not in tried]
         if new:
             return new[:num_left]
     return []
@@ -76,7 +76,7 @@ def _groups(
     first = dict(start.settings)
     rate = start.key("learning_rate")
     assert rate is not None
-    yield [first | {rate: first[rate] * factor} for factor in _FIRST]
+    yield [first | {rate: few_digits(first[rate] * factor)} for factor in _FIRST]
     order = ranked(results, higher_is_better=higher_is_better)
     if not order:
         return
@@ -91,7 +91,7 @@ def _groups(
     yield from _other_settings(start, best)
     for halvings in range(1, _MOST_HALVINGS + 1):
         factor = _RUNG**0.5**halvings
-        yield [best | {rate: best[rate] * f} for f in (factor, 1.0 / factor)]
+        yield [best | {rate: few_digits(best[rate] * f)} for f in (factor, 1.0 / factor)]
 
 
 def _along_the_rate(along: Sequence[Result], failed: Sequence[Result], *, rate: str) -> Iterator[list[dict[str, Any]]]:
@@ -100,6 +100,9 @@ def _along_the_rate(along: Sequence[Result], failed: Sequence[Result], *, rate: 
         return
     best = dict(along[0].trial.params)
     rates = sorted(r.trial.params[rate] for r in along)
+    if len({r.value for r in along}) == 1:
+        # Nothing was learned at any of them, as where no answer is right yet: more is needed.
+        best[rate] = rates[-1]
     too_high = min((r.trial.params[rate] for r in failed), default=math.inf)
     outward = 0
     if best[rate] == rates[-1] and best[rate] * _RUNG < too_high:
@@ -107,8 +110,8 @@ def _along_the_rate(along: Sequence[Result], failed: Sequence[Result], *, rate: 
     elif best[rate] == rates[0]:
         outward = -1
     if outward and len(along) <= len(_FIRST) + _MOST_OUTWARD:
-        yield [best | {rate: best[rate] * _RUNG ** (outward * i)} for i in (1, 2)]
-    yield [best | {rate: best[rate] * factor} for factor in (_FINE, 1.0 / _FINE)]
+        yield [best | {rate: few_digits(best[rate] * _RUNG ** (outward * i))} for i in (1, 2)]
+    yield [best | {rate: few_digits(best[rate] * factor)} for factor in (_FINE, 1.0 / _FINE)]
 
 
 def _other_settings(start: Start, best: Mapping[str, Any]) -> Iterator[list[dict[str, Any]]]:
@@ -133,9 +136,3 @@ def _with_replay(start: Start, settings: dict[str, Any], *, kl: float = 0.0) -> 
 
 def _without(settings: Mapping[str, Any], key: str) -> dict[str, Any]:
     return {name: value for name, value in settings.items() if name != key}
-
-
-def _signature(settings: Mapping[str, Any]) -> tuple[tuple[str, Any], ...]:
-    """Return the settings in a form that equals that of settings which differ by rounding alone."""
-    rounded = ((k, float(f"{v:.6g}") if isinstance(v, int | float) else v) for k, v in settings.items())
-    return tuple(sorted(rounded))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from keeptune.errors import import_extra
-from keeptune.search.space import Range
+from keeptune.search.space import Range, few_digits
 from keeptune.search.trials import Result
 
 _MOST_STARTS = 10
@@ -42,9 +42,15 @@ def drawn(params: Mapping[str, Any], ranges: Sequence[Range]) -> dict[str, Any]:
 
 
 def settings(params: Mapping[str, Any], ranges: Sequence[Range]) -> dict[str, Any]:
-    """Return settings from Optuna's words."""
-    texts = {r.key for r in ranges if r.choices}
-    return {key: json.loads(value) if key in texts else value for key, value in params.items()}
+    """Return settings from Optuna's words, fractions with few digits."""
+    found = dict(params)
+    for range_ in ranges:
+        value = params[range_.key]
+        if range_.choices:
+            found[range_.key] = json.loads(value)
+        elif isinstance(value, float):
+            found[range_.key] = min(range_.high, max(range_.low, few_digits(value)))
+    return found
 
 
 def next_settings(

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import difflib
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,6 +125,11 @@ def plan_search(recipe: Mapping[str, Any], *, where: str, is_fractional: Callabl
     return Plan(with_values(recipe, {r.key: r.ends()[1] for r in found}), tuple(found))
 
 
+def few_digits(value: float) -> float:
+    """Return a number rounded to three digits: more tell nothing of a training, and are hard to read."""
+    return float(f"{value:.3g}")
+
+
 def _settings(recipe: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what stands in the sections where a search may choose, by dotted key."""
     methods, training = recipe.get("methods"), recipe.get("training")
@@ -220,6 +226,9 @@ def _range(key: str, value: Mapping[str, Any], *, fractional: bool) -> Range:
     low, high, step = value["low"], value["high"], value.get("step")
     if fractional or not all(isinstance(number, int) for number in (low, high, step or 1)):
         low, high, step = float(low), float(high), None if step is None else float(step)
+    if step is not None:
+        # The last step inside the range.
+        high = low + math.floor((high - low) / step + 1e-9) * step
     return Range(key, low, high, log=value.get("log", False), step=step)
 
 

@@ -141,7 +141,7 @@ def test_choices_that_are_lists_have_places_on_an_axis(tmp_path: Path) -> None:
 
 def test_the_page_of_the_search_and_that_of_the_run_show_it_escaped(tmp_path: Path) -> None:
     page = write_search_report(written(tmp_path, summary()))
-    assert page == tmp_path / "search" / "report.html"
+    assert page is not None and page == tmp_path / "search" / "report.html"
     for path in (page, write_report(tmp_path)):
         text = path.read_text(encoding="utf-8")
         assert "How the settings were found" in text

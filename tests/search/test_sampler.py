@@ -48,6 +48,7 @@ def test_a_trials_settings_do_not_depend_on_how_many_are_asked_for_with_it() -> 
 def test_settings_are_values_of_the_recipe_inside_their_ranges() -> None:
     for settings in asked([], num_next=12):
         assert 1e-5 <= settings["methods.lora.learning_rate"] <= 1e-1
+        assert len(f"{settings['methods.lora.learning_rate']:.15g}".replace("0.", "").strip("0").partition("e")[0]) <= 4
         assert settings["methods.lora.target_modules"] in ("all-linear", ["q_proj", "v_proj"])
         assert settings["training.num_train_epochs"] in (1, 2, 3, 4, 5)
 

@@ -48,6 +48,12 @@ def test_whole_ends_of_a_setting_that_may_be_a_fraction_give_fractions() -> None
     assert [type(range_.high) for range_ in ranges] == [float, int]
 
 
+def test_a_range_ends_at_its_last_step() -> None:
+    ranges = plan({"full": {}}, training={"num_train_epochs": {"low": 1, "high": 6, "step": 2},
+                                          "weight_decay": {"low": 0.0, "high": 0.2, "step": 0.05}}).ranges  # fmt: skip
+    assert [range_.high for range_ in ranges] == [5, pytest.approx(0.2)]
+
+
 def test_auto_is_ten_times_higher_for_lora_than_for_full_fine_tuning() -> None:
     found = plan({"full": {"learning_rate": "auto"}, "lora": {"peft_type": "lora", "learning_rate": "auto"}}).ranges
     assert [(range_.low, range_.high, range_.log) for range_ in found] == [(1e-5, 1e-3, True), (1e-4, 1e-2, True)]
