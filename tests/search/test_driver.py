@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import resource
 import subprocess
 import sys
 import time
@@ -75,6 +76,22 @@ def test_a_full_disk_ends_the_search_and_loses_nothing(tmp_path: Path) -> None:
     after = machine.run(search())
     assert after == whole
     assert before.items() <= after.items()
+
+
+@pytest.mark.parametrize("share", [0.1, 0.35, 0.6, 0.85])
+def test_a_journal_that_the_disk_has_no_room_for_is_mended_and_loses_nothing(tmp_path: Path, share: float) -> None:
+    whole = Machine(tmp_path / "whole").run(search(num_trials=3))
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    machine = Machine(tmp_path / "full")
+    try:
+        resource.setrlimit(
+            resource.RLIMIT_FSIZE, (int(share * (tmp_path / "whole" / JOURNAL).stat().st_size), limits[1])
+        )
+        with pytest.raises(StorageError, match=f"{JOURNAL}: the file is larger than the limit of this process"):
+            machine.run(search(num_trials=3))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert machine.run(search(num_trials=3)) == whole
 
 
 def test_a_journal_that_cannot_grow_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,17 @@ def simulate(run: stages.Run) -> None:
     assert method.learning_rate is not None
     value = 2.0 + abs(math.log10(method.learning_rate / 4e-3)) + 0.01 * run.recipe.seed
     answers = [
-        Answer(f"r{i}", "first-word", f"r{i}", "", "", ("",), True, {"loss": value + 0.1 * (i % 3), "rougeL": 0.0}, 4)
+        Answer(
+            f"r{i}",
+            "first-word",
+            f"r{i}",
+            "",
+            "",
+            ("",),
+            True,
+            {"loss": value + 0.3 * ((i * i + round(1000 * value)) % 3), "rougeL": 0.0},
+            4,
+        )
         for i in range(9)
     ]
     (run.folder / "validation").mkdir()
@@ -127,6 +137,13 @@ def test_a_search_leaves_a_row_for_every_trial_and_the_best_of_each_method(done:
         first = [row for row in rows if not row["repeat"]]
         best = sorted(first, key=lambda row: row["value"])[:2]
         assert {contender["name"] for contender in contenders} == {row["name"] for row in best}
+
+
+def test_a_difference_is_held_against_its_error_over_the_validation_records(done: tuple[Path, Launcher]) -> None:
+    winners = [found["winner"] for found in read_json(done[0] / "run/search/search.json")["methods"].values()]
+    spreads = [max(max(c["values"]) - min(c["values"]) for c in winner["contenders"]) for winner in winners]
+    assert spreads == pytest.approx([0.02, 0.02])
+    assert max(winner["threshold"] for winner in winners) > 0.05
 
 
 def test_the_best_recipe_is_a_plain_one_with_each_methods_best_settings(done: tuple[Path, Launcher]) -> None:
