@@ -202,6 +202,9 @@ def search(
     halving: Annotated[
         bool, typer.Option("--halving", help="Try all on a ninth of the train records, the better third on more.")
     ] = False,
+    against_drift: Annotated[
+        bool, typer.Option("--against-drift", help="Look for little drift from the base too, not for the value alone.")
+    ] = False,
     set_: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
@@ -214,6 +217,7 @@ def search(
         num_trials=trials,
         num_jobs=jobs,
         halving=halving,
+        against_drift=against_drift,
         context=make_context(quiet=quiet),
         launch=trial_launcher(num_jobs=jobs),
     )

@@ -29,6 +29,7 @@ class TrialRow:
     seconds: float | None
     reason: str
     chosen: bool
+    on_front: bool = False
 
     @property
     def remark(self) -> str:
@@ -36,6 +37,7 @@ class TrialRow:
         if self.reason:
             return f"failed: {self.reason.splitlines()[-1]}"
         parts = ["best"] if self.chosen else []
+        parts += ["none is better in value and drift"] if self.on_front else []
         parts += ["above the budget"] if self.kept is False else []
         parts += [f"on {self.share:.0%} of train"] if self.share < 1.0 else []
         parts += [f"again with seed + {self.repeat}"] if self.repeat else []
@@ -98,7 +100,8 @@ def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -
     winner = mapping(value.get("winner"))
     contenders = rows(winner.get("contenders"))
     chosen = contenders[0].get("name") if contenders else None
-    trials = [_trial(row, chosen=chosen) for row in rows(value.get("trials"))]
+    unbeaten = strings(value.get("front"))
+    trials = [_trial(row, chosen=chosen, on_front=row.get("name") in unbeaten) for row in rows(value.get("trials"))]
     sign = -1.0 if higher else 1.0
 
     def order(trial: TrialRow) -> tuple[bool, bool, float, float]:
@@ -116,7 +119,7 @@ def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -
     )
 
 
-def _trial(row: Mapping[str, Any], *, chosen: Any) -> TrialRow:
+def _trial(row: Mapping[str, Any], *, chosen: Any, on_front: bool) -> TrialRow:
     excess = finite(row.get("excess"))
     return TrialRow(
         name=string(row.get("name")) or MISSING,
@@ -130,6 +133,7 @@ def _trial(row: Mapping[str, Any], *, chosen: Any) -> TrialRow:
         seconds=finite(row.get("seconds")),
         reason=string(row.get("reason")) or "",
         chosen=row.get("name") == chosen,
+        on_front=on_front,
     )
 
 

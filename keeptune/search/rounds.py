@@ -25,6 +25,7 @@ class Search:
     """How a method's settings are searched for: `num_trials` of them, by `ranges`, or by the ladder from `start`.
 
     `halving` trains all of them on a ninth of the records first, the better ones on a third, the best on all.
+    `against_drift` looks for settings with little drift too, not for the best value alone.
     """
 
     ranges: tuple[Range, ...]
@@ -34,6 +35,7 @@ class Search:
     seed: int
     higher_is_better: bool
     halving: bool = False
+    against_drift: bool = False
 
     @property
     def shares(self) -> tuple[float, ...]:
@@ -106,4 +108,5 @@ def _settings(search: Search, before: Sequence[Result]) -> list[dict[str, Any]]:
         num_trials=search.num_trials,
         seed=search.seed,
         higher_is_better=search.higher_is_better,
+        against_drift=search.against_drift,
     )

@@ -61,16 +61,18 @@ def next_settings(
     num_trials: int,
     seed: int,
     higher_is_better: bool,
+    against_drift: bool = False,
 ) -> list[dict[str, Any]]:
     """Return the settings of the next trials, fewer than `num_next` where all that is left was tried.
 
-    A function of its arguments: each trial has a sampler of its own, seeded by the trial's number.
+    A function of its arguments: each trial has a sampler of its own, seeded by the trial's number. `against_drift`
+    makes the drift a second objective, beside the value.
     """
     known = [result.trial.params for result in results]
     found: list[dict[str, Any]] = []
     for number in range(len(results), len(results) + num_next):
         for draw in range(_MOST_DRAWS):
-            study = _study(ranges, results, higher_is_better=higher_is_better)
+            study = _study(ranges, results, higher_is_better=higher_is_better, against_drift=against_drift)
             study.sampler = _sampler((seed, number, draw), num_trials=num_trials)
             asked = study.ask({r.key: distribution(r) for r in ranges})
             new = settings(asked.params, ranges)
@@ -88,18 +90,22 @@ def _sampler(seed: tuple[int, int, int], *, num_trials: int) -> Any:
     return optuna().samplers.TPESampler(seed=number, n_startup_trials=num_starts)
 
 
-def _study(ranges: Sequence[Range], results: Sequence[Result], *, higher_is_better: bool) -> Any:
+def _study(
+    ranges: Sequence[Range], results: Sequence[Result], *, higher_is_better: bool, against_drift: bool = False
+) -> Any:
     """Return a study in memory that knows the finished trials."""
     library = optuna()
-    study = library.create_study(direction="maximize" if higher_is_better else "minimize")
+    directions = ["maximize" if higher_is_better else "minimize", *(["minimize"] if against_drift else [])]
+    study = library.create_study(directions=directions)
     for result in sorted(results, key=lambda r: r.trial.number):
-        if result.value is not None:
+        values = [result.value, *([result.drift] if against_drift else [])]
+        if None not in values:
             constraints = {} if result.excess is None else {"budget": result.excess}
             study.add_trial(
                 library.trial.create_trial(
                     params=drawn(result.trial.params, ranges),
                     distributions={r.key: distribution(r) for r in ranges},
-                    value=result.value,
+                    values=values,
                     constraints=constraints,
                 )
             )

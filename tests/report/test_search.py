@@ -81,6 +81,13 @@ def test_trials_stand_best_first_those_above_a_budget_and_failures_last(tmp_path
     assert method.settings == method.varied == ("learning_rate", "r")
 
 
+def test_trials_that_none_beats_in_value_and_drift_are_marked(tmp_path: Path) -> None:
+    value = summary()
+    value["methods"]["lora"]["front"] = ["trial-0000"]
+    remarks = {trial.name: trial.remark for trial in read(tmp_path, value).methods[0].trials}
+    assert remarks["trial-0000"] == "none is better in value and drift"
+
+
 def test_the_words_say_whether_the_winner_is_real(tmp_path: Path) -> None:
     chosen = "lora: of 5 trials, trial-0001 is chosen (learning_rate 0.003, r 16). Over 2 seeds it and trial-0000"
     assert read(tmp_path, summary()).sentences == (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from keeptune.search.sampler import importances, next_settings
@@ -66,6 +67,21 @@ def test_settings_that_break_a_budget_are_left_for_those_that_keep_it() -> None:
     rates = [s["methods.lora.learning_rate"] for s in asked(results(20, with_budget=True), num_next=12)]
     free = [s["methods.lora.learning_rate"] for s in asked(results(20, with_budget=True, known=False), num_next=12)]
     assert sum(rate > 1e-3 for rate in rates) < sum(rate > 1e-3 for rate in free)
+
+
+def test_with_drift_as_a_second_objective_settings_of_little_drift_are_tried_too() -> None:
+    before = [
+        replace(result, drift=float(result.trial.number)) for result in results(20, with_budget=True, known=False)
+    ]
+    how: dict[str, Any] = {"num_next": 12, "num_trials": 20, "seed": 0, "higher_is_better": False}
+    rates = {
+        against: [s["methods.lora.learning_rate"] for s in next_settings(RANGES, before, against_drift=against, **how)]
+        for against in (False, True)
+    }
+    # Little drift comes with a low rate here, a good value with a high one.
+    assert sum(rate < 1e-3 for rate in rates[True]) > sum(rate < 1e-3 for rate in rates[False])
+    undrifted = [replace(result, drift=None) for result in before]
+    assert len(next_settings(RANGES, undrifted, against_drift=True, **how)) == 12
 
 
 def test_failed_trials_are_no_results() -> None:

@@ -96,7 +96,7 @@ def simulate(run: stages.Run) -> None:
 
 
 def searched(path: Path, launch: Launcher, *, trials: int = 2, jobs: int = 1, **options: Any) -> Path:
-    options = {"overrides": [], "halving": False, "context": world.context(), **options}
+    options = {"overrides": [], "halving": False, "against_drift": False, "context": world.context(), **options}
     return stages.search(path, num_trials=trials, num_jobs=jobs, launch=launch, **options)
 
 
@@ -372,6 +372,19 @@ def test_a_range_with_a_value_that_the_recipe_refuses_is_refused_before_any_tria
     with pytest.raises(RecipeError, match=r"methods\.full\.learning_rate: found -1\.0; expected greater than 0"):
         searched(recipe(tmp_path, base, methods={"full": {"learning_rate": {"low": -1.0, "high": 1.0}}}), launch)
     assert launch.recipes == {} and not (tmp_path / "run").exists()
+
+
+def test_little_drift_can_be_a_second_objective_where_it_is_measured(tmp_path: Path, base: Path) -> None:
+    retention = {"self_texts": 8, "text_tokens": 16}
+    path = recipe(tmp_path, base, methods={"full": RANGES["full"]}, retention=retention)
+    summary = read_json(searched(path, Launcher(), trials=3, against_drift=True))
+    # Drifts are all the same here: the best value beats the others.
+    chosen = summary["methods"]["full"]["winner"]["contenders"]
+    assert summary["methods"]["full"]["front"] == [min(chosen, key=lambda c: c["values"][0])["name"]]
+    with pytest.raises(RecipeError, match="retention.self_texts: found 0 with --against-drift; expected texts"):
+        searched(path, Launcher(), against_drift=True, overrides=["retention.self_texts=0"])
+    with pytest.raises(RecipeError, match=r"methods\.full: found no range with --against-drift; expected one"):
+        searched(path, Launcher(), against_drift=True, overrides=["methods.full.learning_rate=0.1"])
 
 
 def test_methods_with_other_best_settings_of_the_training_have_recipes_of_their_own(tmp_path: Path, base: Path) -> None:
