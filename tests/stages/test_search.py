@@ -307,12 +307,12 @@ def test_the_test_split_cannot_be_reached_from_a_trial(kept: tuple[Path, Launche
 def test_under_a_budget_the_preset_replays_texts_that_the_base_wrote_before(tmp_path: Path, base: Path) -> None:
     retention = {"self_texts": 8, "text_tokens": 16, "budget": {"self": "0.5 nats"}}
     path = recipe(tmp_path, base, methods={"full": {"learning_rate": 4e-3}}, retention=retention)
-    launch = Launcher(trained=frozenset({"full/trial-0003"}))
+    launch = Launcher()
     summary = read_json(searched(path, launch, trials=4))
     assert [row["params"]["methods.full.replay_fraction"] for row in summary["methods"]["full"]["trials"]][-1] == 0.05
     assert launch.recipes["full/trial-0000"]["methods"]["full"]["replay_fraction"] == 0.0
-    training = read_json(tmp_path / "run" / "search" / "full" / "trial-0003" / "full" / "training.json")
-    assert training["replay_fraction"] == 0.05 and training["replay_tokens"] > 0
+    texts = {path.name for path in (tmp_path / "run" / "search" / "parts" / "texts").glob("*.jsonl")}
+    assert texts == {"probe.jsonl", "replay.jsonl"}
 
 
 def test_a_trial_that_fails_is_a_row_and_where_all_fail_the_reason_is_told(tmp_path: Path, base: Path) -> None:
