@@ -131,17 +131,25 @@ def _search(path: Path, *, trials: int, jobs: int) -> list[str]:
 
 
 def compared(results: dict[str, Any]) -> dict[str, Any]:
-    """Return the best loss of the search over the grid's, by method."""
+    """Return the best loss of the search over the grid's, by method.
+
+    Of the search it is that of the best learning rate with the grid's other settings, and that of what it chose.
+    """
     found = {}
     for name in METHODS:
         best = min(results["grid"][name], key=lambda row: row["loss"])
-        (chosen, *_) = results["search"]["methods"][name]["winner"]["contenders"]
-        rate = chosen["params"][f"methods.{name}.learning_rate"]
-        first = chosen["values"][0]
+        searched = results["search"]["methods"][name]
+        first, *others = [trial for trial in searched["trials"] if not trial["repeat"] and trial["value"] is not None]
+        key = f"methods.{name}.learning_rate"
+        same = [t for t in (first, *others) if {**t["params"], key: 0} == {**first["params"], key: 0}]
+        rate = min(same, key=lambda trial: trial["value"])
+        (chosen, *_) = searched["winner"]["contenders"]
         found[name] = {
             "grid": best,
-            "search": {"learning_rate": rate, "loss": first, "params": chosen["params"]},
-            "over_the_grids_best": first / best["loss"] - 1.0,
+            "rate": {"learning_rate": rate["params"][key], "loss": rate["value"]},
+            "rate_over_the_grids_best": rate["value"] / best["loss"] - 1.0,
+            "chosen": {"params": chosen["params"], "loss": chosen["values"][0]},
+            "chosen_over_the_grids_best": chosen["values"][0] / best["loss"] - 1.0,
         }
     return found
 

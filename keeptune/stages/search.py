@@ -79,7 +79,7 @@ def search(
         budgets_of(recipe)
         with open_run(recipe, context=context, beside=True) as opened:
             how = {"num_trials": num_trials, "num_jobs": num_jobs, "halving": halving, "against_drift": against_drift}
-            job = _begin(opened, sections, plan, how=how)
+            job = _begin(opened, plan, how=how)
             work = Work(
                 start=lambda study, trial, log: _start(job, study, trial, log=log, launch=launch),
                 read=lambda study, trial: _read(study, trial),
@@ -105,7 +105,7 @@ def _refuse_drift_without_effect(recipe: Recipe, plan: Plan) -> None:
         )
 
 
-def _begin(run: Run, sections: Mapping[str, Any], plan: Plan, *, how: Mapping[str, Any]) -> Job:
+def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
     """Prepare what all trials share, and open each method's study."""
     from keeptune.search import ladder
     from keeptune.search.rounds import Search
@@ -134,7 +134,7 @@ def _begin(run: Run, sections: Mapping[str, Any], plan: Plan, *, how: Mapping[st
         methods[name] = (study, search)
     shares = [share for _, search in methods.values() for share in search.shares]
     parts = write_parts(inner, data, texts, shares=sorted(set(shares)))
-    job = Job(run, sections, plan, parts, methods, keys)
+    job = Job(run, plan, parts, methods, keys)
     for study, _ in methods.values():
         for result in study.results().values():
             _clear(study, result.trial)

@@ -27,10 +27,9 @@ FOLDER, SUMMARY, BEST = "search", "search.json", "best.yaml"
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A search under way: the recipe as it was written, its ranges, and what all trials share."""
+    """A search under way: the run with the largest value of each range, the ranges, and what all trials share."""
 
     run: Run
-    sections: Mapping[str, Any]
     plan: Plan
     parts: Parts
     methods: Mapping[str, tuple[Study, Search]]
