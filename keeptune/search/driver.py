@@ -108,7 +108,7 @@ def _end(ended: _Running, *, kills: Counter[tuple[str, str]], work: Work) -> Non
     result = work.read(study, trial) if code == 0 else None
     reason = "" if result is not None else _reason(ended.log, code)
     if code == _STORAGE:
-        raise StorageError(reason.removeprefix("keeptune: "))
+        raise StorageError(reason.rpartition("keeptune: ")[2])
     if result is None and (code < 0 or code in (_HELD, _STOPPED) or code > _KILLED_FROM):
         kills[study.method, trial.name] += 1
         if kills[study.method, trial.name] < _MOST_KILLS:

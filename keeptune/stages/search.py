@@ -124,6 +124,7 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
     methods: dict[str, tuple[Study, Search]] = {}
     keys: dict[str, str] = {}
     for name in recipe.methods:
+        remove_leftovers(inner.folder / name)
         ranges, start = plan.of(name), None
         if not ranges:
             start = _start_of(recipe, name, can_replay=_can_replay(inner.recipe, data, texts))

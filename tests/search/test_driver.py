@@ -66,7 +66,7 @@ def test_a_crash_is_a_failure_with_the_last_lines_that_it_said_and_not_the_end(t
 
 
 def test_a_full_disk_ends_the_search_and_loses_nothing(tmp_path: Path) -> None:
-    said = "keeptune: x: no space left; expected a place to read and write.\n"
+    said = "a library's warning\nkeeptune: x: no space left; expected a place to read and write.\n"
     machine = Machine(tmp_path / "full", codes={"trial-0003": [4]}, said=said)
     with pytest.raises(StorageError, match=r"^x: no space left; expected a place to read and write\.$"):
         machine.run(search())
