@@ -59,12 +59,15 @@ def search(
     for what it says. The same command goes on where an earlier one was stopped or killed.
 
     Raises:
-        RecipeError: a range or a setting is wrong, or no trial of a method came to its end.
+        RecipeError: a range or a setting is wrong, Optuna is missing, or no trial of a method came to its end.
         FolderInUseError: the folder holds a search with other ranges, another recipe or other data.
         Interrupted: a stop was asked for.
     """
     from keeptune.search.driver import Work, run_trials
+    from keeptune.search.sampler import optuna
 
+    # Refused before anything is prepared, where it is not installed.
+    optuna()
     sections = read_sections(path, overrides=overrides)
     if not sections.get("methods"):
         sections["methods"] = {"full": {}, "lora": {"peft_type": "LORA"}}

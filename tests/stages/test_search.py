@@ -362,6 +362,13 @@ def test_a_metric_chooses_in_its_own_direction_and_one_that_is_not_computed_is_r
         searched(path, Launcher(), overrides=["evaluation.select_by=bleu"])
 
 
+def test_without_optuna_nothing_is_prepared(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(RecipeError, match=r"pip install 'keeptune\[search\]'"):
+        searched(recipe(tmp_path, base), Launcher())
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_range_with_a_value_that_the_recipe_refuses_is_refused_before_any_trial(tmp_path: Path, base: Path) -> None:
     launch = Launcher()
     ranks = {"lora": {"peft_type": "LORA", "rank": {"choices": [4, 8]}}}
