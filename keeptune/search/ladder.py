@@ -79,6 +79,8 @@ def _groups(
     yield [first | {rate: few_digits(first[rate] * factor)} for factor in _FIRST]
     order = ranked(results, higher_is_better=higher_is_better)
     if not order:
+        # A learning rate that is too high makes losses that are not finite.
+        yield [first | {rate: few_digits(first[rate] * _RUNG**-i)} for i in (2, 3)]
         return
     # Of a ladder only what differs in the learning rate alone can be compared along it.
     along = [r for r in order if _without(r.trial.params, rate) == _without(first, rate)]

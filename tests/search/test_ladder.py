@@ -77,6 +77,14 @@ def test_rates_rise_no_further_where_a_trial_failed() -> None:
     assert len(results) == 12
 
 
+def test_where_all_of_the_first_rates_fail_lower_ones_are_tried() -> None:
+    start = Start({RATE: 1.0, EPOCHS: 3}, False)
+    results = climbed(start, lambda settings: None if settings[RATE] > 0.2 else loss(1e-2)(settings), num_trials=8)
+    assert [r.trial.params[RATE] for r in results][:5] == [1.0, 0.333, 3.0, 0.111, 0.037]
+    assert results[-1].value is not None
+    assert len(climbed(start, lambda _: None, num_trials=8)) == 5
+
+
 def test_where_no_answer_is_right_yet_the_rate_rises() -> None:
     start = Start({RATE: 2e-5, EPOCHS: 3}, False)
     results = climbed(start, lambda settings: 1.0 if settings[RATE] < 1e-3 else 0.5, num_trials=8)
