@@ -14,7 +14,16 @@ import typer
 
 from keeptune import __version__
 from keeptune.errors import KeeptuneError
-from keeptune.invocation import command_line, load, make_console, make_context, open_recipe, program
+from keeptune.invocation import (
+    command_line,
+    end_with_driver,
+    load,
+    make_console,
+    make_context,
+    open_recipe,
+    program,
+    trial_launcher,
+)
 
 app = typer.Typer(
     name="keeptune",
@@ -187,6 +196,50 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
     else:
         print(f"Instruct model: {delivered}")
     print(f"Report: {page}")
+
+
+@app.command()
+def search(
+    recipe: RecipePath,
+    *,
+    trials: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Settings to try of each method.")] = 12,
+    jobs: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Trials at a time.")] = 1,
+    halving: Annotated[
+        bool, typer.Option("--halving", help="Try all on a ninth of the train records, the better third on more.")
+    ] = False,
+    against_drift: Annotated[
+        bool, typer.Option("--against-drift", help="Look for little drift from the base too, not for the value alone.")
+    ] = False,
+    set_: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Find settings on validation; test stays closed. The two best of each method are tried with two more seeds."""
+    from keeptune import stages, terminal_search
+
+    written = stages.search(
+        recipe,
+        overrides=set_ or [],
+        num_trials=trials,
+        num_jobs=jobs,
+        halving=halving,
+        against_drift=against_drift,
+        context=make_context(quiet=quiet),
+        launch=trial_launcher(num_jobs=jobs),
+    )
+    terminal_search.show_search(make_console(), written)
+    best = written.with_name("best.yaml")
+    print(f"Report: {written.with_name('report.html')}")
+    print(f"Best: {best}. Next: {command_line('run', str(best))}")
+
+
+@app.command(hidden=True)
+def trial(recipe: RecipePath, parts: Path, *, share: float = 1.0) -> None:
+    """Make one trial of a search; its driver gives this command."""
+    end_with_driver()
+    from keeptune import stages
+
+    with open_recipe(recipe, None, quiet=True) as run:
+        stages.run_trial(run, parts, share=share)
 
 
 @app.command()

@@ -25,8 +25,11 @@ from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.evaluation.metrics import metric_problems
 from keeptune.recipe_text import apply_override, describe_problem, existing_key, read_yaml, write_yaml
+from keeptune.search.space import range_keys
 
-_RESERVED_NAMES = frozenset({ALL_TASKS, "base", "comparisons", "data", "instruct-model", "texts", "tokenizer"})
+_RESERVED_NAMES = frozenset(
+    {ALL_TASKS, "base", "comparisons", "data", "instruct-model", "parts", "search", "texts", "tokenizer"}
+)
 
 
 class MethodFields(BaseModel):
@@ -254,11 +257,33 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         RecipeError: the file is missing or not YAML, or any key or value is wrong; all such problems at once.
     """
+    value = read_sections(path, overrides=overrides)
+    if ranges := range_keys(value):
+        expected = "expected a value, as only a search takes ranges. Give this recipe to `keeptune search`, or a value."
+        raise_collected(RecipeError, [f"{path}: {key}: found a range; {expected}" for key in ranges])
+    return make_recipe(value, path=path)
+
+
+def read_sections(path: Path, *, overrides: Sequence[str] = ()) -> dict[str, Any]:
+    """Return the recipe's sections as they stand in `path`, after `--set key=value` overrides.
+
+    Raises:
+        RecipeError: the file is missing or not YAML, or an override names no place.
+    """
     value = read_yaml(path)
     if any(override.startswith("methods.") for override in overrides):
         value.setdefault("methods", {"full": {}, "lora": {"peft_type": "LORA"}})
     for override in overrides:
         apply_override(value, override)
+    return value
+
+
+def make_recipe(value: Mapping[str, Any], *, path: Path) -> Recipe:
+    """Return the recipe that these sections, which stand in `path`, are.
+
+    Raises:
+        RecipeError: any key or value is wrong; all such problems at once.
+    """
     try:
         return Recipe.model_validate(value)
     except ValidationError as error:
@@ -271,6 +296,13 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
             RecipeError,
             [describe_problem(path, problems, value=value, known_keys=_known_keys) for problems in by_place.values()],
         )
+
+
+def is_fractional(key: str) -> bool:
+    """Tell whether the setting of a method or of the training at a dotted key may lie between whole numbers."""
+    fields = TrainingFields.model_fields if key.startswith("training.") else MethodFields.model_fields
+    field = fields.get(key.rpartition(".")[2])
+    return field is not None and "float" in str(field.annotation)
 
 
 def _known_keys(section: Sequence[Any]) -> list[str]:

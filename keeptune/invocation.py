@@ -6,7 +6,9 @@ import os
 import shlex
 import shutil
 import signal
+import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -105,6 +107,40 @@ def make_context(*, quiet: bool, signals: bool = True) -> Context:
         command=shlex.join(["keeptune", *sys.argv[1:]]),
         now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
     )
+
+
+def trial_launcher(*, num_jobs: int) -> Callable[..., subprocess.Popen[bytes]]:
+    """Return what starts the process of a trial, given its recipe, `parts`, its `share` of train and its `log`.
+
+    `num_jobs` of them share the cores. A process of its own session gets no Ctrl-C but what the driver passes on.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    environment = {"OMP_NUM_THREADS": str(max(1, cores // num_jobs)), **os.environ}
+
+    def launch(recipe: Path, *, parts: Path, share: float, log: Path) -> subprocess.Popen[bytes]:
+        arguments = ["trial", str(recipe), str(parts), "--share", repr(share)]
+        with log.open("wb") as said:
+            return subprocess.Popen(
+                [sys.executable, "-m", "keeptune.cli", *arguments],
+                stdin=subprocess.PIPE,
+                stdout=said,
+                stderr=said,
+                env=environment,
+                start_new_session=True,
+            )
+
+    return launch
+
+
+def end_with_driver() -> None:
+    """End this process as soon as the one that holds the other end of its standard input is no more."""
+
+    def watch() -> None:
+        while os.read(0, 1):
+            pass
+        os._exit(_KILLED)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def make_console(*, stderr: bool = False) -> Console:

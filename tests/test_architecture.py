@@ -29,7 +29,7 @@ RANKS = [
     {"config", "terminal"},
     {"terminal_change"},
     {"stages"},
-    {"terminal_check", "terminal_plan"},
+    {"terminal_check", "terminal_plan", "terminal_search"},
     {"invocation"},
     {"lab"},
     {"cli"},
@@ -49,6 +49,7 @@ TORCH_FREE = (
     "data/",
     "text/",
     "report/",
+    "search/",
     "evaluation/canaries.py",
     "evaluation/comparisons.py",
     "evaluation/metrics.py",
@@ -161,7 +162,7 @@ def test_nothing_swallows_every_error(path: Path) -> None:
 
 
 def test_the_command_line_starts_without_torch() -> None:
-    unwanted = ("torch", "transformers", "peft", "matplotlib", "pyarrow")
+    unwanted = ("torch", "transformers", "peft", "matplotlib", "pyarrow", "optuna")
     code = f"import sys, keeptune.cli; print([m for m in {unwanted} if m in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"

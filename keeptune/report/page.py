@@ -20,6 +20,9 @@ from keeptune.report import losses, wording
 from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
+from keeptune.report.reading import RunFolder
+from keeptune.report.search import read_search, setting
+from keeptune.report.search_figures import search_panels
 from keeptune.report.tables import Report, read_report
 from keeptune.report.tested import tested_rows
 from keeptune.report.verdict import alpha_sentence, verdict_sentence
@@ -40,6 +43,7 @@ _FILTERS = (
     wording.seconds,
     wording.thousands,
     noun,
+    setting,
 )
 
 
@@ -60,21 +64,11 @@ def write_report(run: Path) -> Path:
 
 def render_page(report: Report) -> str:
     """Return the page. Every text from the run is escaped, its control and direction marks made visible."""
-    environment = Environment(
-        loader=FileSystemLoader(_HERE),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_foreign,
-    )
-    environment.filters |= {function.__name__: function for function in _FILTERS}
-    style = (_HERE / "page.css").read_text(encoding="utf-8")
-    return environment.get_template("page.html.j2").render(
+    return _rendered(
+        "page.html.j2",
         report=report,
-        style=Markup(style),
-        style_sha256=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
-        version=__version__,
+        search=report.searched,
+        search_panels=search_panels(report.searched) if report.searched else [],
         headline=headline(report),
         more_sentences=_more_sentences(report),
         guide=guide(report),
@@ -86,6 +80,36 @@ def render_page(report: Report) -> str:
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
         num_looks=_num_looks(report),
+    )
+
+
+def write_search_report(run: Path) -> Path | None:
+    """Write `search/report.html`, the page of a run folder's search alone; None where there was none."""
+    found = read_search(RunFolder(run))
+    if found is None:
+        return None
+    page = run / "search" / "report.html"
+    name = run.resolve().name
+    write_atomic(page, _rendered("search_page.html.j2", name=name, search=found, search_panels=search_panels(found)))
+    return page
+
+
+def _rendered(template: str, **content: Any) -> str:
+    environment = Environment(
+        loader=FileSystemLoader(_HERE),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_foreign,
+    )
+    environment.filters |= {function.__name__: function for function in _FILTERS}
+    style = (_HERE / "page.css").read_text(encoding="utf-8")
+    return environment.get_template(template).render(
+        style=Markup(style),
+        style_sha256=base64.b64encode(hashlib.sha256(style.encode()).digest()).decode(),
+        version=__version__,
+        **content,
     )
 
 
@@ -160,6 +184,7 @@ def report_json(report: Report) -> str:
         "canaries": [dataclasses.asdict(canary) for canary in report.forgotten.canaries],
         "noise": dataclasses.asdict(report.forgotten.noise) if report.forgotten.noise else None,
         "certificate": _certificate(report),
+        "search": list(report.searched.sentences) if report.searched else None,
         "delivered": dict(zip(("model", "alpha"), report.forgotten.delivered, strict=True))
         if report.forgotten.delivered
         else None,

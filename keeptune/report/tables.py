@@ -27,6 +27,7 @@ from keeptune.report.macro import (
 )
 from keeptune.report.reading import RunFolder, finite, flat, mapping, number, rows, string, strings, whole
 from keeptune.report.scores import Score, read_scores
+from keeptune.report.search import Searched, read_search
 from keeptune.report.shots import (
     FewShot,
     Prompting,
@@ -39,7 +40,7 @@ from keeptune.report.shots import (
 
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
-_NO_METHOD = frozenset({BASE, "data", "instruct-model", "texts", "tokenizer"})
+_NO_METHOD = frozenset({BASE, "data", "instruct-model", "search", "texts", "tokenizer"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +132,7 @@ class Report:
     macro: tuple[MacroScore, ...] = ()
     validation: tuple[ValidationScore, ...] = ()
     mixture: tuple[MixtureRow, ...] = ()
+    searched: Searched | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -248,6 +250,7 @@ def read_report(run: Path) -> Report:
         macro=tuple(macro_scores(scores, untrained_tasks=untrained_tasks)),
         validation=tuple(read_validation(folder, methods)),
         mixture=tuple(read_mixture(folder, methods)),
+        searched=read_search(folder),
         shot_rows=shot_rows,
         few_shot=tuple(few_shot_scores(shot_rows, higher_is_better={m.name: m.higher_is_better for m in metrics})),
     )

@@ -3,6 +3,7 @@
 prepare → data/ · write_harness → harness/ · write_texts → texts/ · train → METHOD/ · evaluate → base/, METHOD/test/,
 METHOD/path/, forgetting.json, instruct-model/ · certify → certificate.json, instruct-model/ · report → report.html.
 certify_artifact gives a single folder a certificate of its own, in certificates/.
+search tries settings, each in a process of its own → search/, with the best recipe.
 compare sets models of several runs, and models of none, side by side on one test set.
 Stages meet on disk. Each writes a key of all that it depends on; a stage whose key stands there is not run again.
 Whatever needs torch is imported inside the function that needs it, so that data work starts at once.
@@ -19,8 +20,10 @@ from keeptune.stages.keep import KeepTexts
 from keeptune.stages.plan import PlanOutcome, plan
 from keeptune.stages.recertify import ArtifactCertificate, certify_artifact
 from keeptune.stages.run import Context, Run, naming_recipe, open_run
+from keeptune.stages.search import search
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import check_methods, train
+from keeptune.stages.trial import run_trial
 
 __all__ = [
     "ArtifactCertificate",
@@ -47,6 +50,8 @@ __all__ = [
     "plan",
     "prepare",
     "report",
+    "run_trial",
+    "search",
     "train",
     "write_harness",
     "write_texts",

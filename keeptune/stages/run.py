@@ -95,10 +95,11 @@ class _StoppableProgress:
 
 
 @contextmanager
-def open_run(recipe: Recipe, *, context: Context, begun: bool = False) -> Iterator[Run]:
+def open_run(recipe: Recipe, *, context: Context, begun: bool = False, beside: bool = False) -> Iterator[Run]:
     """Hold the recipe's run folder, clear what a killed process left half-written, and write the recipe into it.
 
-    `begun`: only a folder that a run has begun is opened, and none is made.
+    `begun`: only a folder that a run has begun is opened, and none is made. `beside`: what will be made stands beside
+    the methods of the run; where some are begun, their recipe stays as it is.
 
     Raises:
         RecipeError: `begun`, and there is no run in the folder.
@@ -115,9 +116,10 @@ def open_run(recipe: Recipe, *, context: Context, begun: bool = False) -> Iterat
         _refuse_a_foreign_folder(folder)
         for place in [folder, *(folder / name for name in ("base", *recipe.methods))]:
             remove_leftovers(place)
-        _refuse_another_recipe(folder, recipe)
-        _write_run_manifest(folder, recipe, context=context)
-        write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+        if not (beside and begun_methods(folder)):
+            _refuse_another_recipe(folder, recipe)
+            _write_run_manifest(folder, recipe, context=context)
+            write_atomic(folder / "recipe.yaml", recipe.to_yaml())
         yield Run(recipe, folder, context)
 
 

@@ -1,0 +1,141 @@
+"""The trials of a search arrive; figures leave: value over learning rate, parallel coordinates, and importance."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from keeptune.report.figures import GRID, INK, SERIES, draw_svg, dress
+from keeptune.report.search import Searched, SearchedMethod, TrialRow
+from keeptune.report.wording import metric_label
+
+_RATE = "learning_rate"
+_MOST_AXES = 6
+_BAR_WIDTH = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPanel:
+    """What the page shows of a method's search; `importance` holds (setting, percent of the differences)."""
+
+    method: SearchedMethod
+    colour: str
+    rates: Markup | None
+    parallel: Markup | None
+    axes: tuple[str, ...]
+    importance: tuple[tuple[str, float], ...]
+
+    @property
+    def has_drift(self) -> bool:
+        """Whether the drift of a trial was measured."""
+        return any(trial.drift is not None for trial in self.method.trials)
+
+
+def search_panels(found: Searched) -> list[SearchPanel]:
+    """Return the figures of each method, where it has trials enough to draw."""
+    return [_panel(found, method, number=i) for i, method in enumerate(found.methods, 1)]
+
+
+def _panel(found: Searched, method: SearchedMethod, *, number: int) -> SearchPanel:
+    trials = [t for t in method.trials if t.value is not None and t.share == 1.0]
+    first = [t for t in trials if not t.repeat]
+    colour = SERIES[(number - 1) % len(SERIES)]
+    label = metric_label(found.metric)
+    rates = [t for t in trials if isinstance(t.params.get(_RATE), int | float)]
+    axes = [s for s in method.varied if all(s in t.params for t in trials)][:_MOST_AXES]
+    return SearchPanel(
+        method,
+        f"c{1 + (number - 1) % len(SERIES)}",
+        Markup(rates_svg(rates, label=label, colour=colour, name=f"rates-{number}")) if len(rates) > 1 else None,
+        Markup(parallel_svg(found, first, axes, colour=colour, name=f"parallel-{number}"))
+        if len(axes) > 1 and len(first) > 1
+        else None,
+        (*axes, label),
+        tuple((name, round(_BAR_WIDTH * share, 1)) for name, share in method.importance),
+    )
+
+
+def rates_svg(trials: Sequence[TrialRow], *, label: str, colour: str, name: str) -> str:
+    """Return each trial's value over its learning rate.
+
+    A trial is a disc, hollow for repeats, or a cross above a budget; the chosen one has a ring.
+    """
+
+    def draw(axes: Any) -> None:
+        for trial in trials:
+            x, y = math.log10(trial.params[_RATE]), trial.value
+            marker = {"marker": "x" if trial.kept is False else "o", "markersize": 7, "linestyle": "none"}
+            face = "none" if trial.repeat else colour
+            axes.plot([x], [y], color=colour, markerfacecolor=face, **marker)
+            if trial.chosen:
+                ring = {"marker": "o", "markersize": 15, "markerfacecolor": "none", "markeredgewidth": 1.6}
+                axes.plot([x], [y], color=INK, linestyle="none", **ring)
+        axes.margins(0.08)
+        dress(axes, x_label="learning rate", y_label=label)
+        ticks = _decade_ticks([trial.params[_RATE] for trial in trials])
+        axes.set_xticks([math.log10(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
+
+    return draw_svg(draw, name=name, label=f"{label} over learning rate", left_px=62)
+
+
+def parallel_svg(
+    found: Searched, trials: Sequence[TrialRow], settings: Sequence[str], *, colour: str, name: str
+) -> str:
+    """Return a line a trial over its settings and its value, each axis from its smallest to its largest.
+
+    The better half of the trials is drawn strong, the other pale.
+    """
+    columns = [_places([trial.params[s] for trial in trials]) for s in settings]
+    columns.append(_places([trial.value for trial in trials]))
+    sign = -1.0 if found.higher_is_better else 1.0
+    order = sorted(range(len(trials)), key=lambda i: sign * (trials[i].value or 0.0))
+    better = set(order[: math.ceil(len(order) / 2)])
+
+    def draw(axes: Any) -> None:
+        # The chosen one last, so that none covers it.
+        for i in sorted(reversed(order), key=lambda i: trials[i].chosen):
+            line = [column[i] for column in columns]
+            looks = {"color": colour, "linewidth": 1.8 if i in better else 1.0, "alpha": 1.0 if i in better else 0.3}
+            axes.plot(range(len(line)), line, **looks)
+            if trials[i].chosen:
+                axes.plot(range(len(line)), line, color=INK, linewidth=2.0)
+        for x in range(len(columns)):
+            axes.axvline(x, color=GRID, linewidth=1.0)
+        axes.set_ylim(-0.05, 1.05)
+        axes.set_xlim(-0.08, len(columns) - 0.92)
+        dress(axes, x_label="")
+        axes.set_xticks(range(len(columns)), [str(i + 1) for i in range(len(columns))])
+        axes.set_yticks([])
+
+    return draw_svg(draw, name=name, label="Settings and value of each trial", left_px=14)
+
+
+def _decade_ticks(values: Sequence[float]) -> list[float]:
+    """Return at most six round numbers, powers of ten first, in the span of positive values."""
+    low, high = math.log10(min(values)), math.log10(max(values))
+    powers = range(math.floor(low), math.ceil(high) + 1)
+    for steps in ((1, 2, 3, 5), (1, 3), (1,)):
+        ticks = [float(f"{step}e{power}") for power in powers for step in steps]
+        shown = [tick for tick in ticks if low - 0.05 <= math.log10(tick) <= high + 0.05]
+        if len(shown) <= _MOST_AXES:
+            return shown
+    return shown[:: math.ceil(len(shown) / _MOST_AXES)]
+
+
+def _places(values: Sequence[Any]) -> list[float]:
+    """Return where values stand on an axis from 0 to 1: numbers by size, by logarithm where they span a decade and are
+    positive, others by their order as text."""
+    if not all(isinstance(value, int | float) and not isinstance(value, bool) for value in values):
+        names = sorted({json.dumps(value, sort_keys=True) for value in values})
+        ranks = [names.index(json.dumps(value, sort_keys=True)) for value in values]
+        return [rank / max(1, len(names) - 1) for rank in ranks]
+    numbers = [float(value) for value in values]
+    if min(numbers) > 0 and max(numbers) >= 10 * min(numbers):
+        numbers = [math.log(number) for number in numbers]
+    low, high = min(numbers), max(numbers)
+    return [(number - low) / (high - low) if high > low else 0.5 for number in numbers]

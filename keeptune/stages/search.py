@@ -1,0 +1,260 @@
+"""A search: a recipe with ranges or without arrives; the trials of each method, and the best settings, leave.
+
+Data are prepared once. Each trial is a process that is given the parts of them that it may see, and never test.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune.config import Recipe, is_fractional, make_recipe, read_sections
+from keeptune.errors import RecipeError
+from keeptune.recipe_text import write_yaml
+from keeptune.search.space import Plan, Range, plan_search, with_values
+from keeptune.search.trials import Result, Trial
+from keeptune.stages.certify import budgets_of
+from keeptune.stages.data import Data, prepare
+from keeptune.stages.run import Context, Run, naming_recipe, open_run, stage_key
+from keeptune.stages.searched import FOLDER, Job, finish, write_summary
+from keeptune.stages.texts import Texts, keep_texts, write_texts
+from keeptune.stages.training import check_methods, learning_rate
+from keeptune.stages.trial import RESULT
+from keeptune.stages.trial_parts import write_parts
+from keeptune.stages.validation import higher_is_better
+from keeptune.storage import read_json, remove_leftovers, storage_errors, write_atomic
+
+if TYPE_CHECKING:
+    from keeptune.search.ladder import Start
+    from keeptune.search.rounds import Search
+    from keeptune.search.study import Study
+
+# What a preset tries of replay; the base writes texts for it before the first trial.
+_REPLAYED = 0.05
+_LEAST_TRIALS_WITH_REPLAY = 4
+# PEFT's own defaults, from which a preset raises the rank.
+_RANK = {"r": 8, "lora_alpha": 8}
+
+Launch = Callable[..., subprocess.Popen[bytes]]
+
+
+def search(
+    path: Path,
+    *,
+    overrides: Sequence[str],
+    num_trials: int,
+    num_jobs: int,
+    halving: bool,
+    against_drift: bool,
+    context: Context,
+    launch: Launch,
+) -> Path:
+    """Find settings for every method of the recipe in `path` by `num_trials` trials each; return `search.json`.
+
+    `launch` starts the process of a trial, given its recipe, its `parts`, its `share` of the train records and a `log`
+    for what it says. The same command goes on where an earlier one was stopped or killed.
+
+    Raises:
+        RecipeError: a range or a setting is wrong, Optuna is missing, or no trial of a method came to its end.
+        FolderInUseError: the folder holds a search with other ranges, another recipe or other data.
+        Interrupted: a stop was asked for.
+    """
+    from keeptune.search.driver import Work, run_trials
+    from keeptune.search.sampler import optuna
+
+    # Refused before anything is prepared, where it is not installed.
+    optuna()
+    sections = read_sections(path, overrides=overrides)
+    if not sections.get("methods"):
+        sections["methods"] = {"full": {}, "lora": {"peft_type": "LORA"}}
+    plan = plan_search(sections, where=str(path), is_fractional=is_fractional)
+    recipe = make_recipe(plan.recipe, path=path)
+    with naming_recipe(path, recipe):
+        if against_drift:
+            _refuse_drift_without_effect(recipe, plan)
+        for corner in plan.corners() if plan.ranges else ():
+            check_methods(make_recipe(corner, path=path))
+        check_methods(recipe)
+        budgets_of(recipe)
+        with open_run(recipe, context=context, beside=True) as opened:
+            how = {"num_trials": num_trials, "num_jobs": num_jobs, "halving": halving, "against_drift": against_drift}
+            job = _begin(opened, plan, how=how)
+            work = Work(
+                start=lambda study, trial, log: _start(job, study, trial, log=log, launch=launch),
+                read=lambda study, trial: _read(study, trial),
+                told=lambda study, result: _told(job, study, result),
+                stop_requested=context.stop_requested,
+            )
+            run_trials(list(job.methods.values()), num_jobs=num_jobs, work=work)
+            _refuse_nothing_finished(job)
+            return finish(job)
+
+
+def _refuse_drift_without_effect(recipe: Recipe, plan: Plan) -> None:
+    """Refuse to look for little drift where none is measured, or where the preset chooses by value alone."""
+    if not recipe.retention.self_texts:
+        raise RecipeError(
+            "retention.self_texts: found 0 with --against-drift; expected texts that the drift is measured on. "
+            "Remove self_texts, or --against-drift."
+        )
+    if without := [name for name in recipe.methods if not plan.of(name)]:
+        raise RecipeError(
+            f"methods.{without[0]}: found no range with --against-drift; expected one, as the preset looks at the "
+            "value alone. Write learning_rate: auto, or remove --against-drift."
+        )
+
+
+def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
+    """Prepare what all trials share, and open each method's study."""
+    from keeptune.search import ladder
+    from keeptune.search.rounds import Search
+    from keeptune.search.study import open_study
+
+    recipe = run.recipe
+    data = prepare(run)
+    inner = Run(
+        _with_replay(recipe) if how["num_trials"] >= _LEAST_TRIALS_WITH_REPLAY else recipe,
+        run.folder / FOLDER,
+        run.context,
+    )
+    remove_leftovers(inner.folder)
+    texts = write_texts(inner, data)
+    higher = higher_is_better(recipe)
+    methods: dict[str, tuple[Study, Search]] = {}
+    keys: dict[str, str] = {}
+    for name in recipe.methods:
+        remove_leftovers(inner.folder / name)
+        ranges, start = plan.of(name), None
+        if not ranges:
+            start = _start_of(recipe, name, can_replay=_can_replay(inner.recipe, data, texts))
+            ranges = ladder.bounds(start)
+        search = Search(ranges, start, seed=recipe.seed, higher_is_better=higher, **how)
+        keys[name] = _study_key(recipe, data, texts, name=name, ranges=ranges)
+        study = open_study(inner.folder / name, method=name, key=keys[name], ranges=ranges, higher_is_better=higher)
+        methods[name] = (study, search)
+    shares = [share for _, search in methods.values() for share in search.shares]
+    parts = write_parts(inner, data, texts, shares=sorted(set(shares)))
+    job = Job(run, plan, parts, methods, keys)
+    for study, _ in methods.values():
+        for result in study.results().values():
+            _clear(study, result.trial)
+    return job
+
+
+def _study_key(recipe: Recipe, data: Data, texts: Texts | None, *, name: str, ranges: Sequence[Range]) -> str:
+    """Return the hash of all that a trial's value depends on beside its own settings."""
+    evaluation = recipe.evaluation
+    return stage_key(
+        data=data.key,
+        weights=data.base.facts.sha256,
+        texts=texts.key if texts is not None else None,
+        method=recipe.methods[name].model_dump(mode="json"),
+        training=recipe.training.model_dump(mode="json", exclude={"save_steps"}),
+        chooses=[evaluation.select_by, evaluation.num_validation_records, evaluation.max_new_tokens],
+        metrics=list(evaluation.metrics) if recipe.retention.budget else [],
+        budget=recipe.retention.budget,
+        seed=recipe.seed,
+        ranges=[asdict(range_) for range_ in ranges],
+    )
+
+
+def _start_of(recipe: Recipe, name: str, *, can_replay: bool) -> Start:
+    """Return where the preset begins for a method: at the recipe's own settings."""
+    from keeptune.search.ladder import Start
+
+    fields = recipe.methods[name]
+    own: dict[str, Any] = {"learning_rate": learning_rate(fields)}
+    if can_replay:
+        own |= {"replay_fraction": fields.replay_fraction, "replay_kl": fields.replay_kl}
+    if fields.peft_type == "LORA":
+        given = fields.model_extra or {}
+        own |= {key: given.get(key, default) for key, default in _RANK.items()}
+    settings = {f"methods.{name}.{key}": value for key, value in own.items()}
+    return Start({**settings, "training.num_train_epochs": recipe.training.num_train_epochs}, can_replay)
+
+
+def _with_replay(recipe: Recipe) -> Recipe:
+    """Return the recipe with as much replay as a preset may try, where something must not be lost."""
+    if not recipe.retention.budget:
+        return recipe
+    methods = {
+        name: fields.model_copy(update={"replay_fraction": max(fields.replay_fraction, _REPLAYED)})
+        for name, fields in recipe.methods.items()
+    }
+    return recipe.model_copy(update={"methods": methods})
+
+
+def _can_replay(recipe: Recipe, data: Data, texts: Texts | None) -> bool:
+    if not recipe.retention.budget:
+        return False
+    kept = keep_texts(recipe, data, texts)
+    return kept is not None and kept.replay is not None
+
+
+def _start(job: Job, study: Study, trial: Trial, *, log: Path, launch: Launch) -> subprocess.Popen[bytes]:
+    """Write a trial's own recipe, and start its process."""
+    recipe = _trial_recipe(job, study, trial)
+    path = study.folder / f"{trial.name}.yaml"
+    write_atomic(path, write_yaml(recipe))
+    with storage_errors(log):
+        return launch(path, parts=job.parts.folder, share=trial.share, log=log)
+
+
+def _trial_recipe(job: Job, study: Study, trial: Trial) -> dict[str, Any]:
+    """Return the plain recipe of a trial: its method and settings, and no place where data stand."""
+    name = study.method
+    recipe = with_values(job.plan.recipe, trial.params)
+    # Its data are the parts that it is given; of tasks and texts it has the names.
+    tasks = [{"path": task.name, "name": task.name, "train": task.train} for task in job.run.recipe.data.tasks]
+    texts = [{"path": text.name, "name": text.name} for text in job.run.recipe.retention.texts]
+    retention = {**(recipe.get("retention") or {}), "texts": texts}
+    return {
+        **recipe,
+        "output_dir": str(study.folder / trial.name),
+        "data": {**recipe["data"], "tasks": tasks},
+        "methods": {name: recipe["methods"][name] or {}},
+        "retention": retention,
+        "seed": (job.run.recipe.seed + trial.repeat) % 2**32,
+    }
+
+
+def _read(study: Study, trial: Trial) -> Result | None:
+    path = study.folder / trial.name / RESULT
+    return Result(trial, "finished", **read_json(path)) if path.is_file() else None
+
+
+def _told(job: Job, study: Study, result: Result) -> None:
+    """Say what became of a trial, take its weights off the disk, and write the table anew."""
+    settings = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in result.trial.params.items())
+    metric = job.run.recipe.evaluation.select_by
+    became = (
+        f"{metric} {result.value:.4g}" if result.value is not None else f"failed ({result.reason.splitlines()[-1]})"
+    )
+    job.run.context.progress.say(f"{study.method} {result.trial.name}: {became} with {settings}")
+    _clear(study, result.trial)
+    write_summary(job, winners={})
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _clear(study: Study, trial: Trial) -> None:
+    """Remove the weights of a trial that is at its end: the best settings are trained again by `keeptune run`."""
+    folder = study.folder / trial.name / study.method
+    for name in ("checkpoints", "model", "adapter"):
+        shutil.rmtree(folder / name, ignore_errors=True)
+
+
+def _refuse_nothing_finished(job: Job) -> None:
+    for name, (study, _) in job.methods.items():
+        results = list(study.results().values())
+        if not any(result.value is not None for result in results):
+            raise RecipeError(
+                f"methods.{name}: found {len(results)} trials and none that came to its end (the last: "
+                f"{results[-1].reason}); expected one or more. Mend what it says, and remove {study.folder}."
+            )

@@ -1,0 +1,207 @@
+"""What trials may see: prepared data arrive; a folder with train, validation and probe, and without test, leaves.
+
+Test is no part of that folder, and nothing in it says where test stands. A trial is given that folder alone.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune.config import Recipe
+from keeptune.data.record import OTHER_TASKS, PartName, SplitName, record_to_json
+from keeptune.stages.certify import budgets_of
+from keeptune.stages.data import Data, read_base
+from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.texts import Texts
+from keeptune.stages.training import fit_model, make_bench
+from keeptune.stages.way import BASE, load_base
+from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from keeptune.evaluation.evaluate import Split
+    from keeptune.evaluation.metrics import Answer
+
+# What a trial trains on, what chooses, what it may train on again, and what its losses are measured on.
+_SHOWN: tuple[SplitName | PartName, ...] = ("train", "validation", "replay", "probe")
+_FACTS = "parts.json"
+_KINDS = ("tasks", "texts")
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The folder that trials are given."""
+
+    folder: Path
+
+    @property
+    def key(self) -> str:
+        """The hash of the data and texts that the parts were taken from."""
+        return read_json(self.folder / _FACTS)["key"]
+
+    def data(self, recipe: Recipe, *, cache: Path, share: float) -> Data:
+        """Return the data with a share of the train records."""
+        key = read_json(self.folder / _FACTS)["data"]
+        name = _data_name(share)
+        return Data(read_base(recipe, cache=cache), self.folder / name, stage_key(data=key, share=share))
+
+    @property
+    def texts(self) -> Texts | None:
+        """The texts to replay and those of the probe; None where the recipe has none."""
+        key = read_json(self.folder / _FACTS)["texts"]
+        return None if key is None else Texts(self.folder / "texts", key)
+
+
+def write_parts(run: Run, data: Data, texts: Texts | None, *, shares: Sequence[float]) -> Parts:
+    """Write the folder that trials are given, unless it stands there; files are shared with `data/`, not copied.
+
+    The base model answers the probe of suites under a budget here, once for all trials.
+    """
+    folder = run.folder / "parts"
+    key = stage_key(data=data.key, texts=texts.key if texts is not None else None, shares=list(shares))
+    if not is_done(folder, key):
+        with staged_folder(folder, facts={"key": key}) as staging:
+            _link(data.folder, staging / _data_name(1.0))
+            _write_audit(data, staging / _data_name(1.0))
+            for share in (share for share in shares if share < 1.0):
+                _write_share(data, staging / _data_name(share), share=share)
+            if texts is not None:
+                _link(texts.folder, staging / "texts")
+            write_json(staging / _FACTS, {"key": key, "data": data.key, "texts": texts.key if texts else None})
+    answer_probe(run, data, texts, model=lambda: load_base(run, data), folder=run.folder / BASE, key=key)
+    return Parts(folder)
+
+
+def answer_probe(
+    run: Run, data: Data, texts: Texts | None, *, model: Callable[[], nn.Module], folder: Path, key: str
+) -> None:
+    """Let a model answer the probe records of suites under a budget into `folder`, unless its answers stand there.
+
+    The limit of an answer is what train and probe completions need.
+    """
+    import numpy as np
+
+    from keeptune.evaluation.evaluate import evaluate_model
+    from keeptune.evaluation.generate import auto_max_new_tokens
+    from keeptune.model.load import pick_device
+
+    waiting = [(kind, split) for kind, split in _probes(run.recipe, data, texts) if not is_done(folder / kind, key)]
+    if not waiting:
+        return
+    asked = model()
+    fit = fit_model(asked, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
+    for kind, split in waiting:
+        limit = run.recipe.evaluation.max_new_tokens
+        if limit == "auto":
+            longest = float(np.quantile(data.table("probe").completion_lengths, 0.99)) if kind == "tasks" else 0.0
+            limit = auto_max_new_tokens(data.table("train").completion_lengths, at_least_p99=longest)
+        evaluate_model(
+            asked,
+            split=split,
+            bench=make_bench(run, data, asked, fit=fit, max_new_tokens=limit),
+            metrics=run.recipe.evaluation.metrics if kind == "tasks" else (),
+            name="probe",
+            shots=0,
+            folder=folder / kind,
+            facts={"key": key},
+        )
+
+
+def probe_drops(recipe: Recipe, base: Path, tuned: Path) -> tuple[dict[str, float], float | None]:
+    """Return what each suite under a budget lost on its probe, and by how much of its budget the worst is above it.
+
+    Suites without a probe record, and those of the harness, are left to the certificate; None where all are.
+    """
+    from keeptune.retention.drops import paired_drops
+
+    before, after = _probe_answers(base), _probe_answers(tuned)
+    untrained = {task.name for task in recipe.data.tasks if not task.train}
+    drops: dict[str, float] = {}
+    excess: list[float] = []
+    for suite, budget in budgets_of(recipe).items():
+        names = untrained if suite == OTHER_TASKS else {suite}
+        mine, theirs = ([a for a in answers if a.task in names] for answers in (before, after))
+        if mine:
+            found = paired_drops(mine, theirs, metric=budget.metric, suite=suite)
+            drops[suite] = float(found.values_R.mean())
+            excess.append((drops[suite] - budget.amount) / budget.amount)
+    return drops, max(excess, default=None)
+
+
+def _probes(recipe: Recipe, data: Data, texts: Texts | None) -> Iterator[tuple[str, Split]]:
+    """Yield the probe records of instruction suites and of texts, where a budget asks for them."""
+    from keeptune.evaluation.evaluate import Split
+
+    suites = set(recipe.retention.budget)
+    tasks = {task.name for task in recipe.data.tasks if not task.train}
+    if suites & {OTHER_TASKS, *tasks} and (data.folder / "probe.jsonl").is_file():
+        yield "tasks", Split("probe", data.records("probe"), data.table("probe"), untrained_tasks=frozenset(tasks))
+    if suites - {OTHER_TASKS, *tasks} and texts is not None and texts.has("probe"):
+        yield "texts", texts.split("probe")
+
+
+def _probe_answers(folder: Path) -> list[Answer]:
+    from keeptune.evaluation.evaluate import read_answers
+
+    return [answer for kind in _KINDS if (folder / kind).is_dir() for answer in read_answers(folder / kind)]
+
+
+def _data_name(share: float) -> str:
+    return "data" if share == 1.0 else f"data-{round(1 / share)}"
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give the parts of a folder that trials may see a second name in another."""
+    with storage_errors(target):
+        for part in (part for part in _SHOWN if (source / f"{part}.jsonl").is_file()):
+            for path in (source / f"{part}.jsonl", *sorted((source / "tokens" / f"{part}.arrow").iterdir())):
+                _link_file(path, target / path.relative_to(source))
+
+
+def _link_file(source: Path, target: Path) -> None:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        # A file system without hard links.
+        shutil.copy2(source, target)
+
+
+def _write_audit(data: Data, folder: Path) -> None:
+    """Write the one fact of the audit that a training asks for; the rest of it counts test records too."""
+    write_json(folder / "audit.json", {"untrained_tasks": sorted(data.untrained_tasks)})
+
+
+def _write_share(data: Data, folder: Path, *, share: float) -> None:
+    """Write the data with a share of the train records: those whose ids, which are hashes, come first."""
+    from keeptune.text.table import TokenTable
+    from keeptune.text.tokens import Tokenized
+
+    _link(data.folder, folder)
+    _write_audit(data, folder)
+    with storage_errors(folder):
+        (folder / "train.jsonl").unlink()
+        shutil.rmtree(folder / "tokens" / "train.arrow")
+    table = data.table("train")
+    by_id: dict[str, Any] = {record.id: record for record in data.records("train")}
+    order = sorted(range(len(table)), key=lambda i: table.record_ids[i])
+    chosen = sorted(order[: max(1, math.ceil(share * len(table)))])
+    rows = [
+        Tokenized(
+            by_id[table.record_ids[i]],
+            table[i],
+            truncated=False,
+            completion_cut=False,
+            prompt_tokens=int(table.prompt_lengths[i]),
+            completion_tokens=int(table.completion_lengths[i]),
+        )
+        for i in chosen
+    ]
+    TokenTable.write(folder / "tokens" / "train.arrow", rows)
+    write_jsonl(folder / "train.jsonl", (record_to_json(row.record) for row in rows))

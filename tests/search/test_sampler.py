@@ -1,0 +1,100 @@
+"""TPE by ranges: a function of what finished before, choices of any kind, budgets as constraints, importance."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from keeptune.search.sampler import importances, next_settings
+from keeptune.search.space import Range
+from keeptune.search.trials import Result, Trial
+
+RANGES = (
+    Range("methods.lora.learning_rate", 1e-5, 1e-1, log=True),
+    Range("methods.lora.target_modules", choices=('"all-linear"', '["q_proj", "v_proj"]')),
+    Range("training.num_train_epochs", 1, 5),
+)
+
+
+def results(number: int, *, with_budget: bool = False, known: bool = True) -> list[Result]:
+    """Return trials with the best loss at a rate of 0.001; with a budget, which the upper half breaks, at the top."""
+    found: list[Result] = []
+    for i in range(number):
+        settings = {
+            "methods.lora.learning_rate": 10 ** (-5 + 4 * i / number),
+            "methods.lora.target_modules": "all-linear" if i % 2 else ["q_proj", "v_proj"],
+            "training.num_train_epochs": 1 + i % 5,
+        }
+        value = 1.0 - i / number if with_budget else abs(i / number - 0.5)
+        excess = (1.0 if i > number / 2 else -1.0) if with_budget and known else None
+        found.append(Result(Trial(i, settings), "finished", value=value, excess=excess))
+    return found
+
+
+def asked(before: list[Result], *, num_next: int = 4, seed: int = 0) -> list[dict[str, Any]]:
+    return next_settings(RANGES, before, num_next=num_next, num_trials=20, seed=seed, higher_is_better=False)
+
+
+def test_the_same_results_in_any_order_give_the_same_settings_and_another_seed_gives_others() -> None:
+    before = results(12)
+    assert asked(before) == asked(before[::-1])
+    assert asked(before) != asked(before, seed=1)
+
+
+def test_a_trials_settings_do_not_depend_on_how_many_are_asked_for_with_it() -> None:
+    before = results(12)
+    assert asked(before, num_next=2) == asked(before)[:2]
+
+
+def test_settings_are_values_of_the_recipe_inside_their_ranges() -> None:
+    for settings in asked([], num_next=12):
+        assert 1e-5 <= settings["methods.lora.learning_rate"] <= 1e-1
+        assert len(f"{settings['methods.lora.learning_rate']:.15g}".replace("0.", "").strip("0").partition("e")[0]) <= 4
+        assert settings["methods.lora.target_modules"] in ("all-linear", ["q_proj", "v_proj"])
+        assert settings["training.num_train_epochs"] in (1, 2, 3, 4, 5)
+
+
+def test_what_was_tried_is_not_tried_again_and_a_small_space_comes_to_its_end() -> None:
+    choices = (Range("methods.lora.r", choices=("4", "8", "16")),)
+    how: dict[str, Any] = {"num_trials": 8, "seed": 0, "higher_is_better": False}
+    first = next_settings(choices, [], num_next=8, **how)
+    assert sorted(settings["methods.lora.r"] for settings in first) == [4, 8, 16]
+    before = [Result(Trial(i, settings), "finished", value=1.0) for i, settings in enumerate(first)]
+    assert next_settings(choices, before, num_next=5, **how) == []
+
+
+def test_settings_that_break_a_budget_are_left_for_those_that_keep_it() -> None:
+    rates = [s["methods.lora.learning_rate"] for s in asked(results(20, with_budget=True), num_next=12)]
+    free = [s["methods.lora.learning_rate"] for s in asked(results(20, with_budget=True, known=False), num_next=12)]
+    assert sum(rate > 1e-3 for rate in rates) < sum(rate > 1e-3 for rate in free)
+
+
+def test_with_drift_as_a_second_objective_settings_of_little_drift_are_tried_too() -> None:
+    before = [
+        replace(result, drift=float(result.trial.number)) for result in results(20, with_budget=True, known=False)
+    ]
+    how: dict[str, Any] = {"num_next": 12, "num_trials": 20, "seed": 0, "higher_is_better": False}
+    rates = {
+        against: [s["methods.lora.learning_rate"] for s in next_settings(RANGES, before, against_drift=against, **how)]
+        for against in (False, True)
+    }
+    # Little drift comes with a low rate here, a good value with a high one.
+    assert sum(rate < 1e-3 for rate in rates[True]) > sum(rate < 1e-3 for rate in rates[False])
+    undrifted = [replace(result, drift=None) for result in before]
+    assert len(next_settings(RANGES, undrifted, against_drift=True, **how)) == 12
+
+
+def test_failed_trials_are_no_results() -> None:
+    before = results(12)
+    failed = Result(Trial(12, before[0].trial.params), "failed", reason="killed")
+    assert asked([*before, failed], num_next=1) != asked(before, num_next=1)
+    assert all(settings != failed.trial.params for settings in asked([*before, failed]))
+
+
+def test_the_setting_that_makes_the_difference_is_the_most_important_and_one_that_is_the_same_is_none() -> None:
+    found = importances(RANGES, results(16), higher_is_better=False)
+    assert max(found, key=lambda key: found[key]) == "methods.lora.learning_rate"
+    assert abs(sum(found.values()) - 1.0) < 1e-9
+    alike = [Result(Trial(i, {RANGES[0].key: 1e-3}), "finished", value=float(i)) for i in range(8)]
+    assert importances(RANGES[:1], alike, higher_is_better=False) == {}
+    assert importances(RANGES, results(3), higher_is_better=False) == {}
