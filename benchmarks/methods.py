@@ -1,6 +1,6 @@
 """Every method in the lab and on one P3 task: a learning rate by search, then scores, forgetting and costs at it.
 
-    python benchmarks/methods.py [--out FOLDER] [--methods lora ia3] [--first 8] [--parts lab p3]
+    python benchmarks/methods.py [--out FOLDER] [--methods lora ia3] [--first 8] [--parts ladder lab p3]
     python benchmarks/methods.py --tables
 
 In the lab each method learns a new wording from 500 examples; the rate with the lowest validation loss on a ladder of
@@ -13,6 +13,7 @@ measured, and rows that stand there are not measured again; two processes may sh
 from __future__ import annotations
 
 import argparse
+import gzip
 import json
 import math
 import re
@@ -72,13 +73,14 @@ RETAINED = (
     "sciq_Direct_Question_Closed_Book_",
     "wiki_bio_guess_person",
 )
+PARTS = ("ladder", "lab", "p3")
 NUM_EXAMPLES, NUM_RETAINED = 500, 60
 COSTS = ("trained_parameters", "peak_memory_bytes", "artifact_bytes", "train_seconds", "num_steps", "best_step")
 
 
 @dataclass(frozen=True)
 class Bench:
-    """One model and its data; every run is in one folder, so that data and base are answered for once."""
+    """One model and its data; its trainings share one folder, so that data are prepared and the base asked once."""
 
     name: str
     recipe: Mapping[str, Any]
@@ -86,19 +88,22 @@ class Bench:
     metric: str
     folder: Path
 
-    def keeptune(self, command: str, methods: Mapping[str, Any]) -> bool:
-        """Give one command with these methods, and tell whether it succeeded."""
+    def keeptune(self, *command: str, method: str, fields: Mapping[str, Any]) -> bool:
+        """Give one command with this method beside those before it, and tell whether it succeeded."""
         path = self.folder / "recipe.yaml"
         self.folder.mkdir(parents=True, exist_ok=True)
-        made = {**self.recipe, "methods": dict(methods), "output_dir": str(self.folder / "run")}
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))["methods"] if path.exists() else {}
+        methods = {**before, method: dict(fields)}
+        made = {**self.recipe, "methods": methods, "output_dir": str(self.folder / "run")}
         path.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
-        return subprocess.run([sys.executable, "-m", "keeptune.cli", command, str(path), "--quiet"]).returncode == 0
+        words = [sys.executable, "-m", "keeptune.cli", command[0], str(path), *command[1:], "--quiet"]
+        return subprocess.run(words).returncode == 0
 
     def trained(self, name: str, arguments: Mapping[str, Any], *, rate: float) -> dict[str, Any] | None:
         """Return what one training says of itself, None where it failed; CPU-seconds are those of the process."""
-        done = self.folder / "run" / f"{name}-{rate:g}" / "training.json"
-        before = _cpu_seconds()
-        if not self.keeptune("train", {f"{name}-{rate:g}": {**arguments, "learning_rate": rate}}):
+        own, before = f"{name}-{rate:g}", _cpu_seconds()
+        done = self.folder / "run" / own / "training.json"
+        if not self.keeptune("train", "--method", own, method=own, fields={**arguments, "learning_rate": rate}):
             return None
         facts = json.loads(done.read_text(encoding="utf-8"))
         return {**facts, "cpu_seconds": _cpu_seconds() - before}
@@ -107,7 +112,7 @@ class Bench:
         """Return scores on test, forgetting and costs of a method at a rate."""
         own = f"{name}-{rate:g}"
         training = self.trained(name, arguments, rate=rate)
-        if training is None or not self.keeptune("run", {own: {**arguments, "learning_rate": rate}}):
+        if training is None or not self.keeptune("run", method=own, fields={**arguments, "learning_rate": rate}):
             raise SystemExit(f"{self.name}: {own} failed")
         run = self.folder / "run"
         scores = json.loads((run / "report.json").read_text(encoding="utf-8"))["scores"]
@@ -119,8 +124,9 @@ class Bench:
             "cpu_seconds": training["cpu_seconds"],
             **{key: training[key] for key in COSTS},
             "scores": [
-                row for row in scores if row["task"] == self.target and row["model"] in ("base", own)
-                and not (row["shots"] or 0)
+                row
+                for row in scores
+                if row["task"] == self.target and row["model"] in ("base", own) and not (row["shots"] or 0)
             ],
             "forgetting": [row for row in rows if row["model"] == own and row["suite"] in ("others", "self")],
         }
@@ -131,7 +137,7 @@ def _cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
-def lab_bench(out: Path) -> Bench:
+def lab_bench(out: Path, *, folder: str = "lab-methods") -> Bench:
     """Return the lab's new wording, the demo's with half its examples."""
     lab = out / "lab"
     write_lab(lab, progress=Silent())
@@ -140,12 +146,11 @@ def lab_bench(out: Path) -> Bench:
     recipe["evaluation"] |= {"baselines": ["zero-shot"]}
     recipe["evaluation"].pop("num_shots"), recipe["evaluation"].pop("num_draws")
     recipe["retention"] = {"self_texts": recipe["retention"]["self_texts"]}
-    return Bench("lab", recipe, "span_sentence", "exact_match", out / "lab-methods")
+    return Bench("lab", recipe, "span_sentence", "exact_match", out / folder)
 
 
 def p3_bench(out: Path, *, data: Path, model: Path) -> Bench:
     """Return common_gen in five wordings, and five other tasks that are not trained on."""
-    import gzip
 
     out.mkdir(parents=True, exist_ok=True)
     target = out / "common_gen.jsonl"
@@ -206,11 +211,11 @@ def keep(name: str, part: str, found: Any) -> None:
 
 
 def measure(part: str, name: str, bench: Bench) -> None:
-    """Measure one method on one bench, unless its row stands."""
+    """Measure one method on one bench, unless its row stands; all but the ladder take the rate that won there."""
     rows = results().get(name, {})
-    if part == "lab" and "ladder" not in rows:
-        keep(name, "ladder", ladder(bench, name))
-    if part not in rows and "ladder" in (rows := results().get(name, {})):
+    if part == "ladder" and part not in rows:
+        keep(name, part, ladder(bench, name))
+    if part != "ladder" and part not in rows and "ladder" in rows:
         keep(name, part, bench.measured(name, METHODS[name][1], rate=best_rate(rows["ladder"])))
         print(f"{name}: {part} done", flush=True)
 
@@ -284,18 +289,21 @@ def main() -> None:
     parser.add_argument("--model", type=Path, default=Path("../shared/models/english-3m"))
     parser.add_argument("--methods", nargs="*", choices=[*METHODS], default=[*METHODS])
     parser.add_argument("--first", type=int, default=0, help="begin with this one of the methods, then go round")
-    parser.add_argument("--parts", nargs="*", choices=["lab", "p3"], default=["lab", "p3"])
+    parser.add_argument("--parts", nargs="*", choices=[*PARTS], default=[*PARTS])
     parser.add_argument("--tables", action="store_true", help="write the tables into docs/methods.md, measure nothing")
     arguments = parser.parse_args()
     if arguments.tables:
         write_tables()
         return
     names = arguments.methods[arguments.first :] + arguments.methods[: arguments.first]
+    benches = {
+        "ladder": lab_bench(arguments.out, folder="lab-ladder"),
+        "lab": lab_bench(arguments.out),
+        "p3": p3_bench(arguments.out, data=arguments.data, model=arguments.model),
+    }
     for part in arguments.parts:
-        bench = lab_bench(arguments.out) if part == "lab" else None
-        bench = bench or p3_bench(arguments.out, data=arguments.data, model=arguments.model)
         for name in names:
-            measure(part, name, bench)
+            measure(part, name, benches[part])
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
 from keeptune.model.modes import evaluating
+from keeptune.model.ranks import note_ranks_
 from keeptune.storage import read_json, staged_folder, storage_errors, write_atomic, write_json
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
@@ -156,6 +157,7 @@ def save_whole_model(model: PreTrainedModel, folder: Path, *, generation: Genera
 
 def _save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
     """Write PEFT's two files as PEFT would, but with lists in a fixed order and the base model's public name."""
+    note_ranks_(model)
     save_adapter_weights(model, folder)
     config = copy.deepcopy(model.peft_config["default"])
     for field in fields(config):
@@ -170,7 +172,8 @@ def _save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
 def save_adapter_weights(model: PeftModel, folder: Path) -> None:
     """Write the adapter's tensors as they are, under the names that PEFT gives them."""
     # The base embeddings never change size here, so they need not be saved, nor the hub be asked about them.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with quiet_peft():
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 

@@ -42,6 +42,7 @@ _Start = float | str
 # Per method, the tensors that PEFT saves and their start. Of factors that are multiplied, one moves and the others are
 # held, so that their product moves in a straight line and is exactly 0 at the start.
 _STARTS: dict[str, dict[str, _Start]] = {
+    "ADALORA": {"lora_A": _HELD, "lora_B": _HELD, "lora_E": 0.0},
     "BEFT": {"beft_bias": 0.0},
     "BOFT": {"boft_R": 0.0, "boft_s": 1.0},
     "C3A": {"c3a_kernel": 0.0},

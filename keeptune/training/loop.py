@@ -17,6 +17,7 @@ from torch import nn
 
 from keeptune.errors import Interrupted, NonFiniteError
 from keeptune.model.modes import gradient_checkpointing, training
+from keeptune.model.ranks import adaptive_ranks
 from keeptune.progress import Progress
 from keeptune.storage import require_space, storage_errors
 from keeptune.text.batches import Batch, Step
@@ -108,16 +109,17 @@ def train(
     """
     assert (validate is None) == (settings.select_by == "loss")
     parameters = trained_parameters(model)
+    plan = plan_run(
+        train_table,
+        settings=settings,
+        has_validation=len(validation_table) > 0,
+        has_metric=validate is not None,
+    )
     run = Run(
         folder=folder,
         key=run_key,
         settings=settings,
-        plan=plan_run(
-            train_table,
-            settings=settings,
-            has_validation=len(validation_table) > 0,
-            has_metric=validate is not None,
-        ),
+        plan=plan,
         work=Work(
             model,
             parameters,
@@ -129,6 +131,7 @@ def train(
             stop_requested,
             # Before a checkpoint is read: the start is the base model's weights, wherever the run goes on.
             pull=pull_to(parameters, strength=l2_base),
+            ranks=adaptive_ranks(model, num_steps=plan.num_steps),
         ),
         optimizer=make_optimizer(parameters, settings=settings),
         train_table=train_table,
@@ -198,7 +201,9 @@ def _started(run: Run) -> TrainingState:
         return TrainingState()
     step = checkpoint.state.step
     restore_parameters(checkpoint.folder / WEIGHTS, parameters=parameters)
-    restore_optimizer(checkpoint.folder / OPTIMIZER, optimizer=run.optimizer, parameters=parameters)
+    restore_optimizer(
+        checkpoint.folder / OPTIMIZER, optimizer=run.optimizer, parameters=parameters, ranks=run.work.ranks
+    )
     if world.rank == 0:
         run.log.truncate_after(step, without=to_do_again(checkpoint.state))
     run.note("resumed", record=ResumedEvent(step, checkpoint.quarantined))
@@ -231,11 +236,14 @@ def _taken(run: Run, state: TrainingState, *, step: Step) -> TrainingState:
     with run.memory_errors(number), training(work.model):
         accumulated = accumulate(work, step, table=run.train_table)
         l2_penalty = add_pull(work)
+        orthogonality = None if work.ranks is None else work.ranks.add_orthogonality_()
         grad_norm = nn.utils.clip_grad_norm_(work.parameters.values(), settings.max_grad_norm).item()
         if not math.isfinite(accumulated.loss) or not math.isfinite(grad_norm):
             clear_gradients(work)
             _raise_non_finite(run, number, accumulated=accumulated, grad_norm=grad_norm)
         run.optimizer.step()
+        if work.ranks is not None:
+            work.ranks.allocate_(number)
         clear_gradients(work)
     state = replace(
         state,
@@ -255,6 +263,7 @@ def _taken(run: Run, state: TrainingState, *, step: Step) -> TrainingState:
         record_ids_sha256=ids_sha256(record_ids(run.train_table, step)),
         elapsed_seconds=state.train_seconds,
         l2_penalty=l2_penalty,
+        orthogonality=orthogonality,
     )
     run.note("step", record=event)
     run.progress.advance(step.num_tokens, note=f"step {number}, train loss {accumulated.loss:.3f}")
