@@ -20,7 +20,7 @@ import re
 import resource
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -222,20 +222,35 @@ def measure(part: str, name: str, bench: Bench) -> None:
 
 def table(part: str, metric: str) -> str:
     """Return a part's table in Markdown, a method a row, the base model first."""
-    head = f"| method | learning rate | {metric} | lost, others | lost, self (nats) | trained | memory | CPU-s | artifact |"
-    lines = [head, "|" + "---|" * 9]
+    columns = [
+        "method",
+        "learning rate",
+        metric,
+        "others lost",
+        "self lost (nats)",
+        "trained",
+        "memory",
+        "CPU-s",
+        "bytes",
+    ]
+    lines = [_line(columns), _line(["---"] * len(columns))]
     for name, rows in results().items():
         if part not in rows:
             continue
         row = rows[part]
         scores = {score["model"] == "base": score for score in row["scores"] if score["metric"] == metric}
         if len(lines) == 2:
-            lines.append(f"| base | | {_with_error(scores[True], 'mean')} | | | | | | |")
-        lines.append(
-            f"| {name} | {row['learning_rate']:g} | {_with_error(scores[False], 'mean')} | {_lost(row, 'others', metric)} | "
-            f"{_lost(row, 'self', 'loss')} | {row['trained_parameters']:,} | {row['peak_memory_bytes'] / 1e6:,.0f} MB | "
-            f"{row['cpu_seconds']:.0f} | {row['artifact_bytes'] / 1e3:,.0f} kB |"
-        )
+            lines.append(_line(["base", "", _with_error(scores[True], "mean"), *[""] * 6]))
+        costs = (row["trained_parameters"], row["peak_memory_bytes"] / 1e6, row["cpu_seconds"], row["artifact_bytes"])
+        cells = [
+            name,
+            f"{row['learning_rate']:g}",
+            _with_error(scores[False], "mean"),
+            _lost(row, "others", metric),
+            _lost(row, "self", "loss"),
+            "{:,} | {:,.0f} MB | {:.0f} | {:,}".format(*costs),
+        ]
+        lines.append(_line(cells))
     return "\n".join(lines)
 
 
@@ -243,13 +258,17 @@ def ladder_table() -> str:
     """Return the validation losses at each rate, a method a row, the best in bold."""
     tried = {rate for rows in results().values() for rate in rows.get("ladder", ())}
     rates = sorted(tried, key=float)
-    lines = ["| method | " + " | ".join(rates) + " |", "|" + "---|" * (len(rates) + 1)]
+    lines = [_line(["method", *rates]), _line(["---"] * (len(rates) + 1))]
     for name, rows in results().items():
         if "ladder" in rows:
             best = f"{best_rate(rows['ladder']):g}"
             cells = [_loss(rows["ladder"], rate, bold=rate == best) for rate in rates]
-            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+            lines.append(_line([name, *cells]))
     return "\n".join(lines)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def _loss(losses: Mapping[str, float | None], rate: str, *, bold: bool) -> str:
