@@ -80,7 +80,10 @@ COSTS = ("trained_parameters", "peak_memory_bytes", "artifact_bytes", "train_sec
 
 @dataclass(frozen=True)
 class Bench:
-    """One model and its data; its trainings share one folder, so that data are prepared and the base asked once."""
+    """One model and its data; its trainings share a folder, so that data are prepared and the base asked once.
+
+    Methods with virtual tokens share another: these take positions from the records.
+    """
 
     name: str
     recipe: Mapping[str, Any]
@@ -90,19 +93,24 @@ class Bench:
 
     def keeptune(self, *command: str, method: str, fields: Mapping[str, Any]) -> bool:
         """Give one command with this method beside those before it, and tell whether it succeeded."""
-        path = self.folder / "recipe.yaml"
-        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = self.run_folder(fields).parent
+        path = folder / "recipe.yaml"
+        folder.mkdir(parents=True, exist_ok=True)
         before = yaml.safe_load(path.read_text(encoding="utf-8"))["methods"] if path.exists() else {}
         methods = {**before, method: dict(fields)}
-        made = {**self.recipe, "methods": methods, "output_dir": str(self.folder / "run")}
+        made = {**self.recipe, "methods": methods, "output_dir": str(folder / "run")}
         path.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
         words = [sys.executable, "-m", "keeptune.cli", command[0], str(path), *command[1:], "--quiet"]
         return subprocess.run(words).returncode == 0
 
+    def run_folder(self, fields: Mapping[str, Any]) -> Path:
+        """Return the folder of the runs with a method."""
+        return self.folder / ("inputs" if VIRTUAL.keys() & fields.keys() else "weights") / "run"
+
     def trained(self, name: str, arguments: Mapping[str, Any], *, rate: float) -> dict[str, Any] | None:
         """Return what one training says of itself, None where it failed; CPU-seconds are those of the process."""
         own, before = f"{name}-{rate:g}", _cpu_seconds()
-        done = self.folder / "run" / own / "training.json"
+        done = self.run_folder(arguments) / own / "training.json"
         if not self.keeptune("train", "--method", own, method=own, fields={**arguments, "learning_rate": rate}):
             return None
         facts = json.loads(done.read_text(encoding="utf-8"))
@@ -114,7 +122,7 @@ class Bench:
         training = self.trained(name, arguments, rate=rate)
         if training is None or not self.keeptune("run", method=own, fields={**arguments, "learning_rate": rate}):
             raise SystemExit(f"{self.name}: {own} failed")
-        run = self.folder / "run"
+        run = self.run_folder(arguments)
         scores = json.loads((run / "report.json").read_text(encoding="utf-8"))["scores"]
         rows = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))["rows"]
         return {
@@ -144,7 +152,8 @@ def lab_bench(out: Path, *, folder: str = "lab-methods") -> Bench:
     recipe = yaml.safe_load((lab / "lab-demo.yaml").read_text(encoding="utf-8"))
     recipe["data"]["tasks"][0]["max_records"] = NUM_EXAMPLES
     recipe["evaluation"] |= {"baselines": ["zero-shot"]}
-    recipe["evaluation"].pop("num_shots"), recipe["evaluation"].pop("num_draws")
+    for key in ("num_shots", "num_draws"):
+        del recipe["evaluation"][key]
     recipe["retention"] = {"self_texts": recipe["retention"]["self_texts"]}
     return Bench("lab", recipe, "span_sentence", "exact_match", out / folder)
 

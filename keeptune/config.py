@@ -27,6 +27,11 @@ from keeptune.recipe_text import apply_override, describe_problem, existing_key,
 
 _RESERVED_NAMES = frozenset({ALL_TASKS, "base", "comparisons", "data", "instruct-model", "texts", "tokenizer"})
 
+# Peak learning rates where a recipe names none, by PEFT's name of the method; docs/methods.md tells their source.
+LEARNING_RATES: Mapping[str | None, float] = {None: 2e-5, "LORA": 2e-4}
+ADAPTER_LEARNING_RATE = 2e-4
+"""That of a method which has none of its own."""
+
 
 class MethodFields(BaseModel):
     """How the parameters train. Other keys go to PEFT's config class by PEFT's own names."""
@@ -193,6 +198,8 @@ class Recipe(Section):
     """Folder or hub id (`id@revision` pins one) of the pre-trained model."""
     output_dir: str
     """The run folder."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Keep the base model's linear layers in so many bits; methods train beside them. Null: as they are stored."""
     data: DataFields
     methods: Annotated[dict[str, MethodFields], Field(min_length=1)] = Field(
         default_factory=lambda: {"full": MethodFields(), "lora": MethodFields(peft_type="LORA")}

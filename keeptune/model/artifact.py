@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
 from keeptune.model.attention import base_of, uses_virtual_tokens
-from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, resolve_model
+from keeptune.model.folder import ADAPTER_CONFIG, Quantization, adapter_base, resolve_model
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
@@ -199,18 +199,27 @@ def _save_tokenizer(source: Path, folder: Path, *, chat_template: str) -> None:
     write_atomic(folder / "chat_template.jinja", chat_template)
 
 
-def load_artifact(folder: Path, *, base: Path | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_artifact(
+    folder: Path,
+    *,
+    base: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+) -> nn.Module:
     """Return the model that `save_artifact` left, in evaluation mode; `base` defaults to the one an adapter names.
+
+    `quantization` is that of the weights that are frozen: the base model's, or a whole model's.
 
     Raises:
         StorageError: weights are missing, or are not those that the adapter's config asks for.
         RecipeError: the adapter's base model is not to be found.
     """
     if not (folder / ADAPTER_CONFIG).exists():
-        return load_model(folder, device=device, dtype=dtype)
+        return load_model(folder, device=device, dtype=dtype, quantization=quantization)
     if base is None:
         base = resolve_model(adapter_base(folder))
-    return attach_adapter(load_model(base, device=device, dtype=dtype), folder)
+    return attach_adapter(load_model(base, device=device, dtype=dtype, quantization=quantization), folder)
 
 
 def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -273,7 +282,7 @@ def _incomplete(folder: Path, found: str) -> StorageError:
     )
 
 
-def verify_artifact(model: nn.Module, folder: Path, *, base: Path) -> None:
+def verify_artifact(model: nn.Module, folder: Path, *, base: Path, quantization: Quantization | None = None) -> None:
     """Load the saved model anew and compare its logits with those of the trained one; costs a second model in memory.
 
     Raises:
@@ -283,7 +292,7 @@ def verify_artifact(model: nn.Module, folder: Path, *, base: Path) -> None:
     expected = probe_logits(model)
     device, dtype = base_of(model).device, weight_dtype(model)
     if isinstance(model, PeftModel):
-        fresh: nn.Module = load_model(base, device=device, dtype=dtype)
+        fresh: nn.Module = load_model(base, device=device, dtype=dtype, quantization=quantization)
         plain = probe_logits(fresh)
         fresh = attach_adapter(base_of(fresh), folder)
         if torch.equal(expected, plain):

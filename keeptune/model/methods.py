@@ -63,6 +63,8 @@ _NOT_READ_BY_ADALORA = {
 }
 # AdaLoRA's steps are counted when the data are there; any schedule fits into so many.
 _ANY_NUMBER_OF_STEPS = 10**9
+# Methods that PEFT computes with bitsandbytes' layers, and those that leave linear layers alone.
+_ON_QUANTISED = {"ADALORA", "IA3", "LN_TUNING", "LORA", "OFT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "VERA"}
 _UNSERVED_INIT = re.compile(r"eva|corda|lora_ga|loftq|pissa_niter_.*")
 _MODULE_LISTS = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save")
 # What torch says where a method looks at values of weights.
@@ -108,6 +110,8 @@ def check_method(method: Method, *, encoder_decoder: bool, quantised: bool = Fal
         _check_full(method, quantised=quantised)
         return
     problems = _type_problems(method) or _argument_problems(method)
+    if quantised and not problems:
+        problems = _quantised_problems(method)
     if problems:
         raise_collected(RecipeError, problems)
     with _peft_errors(method):
@@ -142,6 +146,22 @@ def _type_problems(method: Method) -> list[str]:
         return [
             f"{where}: found {method.peft_type!r}, which keeptune cannot train: {_UNSERVED_TYPES[method.peft_type]}; "
             f"expected a method that trains by the one loss. Set {where}=LORA."
+        ]
+    return []
+
+
+def _quantised_problems(method: Method) -> list[str]:
+    where = f"methods.{method.name}"
+    start = method.arguments.get("init_lora_weights")
+    if method.peft_type not in _ON_QUANTISED:
+        return [
+            f"{where}.peft_type: found {method.peft_type!r} over a quantised base model, whose weights PEFT does not "
+            f"read for it; expected one of {', '.join(sorted(_ON_QUANTISED))}. Set {where}.peft_type=LORA."
+        ]
+    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "orthogonal")):
+        return [
+            f"{where}.init_lora_weights: found {start!r} over a quantised base model, whose weights cannot be taken "
+            "apart; expected a start that leaves them as they are. Remove this key."
         ]
     return []
 
