@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keeptune.errors import RecipeError, raise_collected
+from keeptune.model.folder import Quantization
 
 _OWN_ARGUMENTS = frozenset(field.name for field in dataclasses.fields(PeftConfig))
 # What a recipe's method has beside PEFT's arguments.
@@ -99,7 +100,7 @@ class ParameterCounts:
     total: int
 
 
-def check_method(method: Method, *, encoder_decoder: bool, quantised: bool = False) -> None:
+def check_method(method: Method, *, encoder_decoder: bool, quantised: Quantization | bool = False) -> None:
     """Accept a method that keeptune can train, before any weight is read.
 
     Raises:
@@ -111,7 +112,7 @@ def check_method(method: Method, *, encoder_decoder: bool, quantised: bool = Fal
         return
     problems = _type_problems(method) or _argument_problems(method)
     if quantised and not problems:
-        problems = _quantised_problems(method)
+        problems = _quantised_problems(method, bits=str(quantised))
     if problems:
         raise_collected(RecipeError, problems)
     with _peft_errors(method):
@@ -123,7 +124,7 @@ def check_method(method: Method, *, encoder_decoder: bool, quantised: bool = Fal
         )
 
 
-def _check_full(method: Method, *, quantised: bool) -> None:
+def _check_full(method: Method, *, quantised: Quantization | bool) -> None:
     if method.arguments:
         raise RecipeError(
             f"methods.{method.name}: found {', '.join(sorted(method.arguments))} without peft_type; expected no PEFT "
@@ -150,7 +151,7 @@ def _type_problems(method: Method) -> list[str]:
     return []
 
 
-def _quantised_problems(method: Method) -> list[str]:
+def _quantised_problems(method: Method, *, bits: str) -> list[str]:
     where = f"methods.{method.name}"
     start = method.arguments.get("init_lora_weights")
     if method.peft_type not in _ON_QUANTISED:
@@ -162,6 +163,11 @@ def _quantised_problems(method: Method) -> list[str]:
         return [
             f"{where}.init_lora_weights: found {start!r} over a quantised base model, whose weights cannot be taken "
             "apart; expected a start that leaves them as they are. Remove this key."
+        ]
+    if method.arguments.get("use_dora") and bits == "8bit":
+        return [
+            f"{where}.use_dora: found it set over 8-bit weights, whose norms PEFT cannot take; expected 4-bit or "
+            "unquantised weights. Set quantization=4bit, or remove this key."
         ]
     return []
 
@@ -374,5 +380,11 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
     parameters = list(model.parameters())
     return ParameterCounts(
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        total=sum(parameter.numel() for parameter in parameters),
+        total=sum(_num_weights(parameter) for parameter in parameters),
     )
+
+
+def _num_weights(parameter: nn.Parameter) -> int:
+    # bitsandbytes stores two 4-bit weights in a byte.
+    stored: Any = getattr(parameter, "quant_state", None)
+    return parameter.numel() if stored is None else stored.shape.numel()

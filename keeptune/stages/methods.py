@@ -26,7 +26,7 @@ def check_methods(recipe: Recipe) -> None:
     folder = resolve_model(recipe.model)
     facts = check_model_folder(folder)
     pick_device(recipe.device)
-    quantised = facts.quantised or recipe.quantization is not None
+    quantised = recipe.quantization or facts.quantised
     if recipe.quantization is not None:
         require_quantization()
     problems = []
