@@ -234,7 +234,8 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     own = {id(parameter) for parameter in model.parameters()}
     with writing(folder), quiet_peft(), _complete_adapter(folder):
         adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
-        unexpected = tensors.keys() - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        live = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        unexpected = tensors.keys() - live.keys()
         if unexpected:
             raise _incomplete(folder, f"unexpected {sorted(unexpected)[0]}")
         added = [parameter for parameter in adapted.parameters() if id(parameter) not in own]
@@ -243,6 +244,10 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             for parameter in added:
                 parameter.data = parameter.data.float()
             set_peft_model_state_dict(adapted, tensors)
+        elif adapted.peft_config["default"].peft_type == "ADALORA":
+            # It cut the layers to their ranks, and rounded what it cut; a second time it would find nothing to cut.
+            for name, tensor in tensors.items():
+                live[name].copy_(tensor)
     return adapted.eval()
 
 

@@ -21,6 +21,8 @@ from keeptune.errors import RecipeError
 _ADAPTER = "default"
 # Of a rank's importance: the running mean, and how far its values lie from that.
 _MEAN, _SPREAD, _KEPT = "mean", "spread", "kept"
+# Of each weight PEFT keeps its last importance beside these two.
+_NUM_NOTES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +81,8 @@ def adaptive_ranks(model: nn.Module, *, num_steps: int) -> AdaptiveRanks | None:
     Raises:
         RecipeError: `tinit` and `tfinal` leave no step in which the ranks could shrink.
     """
-    tuner = getattr(model, "base_model", None)
-    if not isinstance(tuner, AdaLoraModel):
+    tuner = _tuner(model)
+    if tuner is None:
         return None
     config = _config(tuner)
     if config.tinit == config.tfinal == 0:
@@ -96,10 +98,21 @@ def adaptive_ranks(model: nn.Module, *, num_steps: int) -> AdaptiveRanks | None:
 
 def note_ranks_(model: nn.Module) -> None:
     """Have an AdaLoRA model's config name the ranks that its weights use, which may be those of an earlier step."""
-    tuner = getattr(model, "base_model", None)
-    if isinstance(tuner, AdaLoraModel):
+    tuner = _tuner(model)
+    if tuner is not None:
         names = {name: p for name, p in tuner.model.named_parameters() if f"lora_E.{_ADAPTER}" in name}
         _config(tuner).rank_pattern = {name: (p != 0).flatten().tolist() for name, p in names.items()}
+
+
+def ranks_bytes(model: nn.Module) -> int:
+    """Return how many bytes a training notes of an AdaLoRA model's weights, 0 for other models."""
+    trained = (p for p in model.parameters() if p.requires_grad)
+    return 0 if _tuner(model) is None else _NUM_NOTES * sum(p.numel() * p.element_size() for p in trained)
+
+
+def _tuner(model: nn.Module) -> AdaLoraModel | None:
+    tuner = getattr(model, "base_model", None)
+    return tuner if isinstance(tuner, AdaLoraModel) else None
 
 
 def _config(tuner: AdaLoraModel) -> Any:

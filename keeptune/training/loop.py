@@ -63,6 +63,8 @@ __all__ = ["Examples", "TrainingResult", "TrainingSettings", "Validation", "trai
 
 # Weights and AdamW's two moments of each, in as many checkpoints as rotation and the next save can hold at once.
 _TENSORS_PER_PARAMETER = 3
+# What AdaLoRA notes of each weight is saved too.
+_MORE_TENSORS_WITH_RANKS = 2
 _MOST_CHECKPOINTS = 4
 _SPACE_MARGIN = 1.1
 _MAX_LISTED = 10
@@ -324,4 +326,5 @@ def _require_space(run: Run) -> None:
     num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in run.work.parameters.values())
     num_present = sum(1 for path in run.checkpoints.iterdir() if path.is_dir())
     num_to_come = max(1, _MOST_CHECKPOINTS - num_present)
-    require_space(run.checkpoints, needed_bytes=int(num_to_come * _TENSORS_PER_PARAMETER * _SPACE_MARGIN * num_bytes))
+    num_tensors = _TENSORS_PER_PARAMETER + (_MORE_TENSORS_WITH_RANKS if run.work.ranks is not None else 0)
+    require_space(run.checkpoints, needed_bytes=int(num_to_come * num_tensors * _SPACE_MARGIN * num_bytes))

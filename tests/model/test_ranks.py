@@ -9,7 +9,7 @@ import torch
 
 from keeptune.errors import RecipeError
 from keeptune.model.methods import Method, apply_method
-from keeptune.model.ranks import AdaptiveRanks, adaptive_ranks, note_ranks_
+from keeptune.model.ranks import AdaptiveRanks, adaptive_ranks, note_ranks_, ranks_bytes
 
 from .tiny import CONFIGS, make_model
 
@@ -106,6 +106,12 @@ def test_other_models_have_no_such_ranks() -> None:
     base = make_model(CONFIGS["llama"])
     assert adaptive_ranks(base, num_steps=10) is None
     assert adaptive_ranks(apply_method(base, Method("mine", "LORA", 1e-3, {}), seed=0), num_steps=10) is None
+
+
+def test_what_is_noted_of_the_weights_counts_as_memory() -> None:
+    model = adapted()
+    assert ranks_bytes(model) == 3 * 4 * sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert ranks_bytes(make_model(CONFIGS["llama"])) == 0
 
 
 def test_a_schedule_that_leaves_no_step_is_refused() -> None:

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from peft import PeftModel
+from peft import PeftModel, get_peft_model_state_dict
 from torch import nn
 
 from keeptune.errors import Interrupted, RecipeError
-from keeptune.model.artifact import verify_artifact
+from keeptune.model.artifact import adapter_weights, load_artifact, verify_artifact
 from keeptune.model.attention import can_pack, uses_virtual_tokens
 from keeptune.model.loss import batch_loss, loss_is_exact
 from keeptune.model.merge import merge_adapter
@@ -22,7 +22,7 @@ from keeptune.model.modes import evaluating
 from keeptune.text.batches import Batch, pack, pad, pad_pairs
 from tests.model.bases import Base, logits, make_base, save
 
-from .tiny import TRAIN, StopAt, digest_run, run
+from .tiny import TRAIN, StopAt, digest_run, read_events, run
 
 pytestmark = pytest.mark.filterwarnings(r"ignore:`is_gradient_checkpointing` is deprecated:FutureWarning")
 LINEAR = {"target_modules": "all-linear"}
@@ -126,3 +126,36 @@ def test_a_methods_packs_are_exact_or_it_is_padded(name: str, bases: Callable[[s
 def test_a_method_is_held_against_a_model_without_weights(name: str, kind: str, bases: Callable[[str], Base]) -> None:
     model: Any = bases(kind).load()
     check_fit(model.to("meta"), method_of(name))
+
+
+def test_adaloras_term_is_in_the_objective_and_not_in_the_loss(bases: Callable[[str], Base], tmp_path: Path) -> None:
+    first = []
+    for weight in (0.0, 5.0):
+        arguments = {"init_r": 4, "target_r": 1, "orth_reg_weight": weight}
+        model = apply_method(bases("llama").load(), Method("mine", "ADALORA", 0.05, arguments), seed=1)
+        folder = tmp_path / str(weight)
+        run(model, folder, loss=batch_loss, tokens_per_step=40, tokens_per_micro_batch=20, num_train_epochs=1)
+        first.append(next(event for event in read_events(folder) if event["event"] == "step"))
+    without, with_term = first
+    assert without["loss"] == with_term["loss"] and without["orthogonality"] == 0.0
+    assert with_term["orthogonality"] > 1.0 and with_term["grad_norm"] > 2 * without["grad_norm"]
+
+
+@pytest.mark.parametrize("name", ["lora", "adalora"])
+def test_an_adapter_over_a_bf16_base_is_read_in_fp32(name: str, bases: Callable[[str], Base], tmp_path: Path) -> None:
+    base = bases("llama")
+    model = apply_method(base.load(torch.bfloat16), method_of(name), seed=1)
+    with torch.no_grad():
+        for parameter in (parameter for parameter in model.parameters() if parameter.requires_grad):
+            parameter.add_(torch.rand(parameter.shape, generator=torch.Generator().manual_seed(0)) * 0.1)
+        # Ranks that a layer lost.
+        for key, parameter in model.named_parameters():
+            if "q_proj.lora_E" in key:
+                parameter[:2] = 0.0
+    folder = save(model, tmp_path / "adapter", base)
+    loaded = load_artifact(folder, base=base.folder, device=torch.device("cpu"), dtype=torch.bfloat16)
+    verify_artifact(model, folder, base=base.folder)
+    saved = adapter_weights(folder)
+    with quiet_peft():
+        found = get_peft_model_state_dict(loaded, save_embedding_layers=False)
+    assert all(torch.equal(found[key], tensor) for key, tensor in saved.items())
