@@ -27,6 +27,7 @@ from typing import Any
 
 import yaml
 
+from keeptune.config import LEARNING_RATES
 from keeptune.lab.folder import write_lab
 from keeptune.progress import Silent
 
@@ -276,6 +277,23 @@ def ladder_table() -> str:
     return "\n".join(lines)
 
 
+def rates_table() -> str:
+    """Return the default learning rates of PEFT's methods beside those that the ladders give, a type a row."""
+    rows = results()
+    best = {name: best_rate(row["ladder"]) for name, row in rows.items() if "ladder" in row}
+    lines = [_line(["`peft_type`", "default", "from"]), _line(["---"] * 3)]
+    for peft_type, default in LEARNING_RATES.items():
+        name = next((n for n, (_, arguments) in METHODS.items() if arguments.get("peft_type") == peft_type), "full")
+        source = "a usual rate; not searched yet"
+        if peft_type in {None, "LORA"}:
+            source = "a usual rate" + (f"; best in the lab {best[name]:g}" if name in best else "")
+        elif name in best:
+            ratio = 2e-4 * best[name] / best["lora"]
+            source = f"best in the lab {best[name]:g}, which gives {ratio:.1g}"
+        lines.append(_line([f"`{peft_type}`" if peft_type else "none: full", f"{default:g}", source]))
+    return "\n".join(lines)
+
+
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
 
@@ -300,7 +318,12 @@ def _with_error(row: Mapping[str, Any], key: str) -> str:
 
 def write_tables() -> None:
     """Put the tables between their marks in docs/methods.md."""
-    tables = {"lab": table("lab", "exact_match"), "p3": table("p3", "rougeL"), "ladder": ladder_table()}
+    tables = {
+        "lab": table("lab", "exact_match"),
+        "p3": table("p3", "rougeL"),
+        "ladder": ladder_table(),
+        "rates": rates_table(),
+    }
     text = PAGE.read_text(encoding="utf-8")
     for name, made in tables.items():
         marks = f"<!-- {name} -->", f"<!-- /{name} -->"

@@ -28,7 +28,12 @@ from keeptune.recipe_text import apply_override, describe_problem, existing_key,
 _RESERVED_NAMES = frozenset({ALL_TASKS, "base", "comparisons", "data", "instruct-model", "texts", "tokenizer"})
 
 # Peak learning rates where a recipe names none, by PEFT's name of the method; docs/methods.md tells their source.
-LEARNING_RATES: Mapping[str | None, float] = {None: 2e-5, "LORA": 2e-4}
+LEARNING_RATES: Mapping[str | None, float] = {
+    None: 2e-5,
+    "LORA": 2e-4,
+    "IA3": 7e-3,
+    "PROMPT_TUNING": 7e-2,
+}
 ADAPTER_LEARNING_RATE = 2e-4
 """That of a method which has none of its own."""
 
@@ -41,7 +46,7 @@ class MethodFields(BaseModel):
     peft_type: str | None = None
     """PEFT's name of the method (LORA, IA3, ...); none: full fine-tuning."""
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
-    """Peak learning rate; default 2e-5 for full fine-tuning and 2e-4 for PEFT."""
+    """Peak learning rate; default: that of its kind in `LEARNING_RATES`."""
     frozen_layers: Annotated[int, Field(ge=0)] = 0
     """Embeddings and this many of the first layers (encoder-decoder: of the encoder) stay as they are; full only."""
     l2_base: Annotated[float, Field(ge=0.0)] = 0.0
