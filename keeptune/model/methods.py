@@ -159,7 +159,7 @@ def _quantised_problems(method: Method, *, bits: str) -> list[str]:
             f"{where}.peft_type: found {method.peft_type!r} over a quantised base model, whose weights PEFT does not "
             f"read for it; expected one of {', '.join(sorted(_ON_QUANTISED))}. Set {where}.peft_type=LORA."
         ]
-    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "orthogonal")):
+    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "mica")):
         return [
             f"{where}.init_lora_weights: found {start!r} over a quantised base model, whose weights cannot be taken "
             "apart; expected a start that leaves them as they are. Remove this key."
