@@ -261,7 +261,7 @@ def table(part: str, metric: str) -> str:
             "{:,} | {:,.0f} MB | {:.0f} | {:,}".format(*costs),
         ]
         lines.append(_line(cells))
-    return "\n".join(lines)
+    return "\n".join(lines) if len(lines) > 2 else "None is measured so far."
 
 
 def ladder_table() -> str:

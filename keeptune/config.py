@@ -31,8 +31,18 @@ _RESERVED_NAMES = frozenset({ALL_TASKS, "base", "comparisons", "data", "instruct
 LEARNING_RATES: Mapping[str | None, float] = {
     None: 2e-5,
     "LORA": 2e-4,
+    "ADALORA": 1e-3,
+    "VERA": 4e-3,
     "IA3": 7e-3,
+    "LOHA": 7e-4,
+    "LOKR": 7e-4,
+    "OFT": 2e-4,
+    "BOFT": 2e-4,
+    "OSF": 5e-5,
+    "LN_TUNING": 1e-3,
     "PROMPT_TUNING": 7e-2,
+    "PREFIX_TUNING": 1e-3,
+    "P_TUNING": 1e-3,
 }
 ADAPTER_LEARNING_RATE = 2e-4
 """That of a method which has none of its own."""
