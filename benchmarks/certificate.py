@@ -40,8 +40,8 @@ from keeptune.model.loss import target_logits
 from keeptune.model.modes import evaluating
 from keeptune.progress import Silent
 from keeptune.stages.data import Data, evaluation_split
+from keeptune.stages.methods import method_of
 from keeptune.stages.retention import answer
-from keeptune.stages.training import method_of
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_base, open_way
 from keeptune.storage import read_json, write_json, write_jsonl
 from keeptune.text.batches import NOT_TRAINED, pad

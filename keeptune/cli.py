@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import time
 import traceback
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated
 
@@ -328,8 +328,8 @@ def main() -> None:
     # OpenMP's threads spin while they wait for each other: with any other work on the machine's cores, a step took 20
     # times as long (LOG.md). Read when torch loads it, hence before any import of it.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    # PEFT imports it where it is installed, and it then says what it would have found on a GPU.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    # PEFT imports bitsandbytes where that is installed, which tells at once of a kernel that it can do without.
+    getLogger("bitsandbytes").setLevel(ERROR)
     try:
         # typer returns the code of an exit of its own, 130 after Ctrl-C among them.
         returned = app(standalone_mode=False)

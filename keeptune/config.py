@@ -31,6 +31,26 @@ _RESERVED_NAMES = frozenset(
     {ALL_TASKS, "base", "comparisons", "data", "instruct-model", "parts", "search", "texts", "tokenizer"}
 )
 
+# Peak learning rates where a recipe names none, by PEFT's name of the method; docs/methods.md tells their source.
+LEARNING_RATES: Mapping[str | None, float] = {
+    None: 2e-5,
+    "LORA": 2e-4,
+    "ADALORA": 1e-3,
+    "VERA": 4e-3,
+    "IA3": 7e-3,
+    "LOHA": 7e-4,
+    "LOKR": 7e-4,
+    "OFT": 2e-4,
+    "BOFT": 2e-4,
+    "OSF": 5e-5,
+    "LN_TUNING": 1e-3,
+    "PROMPT_TUNING": 7e-2,
+    "PREFIX_TUNING": 1e-3,
+    "P_TUNING": 1e-3,
+}
+ADAPTER_LEARNING_RATE = 2e-4
+"""That of a method which has none of its own."""
+
 
 class MethodFields(BaseModel):
     """How the parameters train. Other keys go to PEFT's config class by PEFT's own names."""
@@ -40,7 +60,7 @@ class MethodFields(BaseModel):
     peft_type: str | None = None
     """PEFT's name of the method (LORA, IA3, ...); none: full fine-tuning."""
     learning_rate: Annotated[float, Field(gt=0.0)] | None = None
-    """Peak learning rate; default 2e-5 for full fine-tuning and 2e-4 for PEFT."""
+    """Peak learning rate; default: that of its kind in `LEARNING_RATES`."""
     frozen_layers: Annotated[int, Field(ge=0)] = 0
     """Embeddings and this many of the first layers (encoder-decoder: of the encoder) stay as they are; full only."""
     l2_base: Annotated[float, Field(ge=0.0)] = 0.0
@@ -197,6 +217,8 @@ class Recipe(Section):
     """Folder or hub id (`id@revision` pins one) of the pre-trained model."""
     output_dir: str
     """The run folder."""
+    quantization: Literal["4bit", "8bit"] | None = None
+    """Keep the base model's linear layers in so many bits; methods train beside them. Null: as they are stored."""
     data: DataFields
     methods: Annotated[dict[str, MethodFields], Field(min_length=1)] = Field(
         default_factory=lambda: {"full": MethodFields(), "lora": MethodFields(peft_type="LORA")}

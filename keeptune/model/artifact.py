@@ -24,11 +24,12 @@ from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
 from keeptune.model.attention import base_of, uses_virtual_tokens
-from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, resolve_model
+from keeptune.model.folder import ADAPTER_CONFIG, Quantization, adapter_base, resolve_model
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
 from keeptune.model.modes import evaluating
+from keeptune.model.ranks import note_ranks_
 from keeptune.storage import read_json, staged_folder, storage_errors, write_atomic, write_json
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
@@ -156,6 +157,7 @@ def save_whole_model(model: PreTrainedModel, folder: Path, *, generation: Genera
 
 def _save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
     """Write PEFT's two files as PEFT would, but with lists in a fixed order and the base model's public name."""
+    note_ranks_(model)
     save_adapter_weights(model, folder)
     config = copy.deepcopy(model.peft_config["default"])
     for field in fields(config):
@@ -170,7 +172,8 @@ def _save_adapter(model: PeftModel, folder: Path, *, base_name: str) -> None:
 def save_adapter_weights(model: PeftModel, folder: Path) -> None:
     """Write the adapter's tensors as they are, under the names that PEFT gives them."""
     # The base embeddings never change size here, so they need not be saved, nor the hub be asked about them.
-    state = get_peft_model_state_dict(model, save_embedding_layers=False)
+    with quiet_peft():
+        state = get_peft_model_state_dict(model, save_embedding_layers=False)
     tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
 
@@ -196,18 +199,27 @@ def _save_tokenizer(source: Path, folder: Path, *, chat_template: str) -> None:
     write_atomic(folder / "chat_template.jinja", chat_template)
 
 
-def load_artifact(folder: Path, *, base: Path | None, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def load_artifact(
+    folder: Path,
+    *,
+    base: Path | None,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+) -> nn.Module:
     """Return the model that `save_artifact` left, in evaluation mode; `base` defaults to the one an adapter names.
+
+    `quantization` is that of the weights that are frozen: the base model's, or a whole model's.
 
     Raises:
         StorageError: weights are missing, or are not those that the adapter's config asks for.
         RecipeError: the adapter's base model is not to be found.
     """
     if not (folder / ADAPTER_CONFIG).exists():
-        return load_model(folder, device=device, dtype=dtype)
+        return load_model(folder, device=device, dtype=dtype, quantization=quantization)
     if base is None:
         base = resolve_model(adapter_base(folder))
-    return attach_adapter(load_model(base, device=device, dtype=dtype), folder)
+    return attach_adapter(load_model(base, device=device, dtype=dtype, quantization=quantization), folder)
 
 
 def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
@@ -222,7 +234,8 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     own = {id(parameter) for parameter in model.parameters()}
     with writing(folder), quiet_peft(), _complete_adapter(folder):
         adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
-        unexpected = tensors.keys() - get_peft_model_state_dict(adapted, save_embedding_layers=False).keys()
+        live = get_peft_model_state_dict(adapted, save_embedding_layers=False)
+        unexpected = tensors.keys() - live.keys()
         if unexpected:
             raise _incomplete(folder, f"unexpected {sorted(unexpected)[0]}")
         added = [parameter for parameter in adapted.parameters() if id(parameter) not in own]
@@ -231,6 +244,10 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
             for parameter in added:
                 parameter.data = parameter.data.float()
             set_peft_model_state_dict(adapted, tensors)
+        elif adapted.peft_config["default"].peft_type == "ADALORA":
+            # It cut the layers to their ranks, and rounded what it cut; a second time it would find nothing to cut.
+            for name, tensor in tensors.items():
+                live[name].copy_(tensor)
     return adapted.eval()
 
 
@@ -270,7 +287,7 @@ def _incomplete(folder: Path, found: str) -> StorageError:
     )
 
 
-def verify_artifact(model: nn.Module, folder: Path, *, base: Path) -> None:
+def verify_artifact(model: nn.Module, folder: Path, *, base: Path, quantization: Quantization | None = None) -> None:
     """Load the saved model anew and compare its logits with those of the trained one; costs a second model in memory.
 
     Raises:
@@ -280,7 +297,7 @@ def verify_artifact(model: nn.Module, folder: Path, *, base: Path) -> None:
     expected = probe_logits(model)
     device, dtype = base_of(model).device, weight_dtype(model)
     if isinstance(model, PeftModel):
-        fresh: nn.Module = load_model(base, device=device, dtype=dtype)
+        fresh: nn.Module = load_model(base, device=device, dtype=dtype, quantization=quantization)
         plain = probe_logits(fresh)
         fresh = attach_adapter(base_of(fresh), folder)
         if torch.equal(expected, plain):

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from keeptune.errors import RecipeError, import_extra, relative_start
 from keeptune.storage import file_sha256, read_json, storage_errors
@@ -25,6 +25,8 @@ ADAPTER_CONFIG = "adapter_config.json"
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+# Bits of a weight of the base model's linear layers, its output layer apart, as bitsandbytes stores them.
+Quantization = Literal["4bit", "8bit"]
 T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
 _ENCODER_DECODERS = T5_FAMILY | {"bart", "mbart", "pegasus", "marian", "blenderbot", "led"}
 _MAX_HEADER_BYTES = 100_000_000
@@ -43,11 +45,13 @@ class ModelFacts:
     weight_bytes: int
     files: tuple[Path, ...]
     """`config.json` and every weight file."""
+    quantization: Quantization | None = None
+    """How the weights are to be quantised as they are read, where they are."""
 
     @cached_property
     def sha256(self) -> str:
-        """Of the files, each of which is read for it when it is first asked for."""
-        digest = hashlib.sha256()
+        """Of the files, each of which is read for it when it is first asked for, and of how they are quantised."""
+        digest = hashlib.sha256(self.quantization.encode() if self.quantization else b"")
         for file in self.files:
             digest.update(f"{file.name} {file_sha256(file)}\n".encode())
         return digest.hexdigest()

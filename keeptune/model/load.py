@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,14 +15,15 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
 from transformers.utils import logging
 
-from keeptune.errors import RecipeError
-from keeptune.model.folder import T5_FAMILY
+from keeptune.errors import RecipeError, import_extra
+from keeptune.model.folder import T5_FAMILY, Quantization
 from keeptune.storage import staged_folder, storage_errors
 
 # Buffers that older checkpoints carry and that are computed at construction.
@@ -40,15 +42,23 @@ def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def load_model(
-    folder: Path, *, device: torch.device, dtype: torch.dtype, attn_implementation: str = "sdpa"
+    folder: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    attn_implementation: str = "sdpa",
+    quantization: Quantization | None = None,
 ) -> PreTrainedModel:
     """Return the model of a folder that `check_model_folder` passed, in evaluation mode.
 
-    A class without `attn_implementation` (Gemma 2 has no sdpa) gets transformers' own choice.
+    `quantization` stores the weights of linear layers in so many bits as they are read; `dtype` is that of all other
+    weights and of what is computed. A class without `attn_implementation` (Gemma 2 has no sdpa) gets transformers' own
+    choice.
 
     Raises:
-        RecipeError: transformers does not know the model as a language model, weights are missing or left over, or a
-            T5-family model is asked for in fp16, which overflows in its feed-forward layers.
+        RecipeError: transformers does not know the model as a language model, weights are missing or left over, a
+            T5-family model is asked for in fp16, which overflows in its feed-forward layers, or bitsandbytes is needed
+            and not installed.
     """
     with _silent_transformers():
         config = _read_config(folder)
@@ -59,6 +69,7 @@ def load_model(
             )
         auto = _auto_class(config)
         model_class = auto._model_mapping.get(type(config), None)
+        quantised = _quantised(config, quantization, device=device, dtype=dtype)
         supported = attn_implementation != "sdpa" or getattr(model_class, "_supports_sdpa", True)
         try:
             model, loading = auto.from_pretrained(
@@ -70,11 +81,57 @@ def load_model(
                 use_safetensors=True,
                 output_loading_info=True,
                 ignore_mismatched_sizes=True,  # reported in `loading`, and refused below
+                **quantised,
             )
         except (ValueError, KeyError, OSError) as error:
             raise _unknown(folder, error) from error
     _require_all_weights(folder, loading)
-    return model.to(device).eval()
+    if not quantised:
+        return model.to(device).eval()
+    for module in model.modules():
+        # Where a processor multiplies bf16, 4-bit layers would be stored anew, and rounded, as soon as one evaluates.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    # Quantised weights were put in their place as they were read, and cannot be moved on.
+    return model.eval()
+
+
+def require_quantization() -> None:
+    """Accept quantised weights where the libraries that read them are installed.
+
+    Raises:
+        RecipeError: one is not.
+    """
+    for library in ("bitsandbytes", "accelerate"):
+        import_extra(library, extra="quantized")
+    # It says at each product of matrices that it casts what it multiplies.
+    getLogger("bitsandbytes").setLevel(ERROR)
+
+
+def _quantised(
+    config: PreTrainedConfig, quantization: Quantization | None, *, device: torch.device, dtype: torch.dtype
+) -> dict[str, Any]:
+    """Return what transformers is told to read quantised weights; nothing for others."""
+    stored = getattr(config, "quantization_config", None)
+    if quantization is None and stored is None:
+        return {}
+    placed: dict[str, Any] = {"device_map": {"": device}}
+    if quantization is None:
+        if "bitsandbytes" in str(stored):
+            require_quantization()
+        return placed
+    require_quantization()
+    # As QLoRA has it: 4-bit NormalFloat, and the scales quantised too (Dettmers et al. 2023, arXiv 2305.14314).
+    own = {
+        "4bit": {
+            "load_in_4bit": True,
+            "bnb_4bit_quant_type": "nf4",
+            "bnb_4bit_use_double_quant": True,
+            "bnb_4bit_compute_dtype": dtype,
+        },
+        "8bit": {"load_in_8bit": True},
+    }[quantization]
+    return {**placed, "quantization_config": BitsAndBytesConfig(**own)}
 
 
 def empty_model(folder: Path) -> PreTrainedModel:

@@ -40,7 +40,7 @@ def merge_adapter(
     appears, with `card` as its model card. Where an adapter touches only one of two tied matrices, both are written.
 
     Raises:
-        RecipeError: the base model is quantised, or the method cannot be folded into weights.
+        RecipeError: the base model is quantised, or was for the training, or the method cannot be folded into weights.
         StorageError: `out` holds files, the disk refuses, or the merged model's logits differ.
     """
     _check_place(adapter_folder, base=base, out=out)
@@ -69,6 +69,13 @@ def _check_place(adapter_folder: Path, *, base: Path, out: Path) -> None:
         raise RecipeError(
             f"{base}: found quantised weights; expected a base model in fp32 or bf16, as folding an adapter into "
             "quantised weights rounds it away. Name the unquantised base model, or use the adapter as it is."
+        )
+    quantization = _facts(adapter_folder).get("quantization")
+    if quantization is not None:
+        raise RecipeError(
+            f"{adapter_folder}: found an adapter that was trained and scored over {quantization} weights; expected one "
+            "over the weights that it is folded into, as the merged model would give other answers than were scored. "
+            "Use the adapter over the quantised base model, or train without quantization."
         )
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise StorageError(f"{out}: found a file or a folder that is not empty; expected a new folder. Name another.")

@@ -1,7 +1,7 @@
 """Which parameters train: a base model and a `Method` arrive, a model with trained weights marked leaves.
 
-A method is full fine-tuning or any PEFT method under PEFT's own argument names. What needs more of the training loop
-than one loss and one update a step (ranks that change while training, losses of their own) is refused by name.
+A method is full fine-tuning or any PEFT method under PEFT's own argument names. What needs data, a second model or a
+loss of its own beside what the training loop has is refused by name.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keeptune.errors import RecipeError, raise_collected
+from keeptune.model.folder import Quantization
 
 _OWN_ARGUMENTS = frozenset(field.name for field in dataclasses.fields(PeftConfig))
 # What a recipe's method has beside PEFT's arguments.
@@ -31,8 +32,6 @@ _PER_TASK = "it needs the number of a task beside each batch, which keeptune doe
 _OWN_LOSS = "it adds a loss of its own, and keeptune has one loss"
 _DATA_INIT = "it starts from statistics of the data, which would have to be collected before training"
 _UNSERVED_TYPES = {
-    "ADALORA": "it moves rank between layers after each update and adds a loss of its own, so that a step is no longer "
-    "one loss and one update",
     "CPT": _OWN_LOSS,
     "MULTITASK_PROMPT_TUNING": _PER_TASK,
     "POLY": _PER_TASK,
@@ -55,6 +54,18 @@ _UNSERVED_ARGUMENTS = {
     "use_qalora": "it needs a base model quantised by GPTQ",
     "velora_config": "its backward pass keeps state that no checkpoint holds",
 }
+_INIT_RANKS = "AdaLoRA has init_r and target_r in its place"
+_NOT_READ_BY_ADALORA = {
+    "alpha_pattern": "AdaLoRA does not read it",
+    "r": _INIT_RANKS,
+    "rank_pattern": _INIT_RANKS,
+    "total_step": "keeptune counts the steps of the training",
+    "use_rslora": "AdaLoRA does not read it",
+}
+# AdaLoRA's steps are counted when the data are there; any schedule fits into so many.
+_ANY_NUMBER_OF_STEPS = 10**9
+# Methods that PEFT computes with bitsandbytes' layers, and those that leave linear layers alone.
+_ON_QUANTISED = {"ADALORA", "IA3", "LN_TUNING", "LORA", "OFT", "PREFIX_TUNING", "PROMPT_TUNING", "P_TUNING", "VERA"}
 _UNSERVED_INIT = re.compile(r"eva|corda|lora_ga|loftq|pissa_niter_.*")
 _MODULE_LISTS = ("target_modules", "exclude_modules", "feedforward_modules", "modules_to_save")
 # What torch says where a method looks at values of weights.
@@ -89,7 +100,7 @@ class ParameterCounts:
     total: int
 
 
-def check_method(method: Method, *, encoder_decoder: bool, quantised: bool = False) -> None:
+def check_method(method: Method, *, encoder_decoder: bool, quantised: Quantization | bool = False) -> None:
     """Accept a method that keeptune can train, before any weight is read.
 
     Raises:
@@ -100,13 +111,20 @@ def check_method(method: Method, *, encoder_decoder: bool, quantised: bool = Fal
         _check_full(method, quantised=quantised)
         return
     problems = _type_problems(method) or _argument_problems(method)
+    if quantised and not problems:
+        problems = _quantised_problems(method, bits=str(quantised))
     if problems:
         raise_collected(RecipeError, problems)
     with _peft_errors(method):
-        _make_config(method, encoder_decoder=encoder_decoder, defaults={})
+        config: Any = _make_config(method, encoder_decoder=encoder_decoder, defaults={})
+    if method.peft_type == "ADALORA" and config.init_r <= config.target_r:
+        raise RecipeError(
+            f"methods.{method.name}.init_r: found {config.init_r} with a target_r of {config.target_r}; expected more, "
+            f"as ranks only shrink. Set methods.{method.name}.init_r={config.target_r * 3 // 2 + 1}."
+        )
 
 
-def _check_full(method: Method, *, quantised: bool) -> None:
+def _check_full(method: Method, *, quantised: Quantization | bool) -> None:
     if method.arguments:
         raise RecipeError(
             f"methods.{method.name}: found {', '.join(sorted(method.arguments))} without peft_type; expected no PEFT "
@@ -133,6 +151,27 @@ def _type_problems(method: Method) -> list[str]:
     return []
 
 
+def _quantised_problems(method: Method, *, bits: str) -> list[str]:
+    where = f"methods.{method.name}"
+    start = method.arguments.get("init_lora_weights")
+    if method.peft_type not in _ON_QUANTISED:
+        return [
+            f"{where}.peft_type: found {method.peft_type!r} over a quantised base model, whose weights PEFT does not "
+            f"read for it; expected one of {', '.join(sorted(_ON_QUANTISED))}. Set {where}.peft_type=LORA."
+        ]
+    if isinstance(start, str) and start.lower().startswith(("pissa", "olora", "mica")):
+        return [
+            f"{where}.init_lora_weights: found {start!r} over a quantised base model, whose weights cannot be taken "
+            "apart; expected a start that leaves them as they are. Remove this key."
+        ]
+    if method.arguments.get("use_dora") and bits == "8bit":
+        return [
+            f"{where}.use_dora: found it set over 8-bit weights, whose norms PEFT cannot take; expected 4-bit or "
+            "unquantised weights. Set quantization=4bit, or remove this key."
+        ]
+    return []
+
+
 def _argument_problems(method: Method) -> list[str]:
     known = [field.name for field in dataclasses.fields(_config_class(method)) if field.name not in _OWN_ARGUMENTS]
     problems = []
@@ -144,12 +183,16 @@ def _argument_problems(method: Method) -> list[str]:
             expected = f"an argument of PEFT's {_config_class(method).__name__}"
             near = _nearest(key, [*known, *_OWN_KEYS])
             problems.append(f"{where}: found an unknown key; expected {expected}. {near}")
-        elif value and (reason := _unserved(key, value)):
+        elif value and (reason := _unserved(key, value, peft_type=method.peft_type)):
             problems.append(f"{where}: found {value!r}; expected it unset, as {reason}. Remove this key.")
     return problems
 
 
-def _unserved(key: str, value: object) -> str | None:
+def _unserved(key: str, value: object, *, peft_type: str | None = None) -> str | None:
+    if peft_type == "ADALORA" and key in _NOT_READ_BY_ADALORA:
+        return _NOT_READ_BY_ADALORA[key]
+    if peft_type == "ADALORA" and key == "init_lora_weights" and isinstance(value, str):
+        return "AdaLoRA has a start of its own"
     if key == "init_lora_weights" and isinstance(value, str) and _UNSERVED_INIT.fullmatch(value):
         return "this start needs data or chance, so that the saved adapter alone would not give the trained answers"
     return _UNSERVED_ARGUMENTS.get(key)
@@ -187,9 +230,11 @@ def _config_class(method: Method) -> type[PeftConfig]:
 
 
 def _make_config(method: Method, *, encoder_decoder: bool, defaults: Mapping[str, Any]) -> PeftConfig:
-    """Return the PEFT config; LoRA without targets takes every linear layer but the output head."""
+    """Return the PEFT config; LoRA and AdaLoRA without targets take every linear layer but the output head."""
     arguments = {**defaults, **method.arguments}
-    if method.peft_type == "LORA" and not arguments.keys() & {"target_modules", "target_parameters"}:
+    if method.peft_type == "ADALORA":
+        arguments["total_step"] = _ANY_NUMBER_OF_STEPS
+    if method.peft_type in {"LORA", "ADALORA"} and not arguments.keys() & {"target_modules", "target_parameters"}:
         arguments["target_modules"] = "all-linear"
     return _config_class(method)(task_type="SEQ_2_SEQ_LM" if encoder_decoder else "CAUSAL_LM", **arguments)  # pyright: ignore[reportArgumentType]
 
@@ -216,6 +261,13 @@ def quiet_peft() -> Iterator[None]:
         warnings.filterwarnings("ignore", message=r"`is_gradient_checkpointing` is deprecated")
         # `merge` parts tied weights on purpose and looks at the merged model's logits.
         warnings.filterwarnings("ignore", message="Input and output embeddings are no longer tied after merging")
+        # BOFT does without its kernel, which needs a compiler; LN tuning trains norms of every kind.
+        warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")
+        warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor to 1")
+        warnings.filterwarnings("ignore", message="Unsupported layer type")
+        # AdaLoRA leaves some layers no rank, and names in its own way those of the others.
+        warnings.filterwarnings("ignore", message=r"(?s)Adapter .*have invalid shape.*\(0, \d+\)")
+        warnings.filterwarnings("ignore", message="The following rank_pattern keys did not match any targeted module")
         yield
 
 
@@ -328,5 +380,11 @@ def count_parameters(model: nn.Module) -> ParameterCounts:
     parameters = list(model.parameters())
     return ParameterCounts(
         trained=sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        total=sum(parameter.numel() for parameter in parameters),
+        total=sum(_num_weights(parameter) for parameter in parameters),
     )
+
+
+def _num_weights(parameter: nn.Parameter) -> int:
+    # bitsandbytes stores two 4-bit weights in a byte.
+    stored: Any = getattr(parameter, "quant_state", None)
+    return parameter.numel() if stored is None else stored.shape.numel()

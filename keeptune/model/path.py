@@ -7,8 +7,9 @@ moves: scale·(αB)A. Methods that rotate (OFT, BOFT, ROAD) go along the rotatio
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ from keeptune.model.artifact import (
     writing,
 )
 from keeptune.model.attention import base_of
-from keeptune.model.folder import check_model_folder
+from keeptune.model.folder import Quantization, check_model_folder
 from keeptune.model.load import load_model
 from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
 from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, write_atomic
@@ -42,6 +43,7 @@ _Start = float | str
 # Per method, the tensors that PEFT saves and their start. Of factors that are multiplied, one moves and the others are
 # held, so that their product moves in a straight line and is exactly 0 at the start.
 _STARTS: dict[str, dict[str, _Start]] = {
+    "ADALORA": {"lora_A": _HELD, "lora_B": _HELD, "lora_E": 0.0},
     "BEFT": {"beft_bias": 0.0},
     "BOFT": {"boft_R": 0.0, "boft_s": 1.0},
     "C3A": {"c3a_kernel": 0.0},
@@ -176,7 +178,14 @@ def _between(base: Tensor, tuned: Tensor, alpha: float) -> Tensor:
     return (tuned.float() - start).mul_(alpha).add_(start)
 
 
-def open_path(artifact: Path, *, base: Path, device: torch.device, dtype: torch.dtype) -> ModelPath:
+def open_path(
+    artifact: Path,
+    *,
+    base: Path,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantization: Quantization | None = None,
+) -> ModelPath:
     """Return the way from the model in `base` to `artifact`, a folder that `save_artifact` wrote.
 
     α = 0 of a whole model is the base's weights bit for bit. Of an adapter it adds exactly nothing; two kinds compute
@@ -200,8 +209,9 @@ def open_path(artifact: Path, *, base: Path, device: torch.device, dtype: torch.
     no_path = why_no_path(config["peft_type"], config)
     # PEFT draws weights before it reads the trained ones; the global random state stays as it was.
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        ends = {} if no_path else _adapter_ends(artifact, base, config["peft_type"], device=device, dtype=dtype)
-        model = load_artifact(artifact, base=base, device=device, dtype=dtype)
+        read_base = partial(load_model, base, device=device, dtype=dtype, quantization=quantization)
+        ends = {} if no_path else _adapter_ends(artifact, config["peft_type"], read_base=read_base)
+        model = load_artifact(artifact, base=base, device=device, dtype=dtype, quantization=quantization)
     live = get_peft_model_state_dict(model, save_embedding_layers=False)
     return ModelPath(model, artifact, source_sha256, no_path, _moved(live, ends))
 
@@ -248,7 +258,7 @@ def _stored_dtype(folder: Path) -> torch.dtype:
 
 
 def _adapter_ends(
-    artifact: Path, base: Path, peft_type: str, *, device: torch.device, dtype: torch.dtype
+    artifact: Path, peft_type: str, *, read_base: Callable[[], PreTrainedModel]
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """Return, by the names of PEFT's file, the values at the base and the trained ones of each tensor that moves."""
     tuned = adapter_weights(artifact)
@@ -258,7 +268,7 @@ def _adapter_ends(
     at_base: dict[str, Tensor] = {}
     if not all(isinstance(start, float) for start in moving.values()):
         strangers = {name for name, start in starts.items() if start is None}
-        at_base = _untrained(artifact, load_model(base, device=device, dtype=dtype), strangers=strangers)
+        at_base = _untrained(artifact, read_base(), strangers=strangers)
     return {
         name: (torch.tensor(start).expand_as(tuned[name]) if isinstance(start, float) else at_base[name], tuned[name])
         for name, start in moving.items()

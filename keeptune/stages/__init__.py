@@ -17,12 +17,13 @@ from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.keep import KeepTexts
+from keeptune.stages.methods import check_methods
 from keeptune.stages.plan import PlanOutcome, plan
 from keeptune.stages.recertify import ArtifactCertificate, certify_artifact
 from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.search import search
 from keeptune.stages.texts import Texts, keep_texts, write_texts
-from keeptune.stages.training import check_methods, train
+from keeptune.stages.training import train
 from keeptune.stages.trial import run_trial
 
 __all__ = [

@@ -14,11 +14,12 @@ from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_s
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, withdraw
+from keeptune.stages.methods import method_of
 from keeptune.stages.retention import FORGETTING, main_metric
 from keeptune.stages.run import Run, stage_key
 from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import Texts, write_texts
-from keeptune.stages.training import artifact_folder, method_of
+from keeptune.stages.training import artifact_folder
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
 from keeptune.stages.way import open_way, points, trained_facts
 from keeptune.storage import MANIFEST, file_sha256, read_json, write_json

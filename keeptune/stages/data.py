@@ -7,7 +7,7 @@ import json
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -201,7 +201,7 @@ def read_base(recipe: Recipe, *, cache: Path) -> Base:
     from keeptune.text.tokenizer import Tokenizer
 
     folder = resolve_model(recipe.model)
-    facts = check_model_folder(folder)
+    facts = replace(check_model_folder(folder), quantization=recipe.quantization)
     tokenizer_folder = folder
     if not (folder / "tokenizer.json").exists() and (folder / "spiece.model").exists():
         from keeptune.model.load import convert_tokenizer

@@ -19,12 +19,13 @@ from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test,
 from keeptune.stages.delivery import CARD
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, model_card
+from keeptune.stages.methods import method_of
 from keeptune.stages.openings import record_opening
 from keeptune.stages.retention import measure
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
 from keeptune.stages.texts import Texts, keep_texts, write_texts
-from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, training_key
+from keeptune.stages.training import artifact_folder, fit_model, make_bench, training_key
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_at, points, trained_facts
 from keeptune.storage import storage_errors, write_json
 

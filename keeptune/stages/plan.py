@@ -12,9 +12,10 @@ from keeptune.config import Recipe
 from keeptune.errors import RecipeError
 from keeptune.stages.data import Data, borrowed_data
 from keeptune.stages.estimate import Intended, estimate
+from keeptune.stages.methods import method_of
 from keeptune.stages.mixture import train_examples
 from keeptune.stages.run import Context
-from keeptune.stages.training import TOO_LITTLE_MEMORY, fit_model, intend, method_of, weight_type
+from keeptune.stages.training import TOO_LITTLE_MEMORY, fit_model, intend, weight_type
 
 if TYPE_CHECKING:
     import torch
@@ -134,13 +135,16 @@ def _intended(recipe: Recipe, data: Data, method: Method, *, machine: _Machine) 
     empty = empty_model(folder)
     for parameter in empty.parameters():
         parameter.data = parameter.data.to(dtype)
-    if not machine.holds(_ROOM_FACTOR * weights_bytes(empty)):
+    quantization = data.base.facts.quantization
+    # Only weights that are there can be quantised; they take a fraction of what these would.
+    if quantization is None and not machine.holds(_ROOM_FACTOR * weights_bytes(empty)):
         # BOFT, FROD and UNILORA compute with the weights' values, and need them.
         with contextlib.suppress(RecipeError), torch.device("meta"):
             model = apply_method(empty, method, seed=recipe.seed)
     has_weights = model is None
     if model is None:
-        model = apply_method(load_model(folder, device=machine.device, dtype=dtype), method, seed=recipe.seed)
+        base = load_model(folder, device=machine.device, dtype=dtype, quantization=quantization)
+        model = apply_method(base, method, seed=recipe.seed)
     fit = fit_model(model, recipe=recipe, data=data, device=machine.device, has_weights=has_weights)
     table = train_examples(recipe, data)
     return intend(recipe, data, replace(method, replay_kl=0.0), model=model, fit=fit, table=table)

@@ -106,12 +106,13 @@ def _refuse_unlike(folder: Path, *, run: Run, data: Data) -> None:
     from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, check_model_folder
     from keeptune.text.tokenizer import Tokenizer
 
-    base = data.base
+    base, bits = data.base, data.base.facts.quantization
     if (folder / ADAPTER_CONFIG).is_file():
         named = Path(adapter_base(folder)).expanduser()
-        # A hub id is the run's own, or nothing shows that it has the same weights.
-        own = check_model_folder(named).sha256 == base.facts.sha256 if named.is_dir() else str(named) == base.name
-        if not own:
+        # A hub id is the run's own, or nothing shows that it has the same weights. The run's base may be quantised as
+        # it is read; the hash says so.
+        found = replace(check_model_folder(named), quantization=bits).sha256 if named.is_dir() else None
+        if found != base.facts.sha256 and (found is not None or str(named) != base.name):
             raise RecipeError(
                 f"{folder}: found an adapter on {named}, whose weights are not those of the run's base model "
                 f"{base.folder}; expected an adapter on that one. Certify it with a recipe of its own base."

@@ -15,10 +15,11 @@ from keeptune.config import Recipe
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, ask_all, harness_answers, harness_rows
+from keeptune.stages.methods import method_of
 from keeptune.stages.openings import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
-from keeptune.stages.training import fit_model, make_bench, method_of
+from keeptune.stages.training import fit_model, make_bench
 from keeptune.stages.way import BASE, ZERO_SHOT, load_base, open_way, points, trained_facts
 from keeptune.storage import read_json, write_json
 

@@ -233,6 +233,8 @@ def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
 def _weight_deciding(recipe: Mapping[str, Any], *, methods: Sequence[str]) -> dict[str, Any]:
     """Return the settings, by dotted key, that a trained method's weights depend on."""
     flat: dict[str, Any] = {"model": recipe.get("model"), "seed": recipe.get("seed")}
+    # Unset in recipes from before there was this key too.
+    flat["quantization"] = recipe.get("quantization")
     for section in ("data", "training"):
         flat |= dict(_leaves(recipe.get(section, {}), section))
     for name in methods:

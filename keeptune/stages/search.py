@@ -19,10 +19,10 @@ from keeptune.search.space import Plan, Range, plan_search, with_values
 from keeptune.search.trials import Result, Trial
 from keeptune.stages.certify import budgets_of
 from keeptune.stages.data import Data, prepare
+from keeptune.stages.methods import check_methods, learning_rate
 from keeptune.stages.run import Context, Run, naming_recipe, open_run, stage_key
 from keeptune.stages.searched import FOLDER, Job, finish, write_summary
 from keeptune.stages.texts import Texts, keep_texts, write_texts
-from keeptune.stages.training import check_methods, learning_rate
 from keeptune.stages.trial import RESULT
 from keeptune.stages.trial_parts import write_parts
 from keeptune.stages.validation import higher_is_better

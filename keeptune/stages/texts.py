@@ -226,7 +226,8 @@ def _write_own(
     base = data.base
     device = pick_device(run.recipe.device)
     with memory_errors("retention.self_texts: found too little memory; expected room for the base model."):
-        model = load_model(base.folder, device=device, dtype=torch.float32 if device.type == "cpu" else torch.bfloat16)
+        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+        model = load_model(base.folder, device=device, dtype=dtype, quantization=base.facts.quantization)
         stop_ids = stop_token_ids(model, tokenizer=base.tokenizer, template=base.template)
         prompts = [[start_id(base.tokenizer)]]
         if base.facts.encoder_decoder:

@@ -9,12 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keeptune.config import MethodFields, Recipe
-from keeptune.errors import RecipeError, raise_collected
+from keeptune.config import Recipe
+from keeptune.errors import RecipeError
 from keeptune.progress import UNCHANGED
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
+from keeptune.stages.methods import check_methods, method_of
 from keeptune.stages.mixture import mixture_facts, mixture_key, task_scores, tokens_per_step, train_examples
 from keeptune.stages.run import Run, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, read_json, write_json
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from keeptune.training.settings import TrainingResult, TrainingSettings
 
 TOO_LITTLE_MEMORY = "found too little memory; expected room for the model twice. Choose a smaller one."
-_DEFAULT_RATES = {False: 2e-5, True: 2e-4}
 # What a micro-batch is, in a person's words.
 _LAYOUTS = {
     "packed": "whole records packed one behind the other",
@@ -84,51 +84,6 @@ def train(
         with memory_errors(f"methods.{name}: {TOO_LITTLE_MEMORY}"):
             folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts))
     return folders
-
-
-def check_methods(recipe: Recipe) -> None:
-    """Refuse methods that do not fit the model and a device that is not there, before any data are prepared.
-
-    Each method is applied to the model on the meta device, so that none is refused after another was trained.
-
-    Raises:
-        RecipeError: what is wrong with any of the methods.
-    """
-    from keeptune.model.folder import check_model_folder, resolve_model
-    from keeptune.model.load import empty_model, pick_device
-    from keeptune.model.methods import check_fit, check_method
-
-    folder = resolve_model(recipe.model)
-    facts = check_model_folder(folder)
-    pick_device(recipe.device)
-    problems = []
-    for name in recipe.methods:
-        method = method_of(recipe, name)
-        try:
-            check_method(method, encoder_decoder=facts.encoder_decoder, quantised=facts.quantised)
-            if method.peft_type is not None or method.frozen_layers:
-                check_fit(empty_model(folder), method)
-        except RecipeError as error:
-            problems.append(str(error))
-    if problems:
-        raise_collected(RecipeError, problems)
-
-
-def method_of(recipe: Recipe, name: str) -> Method:
-    """Return a method of the recipe with its default learning rate filled in."""
-    from keeptune.model.methods import Method
-
-    own = recipe.methods[name]
-    return Method(
-        name,
-        own.peft_type,
-        learning_rate(own),
-        dict(own.model_extra or {}),
-        frozen_layers=own.frozen_layers,
-        l2_base=own.l2_base,
-        replay_fraction=own.replay_fraction,
-        replay_kl=own.replay_kl,
-    )
 
 
 def artifact_folder(folder: Path, method: Method) -> Path:
@@ -193,7 +148,8 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
         progress.say(f"{folder}: trained {UNCHANGED}")
         return folder
     device = pick_device(run.recipe.device)
-    model = load_model(data.base.folder, device=device, dtype=weight_type(run.recipe, device, method))
+    dtype, quantization = weight_type(run.recipe, device, method), data.base.facts.quantization
+    model = load_model(data.base.folder, device=device, dtype=dtype, quantization=quantization)
     kept = Kept(train_examples(run.recipe, data), None, {})
     if texts is not None:
         fit = fit_model(model, recipe=run.recipe, data=data, device=device)
@@ -358,11 +314,6 @@ def _run_loop(
     return result, task_scores(run, name, model=model, split=split, bench=bench)
 
 
-def learning_rate(fields: MethodFields) -> float:
-    """Return a method's learning rate, the recipe's or the default of its kind."""
-    return fields.learning_rate or _DEFAULT_RATES[fields.peft_type is not None]
-
-
 def training_settings(recipe: Recipe, data: Data, method: Method, *, layout: Layout) -> TrainingSettings:
     """Return the numbers of a method's training."""
     from keeptune.training.settings import TrainingSettings
@@ -382,7 +333,7 @@ def _save(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -
     """Write the artifact, prove that it gives the trained answers when loaded alone, and return its bytes."""
     from keeptune.model.artifact import save_artifact, verify_artifact
 
-    target = artifact_folder(run.folder / method.name, method)
+    target, quantization = artifact_folder(run.folder / method.name, method), data.base.facts.quantization
     save_artifact(
         model,
         target,
@@ -391,7 +342,7 @@ def _save(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -
         tokenizer=data.base.tokenizer,
         template=data.base.template,
         max_new_tokens=max_new_tokens(run.recipe, data),
-        facts={"key": key},
+        facts={"key": key} if quantization is None else {"key": key, "quantization": quantization},
     )
-    verify_artifact(model, target, base=data.base.folder)
+    verify_artifact(model, target, base=data.base.folder, quantization=quantization)
     return sum(facts["bytes"] for facts in read_json(target / MANIFEST)["files"].values())

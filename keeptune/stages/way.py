@@ -73,7 +73,7 @@ def open_way(run: Run, data: Data, method: Method) -> ModelPath:
     device = pick_device(run.recipe.device)
     folder = artifact_folder(run.folder / method.name, method)
     with memory_errors(f"{method.name}: found too little memory; expected room for the model twice. Close programs."):
-        return open_path(folder, base=data.base.folder, device=device, dtype=answering_type(run.recipe, device))
+        return open_path(folder, device=device, dtype=answering_type(run.recipe, device), **_base(data))
 
 
 def load_base(run: Run, data: Data) -> nn.Module:
@@ -89,7 +89,11 @@ def load_at(run: Run, data: Data, artifact: Path, *, name: str) -> nn.Module:
 
     device = pick_device(run.recipe.device)
     with memory_errors(f"{name}: found too little memory; expected room for the model. Close programs."):
-        return load_artifact(artifact, base=data.base.folder, device=device, dtype=answering_type(run.recipe, device))
+        return load_artifact(artifact, device=device, dtype=answering_type(run.recipe, device), **_base(data))
+
+
+def _base(data: Data) -> dict[str, Any]:
+    return {"base": data.base.folder, "quantization": data.base.facts.quantization}
 
 
 def answering_type(recipe: Recipe, device: torch.device) -> torch.dtype:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from keeptune.model.modes import evaluating, gradient_checkpointing, training
+from keeptune.model.ranks import ranks_bytes
 from keeptune.text.batches import Batch, Step
 from keeptune.text.tokens import Examples
 from keeptune.training.cost import runtime_memory_bytes
@@ -33,7 +34,8 @@ _NUM_PASSES = 2
 class MemoryEstimate:
     """The most that a training will hold, in bytes by kind.
 
-    `weights` are all of the model's, the method's own included, and a copy of where they began if that is kept;
+    `weights` are all of the model's, the method's own included, and a copy of where they began if that is kept, or
+    what AdaLoRA notes of each;
     `gradients` and `optimizer` are those of the trained ones; `activations` is what a micro-batch, or the answers of a
     validation, take beside all these; `runtime` what the process holds besides: the interpreter and its libraries, and
     nothing on a GPU.
@@ -101,7 +103,9 @@ def estimate_memory(
             return None
         peak, answers = peaks(work.model)
     return MemoryEstimate(
-        weights=weights_bytes(work.model) + (_GRADIENT_BYTES * num_trained if keeps_start else 0),
+        weights=weights_bytes(work.model)
+        + (_GRADIENT_BYTES * num_trained if keeps_start else 0)
+        + ranks_bytes(work.model),
         gradients=gradients,
         optimizer=optimizer,
         # A validation comes after a step, when its gradients are gone.

@@ -43,6 +43,7 @@ class StepEvent:
     """One update; `loss` is in nats per target token, `grad_norm` that before clipping.
 
     `l2_penalty` is l2_base · ‖θ - θ0‖² before the update, where that is part of the objective; no part of `loss`.
+    Nor is `orthogonality`, the term that AdaLoRA adds to the objective.
     """
 
     step: int
@@ -55,6 +56,7 @@ class StepEvent:
     record_ids_sha256: str
     elapsed_seconds: float
     l2_penalty: float | None = None
+    orthogonality: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

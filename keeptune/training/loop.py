@@ -17,6 +17,7 @@ from torch import nn
 
 from keeptune.errors import Interrupted, NonFiniteError
 from keeptune.model.modes import gradient_checkpointing, training
+from keeptune.model.ranks import adaptive_ranks
 from keeptune.progress import Progress
 from keeptune.storage import require_space, storage_errors
 from keeptune.text.batches import Batch, Step
@@ -62,6 +63,8 @@ __all__ = ["Examples", "TrainingResult", "TrainingSettings", "Validation", "trai
 
 # Weights and AdamW's two moments of each, in as many checkpoints as rotation and the next save can hold at once.
 _TENSORS_PER_PARAMETER = 3
+# What AdaLoRA notes of each weight is saved too.
+_MORE_TENSORS_WITH_RANKS = 2
 _MOST_CHECKPOINTS = 4
 _SPACE_MARGIN = 1.1
 _MAX_LISTED = 10
@@ -108,16 +111,17 @@ def train(
     """
     assert (validate is None) == (settings.select_by == "loss")
     parameters = trained_parameters(model)
+    plan = plan_run(
+        train_table,
+        settings=settings,
+        has_validation=len(validation_table) > 0,
+        has_metric=validate is not None,
+    )
     run = Run(
         folder=folder,
         key=run_key,
         settings=settings,
-        plan=plan_run(
-            train_table,
-            settings=settings,
-            has_validation=len(validation_table) > 0,
-            has_metric=validate is not None,
-        ),
+        plan=plan,
         work=Work(
             model,
             parameters,
@@ -129,6 +133,7 @@ def train(
             stop_requested,
             # Before a checkpoint is read: the start is the base model's weights, wherever the run goes on.
             pull=pull_to(parameters, strength=l2_base),
+            ranks=adaptive_ranks(model, num_steps=plan.num_steps),
         ),
         optimizer=make_optimizer(parameters, settings=settings),
         train_table=train_table,
@@ -198,7 +203,9 @@ def _started(run: Run) -> TrainingState:
         return TrainingState()
     step = checkpoint.state.step
     restore_parameters(checkpoint.folder / WEIGHTS, parameters=parameters)
-    restore_optimizer(checkpoint.folder / OPTIMIZER, optimizer=run.optimizer, parameters=parameters)
+    restore_optimizer(
+        checkpoint.folder / OPTIMIZER, optimizer=run.optimizer, parameters=parameters, ranks=run.work.ranks
+    )
     if world.rank == 0:
         run.log.truncate_after(step, without=to_do_again(checkpoint.state))
     run.note("resumed", record=ResumedEvent(step, checkpoint.quarantined))
@@ -231,11 +238,14 @@ def _taken(run: Run, state: TrainingState, *, step: Step) -> TrainingState:
     with run.memory_errors(number), training(work.model):
         accumulated = accumulate(work, step, table=run.train_table)
         l2_penalty = add_pull(work)
+        orthogonality = None if work.ranks is None else work.ranks.add_orthogonality_()
         grad_norm = nn.utils.clip_grad_norm_(work.parameters.values(), settings.max_grad_norm).item()
         if not math.isfinite(accumulated.loss) or not math.isfinite(grad_norm):
             clear_gradients(work)
             _raise_non_finite(run, number, accumulated=accumulated, grad_norm=grad_norm)
         run.optimizer.step()
+        if work.ranks is not None:
+            work.ranks.allocate_(number)
         clear_gradients(work)
     state = replace(
         state,
@@ -255,6 +265,7 @@ def _taken(run: Run, state: TrainingState, *, step: Step) -> TrainingState:
         record_ids_sha256=ids_sha256(record_ids(run.train_table, step)),
         elapsed_seconds=state.train_seconds,
         l2_penalty=l2_penalty,
+        orthogonality=orthogonality,
     )
     run.note("step", record=event)
     run.progress.advance(step.num_tokens, note=f"step {number}, train loss {accumulated.loss:.3f}")
@@ -315,4 +326,5 @@ def _require_space(run: Run) -> None:
     num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in run.work.parameters.values())
     num_present = sum(1 for path in run.checkpoints.iterdir() if path.is_dir())
     num_to_come = max(1, _MOST_CHECKPOINTS - num_present)
-    require_space(run.checkpoints, needed_bytes=int(num_to_come * _TENSORS_PER_PARAMETER * _SPACE_MARGIN * num_bytes))
+    num_tensors = _TENSORS_PER_PARAMETER + (_MORE_TENSORS_WITH_RANKS if run.work.ranks is not None else 0)
+    require_space(run.checkpoints, needed_bytes=int(num_to_come * num_tensors * _SPACE_MARGIN * num_bytes))

@@ -128,7 +128,7 @@ def save(run: Run, state: TrainingState) -> None:
         save_checkpoint(
             run.checkpoints,
             weights=run.work.parameters,
-            optimizer=optimizer_tensors(run.optimizer, parameters=run.work.parameters),
+            optimizer=optimizer_tensors(run.optimizer, parameters=run.work.parameters, ranks=run.work.ranks),
             state=replace(state, peak_memory_bytes=run.peak_memory_bytes(state)),
             best_step=None if best is None else best.step,
             run_key=run.key,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from keeptune.model.modes import evaluating
+from keeptune.model.ranks import AdaptiveRanks
 from keeptune.text.batches import Batch, Step
 from keeptune.text.tokens import Example, Examples
 from keeptune.training.settings import TrainingSettings
@@ -49,6 +50,7 @@ class Work:
     autocast: torch.dtype | None
     stop_requested: Callable[[], bool]
     pull: Pull | None = None
+    ranks: AdaptiveRanks | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,13 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from keeptune.errors import CheckpointError
+from keeptune.model.ranks import AdaptiveRanks
 from keeptune.storage import storage_errors
 
 # What AdamW keeps for each parameter that has had a gradient.
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+# Stands before the names of what AdaLoRA knows of its ranks, beside the moments.
+_RANKS = "ranks/"
 _OS_ERROR = re.compile(r"os error (\d+)")
 
 
@@ -25,9 +28,15 @@ def trained_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, *, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
-    """Return the optimizer's state as `{kind}/{parameter name}`; a parameter without a gradient so far has none."""
-    return {
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, *, parameters: Mapping[str, nn.Parameter], ranks: AdaptiveRanks | None = None
+) -> dict[str, Tensor]:
+    """Return the optimizer's state as `{kind}/{parameter name}`; a parameter without a gradient so far has none.
+
+    What `ranks` need to go on stands beside it.
+    """
+    known = {} if ranks is None else ranks.tensors()
+    return {f"{_RANKS}{name}": tensor for name, tensor in known.items()} | {
         f"{kind}/{name}": optimizer.state[parameter][kind]
         for name, parameter in parameters.items()
         if optimizer.state[parameter]
@@ -65,15 +74,24 @@ def restore_parameters(path: Path, *, parameters: Mapping[str, nn.Parameter]) ->
             parameter.copy_(file.get_tensor(name))
 
 
-def restore_optimizer(path: Path, *, optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> None:
-    """Overwrite the state of `optimizer` with the tensors that `optimizer_tensors` gave.
+def restore_optimizer(
+    path: Path,
+    *,
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    ranks: AdaptiveRanks | None = None,
+) -> None:
+    """Overwrite the state of `optimizer`, and that of `ranks`, with the tensors that `optimizer_tensors` gave.
 
     Raises:
         CheckpointError: the file holds other names or shapes.
     """
     optimizer.state.clear()
     with safe_open(path, framework="pt") as file:
-        found = set(file.keys())
+        of_ranks = {key for key in file.keys() if key.startswith(_RANKS) and ranks is not None}  # noqa: SIM118
+        if ranks is not None:
+            ranks.restore_({key.removeprefix(_RANKS): file.get_tensor(key).clone() for key in of_ranks})
+        found = set(file.keys()) - of_ranks
         with_state = {key.split("/", 1)[-1] for key in found} & set(parameters)
         _require_same_names(path, found=found, expected={f"{kind}/{name}" for name in with_state for kind in _MOMENTS})
         for name in sorted(with_state):

@@ -173,7 +173,13 @@ def test_trained_weights_are_fp32_over_a_bf16_base(chosen: Method) -> None:
         (method("LORA", init_lora_weights="pissa_niter_4"), ["methods.mine.init_lora_weights", "expected it unset"]),
         (method("LORA", init_lora_weights="eva"), ["methods.mine.init_lora_weights", "expected it unset"]),
         (method("LORA", megatron_core="os"), ["methods.mine.megatron_core", "it needs Megatron"]),
-        (method("ADALORA", total_step=100), ["found 'ADALORA'", "moves rank between layers", "peft_type=LORA"]),
+        (method("ADALORA", total_step=100), ["methods.mine.total_step: found 100", "keeptune counts the steps"]),
+        (method("ADALORA", r=4), ["methods.mine.r: found 4", "AdaLoRA has init_r and target_r in its place"]),
+        (method("ADALORA", init_lora_weights="pissa"), ["methods.mine.init_lora_weights", "a start of its own"]),
+        (
+            method("ADALORA", init_r=8),
+            ["methods.mine.init_r: found 8 with a target_r of 8", "ranks only shrink. Set methods.mine.init_r=13."],
+        ),
         (method("POLY"), ["found 'POLY'", "number of a task"]),
         (method("XLORA"), ["found 'XLORA'", "trained before"]),
         (method("CPT"), ["found 'CPT'", "a loss of its own"]),
@@ -202,7 +208,24 @@ def test_full_fine_tuning_of_a_quantised_base_is_refused_and_lora_is_not() -> No
     check_method(method("LORA"), encoder_decoder=False, quantised=True)
 
 
-@pytest.mark.parametrize("peft_type", [None, "LORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "LN_TUNING", "MISS"])
+@pytest.mark.parametrize(
+    ("chosen", "message"),
+    [
+        (method("LOHA"), "methods.mine.peft_type: found 'LOHA' over a quantised base model, whose weights PEFT does"),
+        (method("LORA", init_lora_weights="pissa"), "methods.mine.init_lora_weights: found 'pissa' over a quantised"),
+        (method("LORA", use_dora=True), "methods.mine.use_dora: found it set over 8-bit weights, whose norms PEFT"),
+    ],
+)
+def test_what_needs_the_values_of_quantised_weights_is_refused(chosen: Method, message: str) -> None:
+    with pytest.raises(RecipeError) as caught:
+        check_method(chosen, encoder_decoder=False, quantised="8bit")
+    assert str(caught.value).startswith(message)
+    check_method(method("LORA", use_dora=True), encoder_decoder=False, quantised="4bit")
+
+
+@pytest.mark.parametrize(
+    "peft_type", [None, "LORA", "IA3", "LOHA", "LOKR", "OFT", "BOFT", "VERA", "LN_TUNING", "MISS", "OSF", "ADALORA"]
+)
 @pytest.mark.parametrize("encoder_decoder", [False, True])
 def test_methods_with_defaults_are_accepted(peft_type: str | None, encoder_decoder: bool) -> None:
     check_method(method(peft_type), encoder_decoder=encoder_decoder)

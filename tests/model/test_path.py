@@ -220,6 +220,7 @@ STRAIGHT = [
     ("t5", "LORA", {"modules_to_save": ["lm_head"]}),
     ("llama", "IA3", {}),
     ("t5", "IA3", {}),
+    ("llama", "ADALORA", {"init_r": 4, "target_r": 2}),
     ("llama", "LOHA", {"r": 4, **LINEAR}),
     ("llama", "LOKR", {"r": 2, **LINEAR}),
     ("llama", "LOKR", {"r": 2, "decompose_both": True, "decompose_factor": 8, **QV}),
@@ -255,7 +256,7 @@ CURVED = [
 
 
 # PEFT warns of what these methods cannot do or what it does on purpose; it says so at training too.
-QUIET = pytest.mark.filterwarnings("ignore::UserWarning")
+QUIET = pytest.mark.filterwarnings("ignore::UserWarning", "ignore:The following rank_pattern keys:RuntimeWarning")
 
 
 @pytest.fixture(scope="module")

@@ -14,8 +14,9 @@ from safetensors.torch import load_file
 from keeptune import stages
 from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.recipe_text import read_yaml, write_yaml
+from keeptune.stages.methods import method_of
 from keeptune.stages.run import stage_key
-from keeptune.stages.training import method_of, training_key
+from keeptune.stages.training import training_key
 from keeptune.storage import read_json
 from keeptune.text.tokens import Example
 from tests.stages import world

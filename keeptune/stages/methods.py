@@ -1,0 +1,69 @@
+"""The recipe's methods: a recipe arrives; each method leaves with its defaults, held against the model."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from keeptune.config import ADAPTER_LEARNING_RATE, LEARNING_RATES, MethodFields, Recipe
+from keeptune.errors import RecipeError, raise_collected
+
+if TYPE_CHECKING:
+    from keeptune.model.methods import Method
+
+
+def check_methods(recipe: Recipe) -> None:
+    """Refuse methods that do not fit the model and a device that is not there, before any data are prepared.
+
+    Each method is applied to the model on the meta device, so that none is refused after another was trained.
+
+    Raises:
+        RecipeError: what is wrong with any of the methods.
+    """
+    from keeptune.model.folder import check_model_folder, resolve_model
+    from keeptune.model.load import empty_model, pick_device, require_quantization
+    from keeptune.model.methods import check_fit, check_method
+
+    folder = resolve_model(recipe.model)
+    facts = check_model_folder(folder)
+    pick_device(recipe.device)
+    quantised = recipe.quantization or facts.quantised
+    if recipe.quantization is not None:
+        require_quantization()
+    problems = []
+    if recipe.quantization is not None and facts.quantised:
+        problems.append(
+            f"quantization: found {recipe.quantization} and a model that is stored quantised; expected one of them. "
+            "Remove quantization, or name the unquantised model."
+        )
+    for name in recipe.methods:
+        method = method_of(recipe, name)
+        try:
+            check_method(method, encoder_decoder=facts.encoder_decoder, quantised=quantised)
+            if method.peft_type is not None or method.frozen_layers:
+                check_fit(empty_model(folder), method)
+        except RecipeError as error:
+            problems.append(str(error))
+    if problems:
+        raise_collected(RecipeError, problems)
+
+
+def method_of(recipe: Recipe, name: str) -> Method:
+    """Return a method of the recipe with its default learning rate filled in."""
+    from keeptune.model.methods import Method
+
+    own = recipe.methods[name]
+    return Method(
+        name,
+        own.peft_type,
+        learning_rate(own),
+        dict(own.model_extra or {}),
+        frozen_layers=own.frozen_layers,
+        l2_base=own.l2_base,
+        replay_fraction=own.replay_fraction,
+        replay_kl=own.replay_kl,
+    )
+
+
+def learning_rate(fields: MethodFields) -> float:
+    """Return a method's learning rate, the recipe's or the default of its kind."""
+    return fields.learning_rate or LEARNING_RATES.get(fields.peft_type, ADAPTER_LEARNING_RATE)
