@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import Record
-from keeptune.stages.data import Data, read_base, rendering, source_hashes, write_data
+from keeptune.stages.data import Data, read_base, rendering, source_hashes
 from keeptune.stages.run import Context
+from keeptune.stages.splits import write_data
 from keeptune.stages.training import learning_rate, tokens_per_step
 
 if TYPE_CHECKING:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import random
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,14 @@ def write(path: Path, rows: Sequence[Any]) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("scratch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield
+
+
 def prepared(*sources: TaskSource, **settings_: Any) -> Prepared:
     defaults = {
         "seed": 0,
@@ -62,6 +71,7 @@ def prepared(*sources: TaskSource, **settings_: Any) -> Prepared:
         "duplicates": "drop",
         "leaks": "drop",
         "progress": Silent(),
+        "scratch": Path(tempfile.mkdtemp()),
     }
     return prepare_records(sources, **(defaults | settings_))
 
