@@ -7,10 +7,9 @@ them, or back, change links. The n-grams of all texts lie on the disk; memory ho
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from keeptune.data.minhash import GRAMS_PER_BATCH, GramSets, verified_links
 from keeptune.data.ngrams import (
     Hashes,
     Indices,
+    WordHashes,
     batches,
     contained,
     distinct,
@@ -30,7 +30,6 @@ from keeptune.data.ngrams import (
     ngram_hashes,
     normalised,
     run_starts,
-    word_hash,
     words,
 )
 from keeptune.data.record import Record
@@ -38,8 +37,6 @@ from keeptune.data.record import Record
 _SHORT_WORDS = 20
 STOCK_FLOOR = 10
 _STOCK_FRACTION = 0.5
-# Words whose hashes are at hand; a vocabulary grows with the data, and most words of it are rare.
-WORDS_AT_HAND = 1 << 15
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +69,7 @@ def digest(text: str | bytes) -> bytes:
     return hashlib.blake2b(content, digest_size=16).digest()
 
 
-def key_numbers(digests: bytes | bytearray) -> Hashes:
+def key_numbers(digests: bytes | bytearray | NDArray[np.uint8]) -> Hashes:
     """Return the digests, laid end to end, as two numbers each, (number of digests, 2), in the order of their bytes."""
     return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
 
@@ -108,7 +105,7 @@ def near_duplicates(
 
 def _gram_sets(texts: Sequence[str], *, tasks: Sequence[str] | None, scratch: Path) -> tuple[GramSets, Hashes]:
     """Return a gram set for each distinct text of a task that has any left, and a key of the grams of each text."""
-    hash_of = functools.lru_cache(WORDS_AT_HAND)(word_hash)
+    hashes = WordHashes()
     numbers = {task: number for number, task in enumerate(sorted(set(tasks or [""])))}
     codes = np.fromiter((numbers[task] for task in tasks), np.int32) if tasks else np.zeros(len(texts), np.int32)
     by_task = np.argsort(codes, kind="stable").astype(np.int32)
@@ -119,7 +116,7 @@ def _gram_sets(texts: Sequence[str], *, tasks: Sequence[str] | None, scratch: Pa
         raw, sizes = DiskArray(scratch / f"task-{number}.u64", np.uint64), np.empty(len(rows), np.int64)
         digests = bytearray()
         for k, i in enumerate(map(int, rows)):
-            content = _grams(texts[i], hash_of=hash_of).tobytes()
+            content = _grams(texts[i], hashes=hashes).tobytes()
             digests += digest(content)
             sizes[k] = len(content) // 8
             raw.append(content)
@@ -188,16 +185,16 @@ def _copied(sets: _Sets, *, without: Hashes, to: DiskArray[np.uint64]) -> Indice
     return lengths
 
 
-def _grams(text: str, *, hash_of: Callable[[str], int]) -> Hashes:
+def _grams(text: str, *, hashes: WordHashes) -> Hashes:
     text = normalised(text)
     found = words(text)
     if len(found) >= _SHORT_WORDS:
-        return distinct(ngram_hashes(np.fromiter(map(hash_of, found), np.uint32, len(found)), 3))
+        return distinct(ngram_hashes(hashes.of(found), 3))
     characters = np.frombuffer(text.ljust(5).encode("utf-32-le", "surrogatepass"), np.uint32)
     return distinct(ngram_hashes(characters, 5))
 
 
 def jaccard(first: str, second: str) -> float:
     """Return the Jaccard similarity of two texts by the n-grams of `near_duplicates`, stock wording included."""
-    grams = [_grams(text, hash_of=word_hash) for text in (first, second)]
+    grams = [_grams(text, hashes=WordHashes()) for text in (first, second)]
     return len(np.intersect1d(*grams, assume_unique=True)) / len(np.union1d(*grams))

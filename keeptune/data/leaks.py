@@ -5,7 +5,6 @@ The words of all texts, hashed, lie on the disk; memory holds a few numbers a re
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -16,12 +15,13 @@ from typing import Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from keeptune.data.clean import STOCK_FLOOR, WORDS_AT_HAND, jaccard
+from keeptune.data.clean import STOCK_FLOOR, jaccard
 from keeptune.data.disk import DiskArray, chosen
 from keeptune.data.groups import Members
 from keeptune.data.ngrams import (
     Hashes,
     Indices,
+    WordHashes,
     batches,
     contained,
     distinct,
@@ -30,7 +30,6 @@ from keeptune.data.ngrams import (
     ngram_hashes,
     normalised,
     run_starts,
-    word_hash,
     words,
 )
 from keeptune.data.record import Record
@@ -197,7 +196,7 @@ def _find_group_leaks(
 
 def _hashed(records: Sequence[Record], *, scratch: Path) -> tuple[tuple[_Texts, _Texts], list[Indices]]:
     """Return prompts and completions as hashed words, too short ones as empty, and the records of each task."""
-    hash_of = functools.lru_cache(WORDS_AT_HAND)(word_hash)
+    hashes = WordHashes()
     sides = [(_COVER_WORDS, DiskArray(scratch / "prompts.u32", np.uint32), np.zeros(len(records), np.int64))]
     sides.append((_LEAST_COMPLETION_WORDS, DiskArray(scratch / "completions.u32", np.uint32), sides[0][2].copy()))
     numbers: defaultdict[str, int] = defaultdict(lambda: len(numbers))
@@ -207,7 +206,7 @@ def _hashed(records: Sequence[Record], *, scratch: Path) -> tuple[tuple[_Texts, 
         for (least_words, stored, lengths), text in zip(sides, (record.prompt, record.completion), strict=True):
             found = words(normalised(text))
             if len(found) >= least_words:
-                stored.append(np.fromiter(map(hash_of, found), np.uint32, len(found)))
+                stored.append(hashes.of(found))
                 lengths[i] = len(found)
     prompts, completions = (_Texts(stored, np.cumsum(lengths) - lengths, lengths) for _, stored, lengths in sides)
     by_task = np.argsort(tasks, kind="stable")

@@ -20,11 +20,11 @@ from keeptune.data.audit import (
     leak_audits,
     split_counts,
 )
-from keeptune.data.clean import NearDuplicates, digest, key_numbers, near_duplicates
+from keeptune.data.clean import NearDuplicates, near_duplicates
 from keeptune.data.disk import Records, Texts, chosen
 from keeptune.data.groups import Members
 from keeptune.data.leaks import LEAK_KINDS, LeakKind, Leaks, find_leaks
-from keeptune.data.ngrams import Hashes, Indices, normalised
+from keeptune.data.ngrams import Hashes, Indices
 from keeptune.data.reading import Ledger, Placed, TaskSource, read_sources
 from keeptune.data.record import SPLIT_NAMES, SplitName
 from keeptune.data.split import SplitNumbers, assign_splits
@@ -71,7 +71,8 @@ def prepare_records(
     """
     ledger = Ledger()
     placed = read_sources(sources, drop_incomplete=drop_incomplete, ledger=ledger, progress=progress, scratch=scratch)
-    placed, keys, num_copies = _without_copies(placed, duplicates=duplicates, ledger=ledger)
+    placed, num_copies = _without_copies(placed, duplicates=duplicates, ledger=ledger)
+    keys = placed.prompt_keys
     num_records = len(placed.records)
     progress.start("Auditing for near-duplicates", total=num_records, unit="records")
     names = list(dict.fromkeys(source.name for source in sources))
@@ -125,22 +126,13 @@ def _kept_rows(splits: SplitNumbers, *, leaking: Members) -> dict[SplitName, Ind
     return {split: np.flatnonzero(is_kept & (splits == i)) for i, split in enumerate(SPLIT_NAMES)}
 
 
-def _without_copies(
-    placed: Placed, *, duplicates: Literal["drop", "keep"], ledger: Ledger
-) -> tuple[Placed, Hashes, int]:
-    """Return the records without copies inside their task, their prompt keys, and the number of copies.
+def _without_copies(placed: Placed, *, duplicates: Literal["drop", "keep"], ledger: Ledger) -> tuple[Placed, int]:
+    """Return the records without copies inside their task, and the number of copies; the smallest id of equals stays.
 
-    The smallest id of equals stays. Records of own validation and test files stay as they are.
+    Records of own validation and test files stay as they are.
     """
-    prompts, wholes = bytearray(), bytearray()
-    for record in placed.records:
-        prompt = normalised(record.prompt)
-        prompts += digest(prompt)
-        wholes += digest(f"{prompt}\0{normalised(record.completion)}")
-    whole_keys = key_numbers(wholes)
-    del wholes
     train_side = np.flatnonzero(placed.in_train_side)
-    columns = (placed.ids, whole_keys[:, 1], whole_keys[:, 0], placed.tasks)
+    columns = (placed.ids, placed.whole_keys[:, 1], placed.whole_keys[:, 0], placed.tasks)
     # Equals stand side by side, the smallest id first.
     order = train_side[np.lexsort([column[train_side] for column in columns])]
     equals_last = np.ones(max(len(order) - 1, 0), np.bool_)
@@ -148,11 +140,10 @@ def _without_copies(
         equals_last &= column[order[1:]] == column[order[:-1]]
     is_copy = np.zeros(len(placed.records), np.bool_)
     is_copy[order[1:][equals_last]] = True
-    num_copies = int(np.count_nonzero(is_copy))
-    if duplicates == "keep":
-        return placed, key_numbers(prompts), num_copies
-    ledger.drop_records(placed.records.at(is_copy), reason="exact_duplicate")
-    return placed.at(~is_copy), key_numbers(prompts)[~is_copy], num_copies
+    if duplicates == "drop":
+        ledger.drop_records(placed.records.at(is_copy), reason="exact_duplicate")
+        placed = placed.at(~is_copy)
+    return placed, int(np.count_nonzero(is_copy))
 
 
 def _near_audit(records: Records, *, near: NearDuplicates, keys: Hashes) -> NearAudit:

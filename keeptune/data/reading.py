@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.data.audit import MAX_EXAMPLES, DroppedRow
-from keeptune.data.disk import RecordFile, Records
+from keeptune.data.clean import digest, key_numbers
+from keeptune.data.disk import DiskArray, RecordFile, Records
 from keeptune.data.formats import Reason, RowProblem, to_record
 from keeptune.data.lines import Problem
-from keeptune.data.ngrams import Indices
+from keeptune.data.ngrams import Hashes, Indices, normalised
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName
 from keeptune.data.source import read_rows
 from keeptune.data.split import NO_SPLIT, TRAIN, SplitNumbers
@@ -46,16 +47,22 @@ class TaskSource:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """Records on the disk, and of each its id as a number, its source, and the split of the own file it comes from."""
+    """Records on the disk, and of each its id as a number, its source, and the split of the own file it comes from.
+
+    `prompt_keys` and `whole_keys`, (number of records, 2), are those of `prompt_key` and `exact_key`.
+    """
 
     records: Records
     ids: NDArray[np.uint64]
+    prompt_keys: Hashes
+    whole_keys: Hashes
     tasks: NDArray[np.int32]
     fixed: SplitNumbers
 
     def at(self, kept: NDArray[np.bool_]) -> Placed:
         """Return the records that are marked as true."""
-        return Placed(self.records.at(kept), self.ids[kept], self.tasks[kept], self.fixed[kept])
+        columns = (self.ids, self.prompt_keys, self.whole_keys, self.tasks, self.fixed)
+        return Placed(self.records.at(kept), *(column[kept] for column in columns))
 
     @property
     def in_train_side(self) -> NDArray[np.bool_]:
@@ -161,8 +168,10 @@ class _Smallest:
 class _Store:
     """Records as they are read, row by row."""
 
-    def __init__(self, path: Path) -> None:
-        self.file = RecordFile(path)
+    def __init__(self, scratch: Path) -> None:
+        self.file = RecordFile(scratch / "records.jsonl")
+        self.prompt_keys = DiskArray(scratch / "prompt-keys", np.uint8)
+        self.whole_keys = DiskArray(scratch / "whole-keys", np.uint8)
         self.ids = array("Q")
         self.fixed = array("b")
 
@@ -172,6 +181,9 @@ class _Store:
         if to.wants(id_):
             self.ids.append(id_)
             self.fixed.append(int(NO_SPLIT) if split is None else SPLIT_NAMES.index(split))
+            prompt = normalised(record.prompt)
+            self.prompt_keys.append(digest(prompt))
+            self.whole_keys.append(digest(f"{prompt}\0{normalised(record.completion)}"))
             to.add(id_, self.file.append(record))
 
 
@@ -188,7 +200,7 @@ def read_sources(
         DataError: a source cannot be read, no record is left, or rows are no valid records and `drop_incomplete` is
             False.
     """
-    store = _Store(scratch / "records.jsonl")
+    store = _Store(scratch)
     names: dict[str, int] = {}
     rows, tasks = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     progress.start("Reading", total=len(sources), unit="tasks")
@@ -213,6 +225,8 @@ def read_sources(
     return Placed(
         Records(store.file, chosen),
         ids=np.array(store.ids, np.uint64)[chosen],
+        prompt_keys=key_numbers(store.prompt_keys.whole())[chosen],
+        whole_keys=key_numbers(store.whole_keys.whole())[chosen],
         tasks=np.concatenate(tasks),
         fixed=np.array(store.fixed, np.int8)[chosen],
     )
