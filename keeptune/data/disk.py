@@ -5,6 +5,7 @@ Files are read, not mapped, so that what was looked at once takes no memory.
 
 from __future__ import annotations
 
+import itertools
 import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
@@ -24,14 +25,21 @@ _ROWS_PER_BLOCK = 128
 
 
 class DiskArray(Generic[_Number]):
-    """Numbers of one type in a file, written from front to back; a file that stands there is replaced."""
+    """Numbers of one type in a file, written from front to back.
 
-    def __init__(self, path: Path, dtype: type[_Number]) -> None:
+    A file that stands there is replaced, unless it is `written` already and to be read.
+    """
+
+    def __init__(self, path: Path, dtype: type[_Number], *, written: bool = False) -> None:
         self._path = path
         self._dtype = np.dtype(dtype)
         self._pending = bytearray()
         self._written_bytes = 0
-        self.remove()
+        if not written:
+            self.remove()
+            return
+        with storage_errors(path):
+            self._written_bytes = path.stat().st_size
 
     def append(self, values: NDArray[_Number] | bytes) -> None:
         """Put values behind those that stand there, given as an array or as its bytes."""
@@ -120,19 +128,25 @@ class Records(Sequence[Record]):
 
 
 class RecordFile:
-    """Records as lines of JSON, as `data/*.jsonl` holds them."""
+    """Records as lines of JSON, as `data/*.jsonl` holds them; with `written`, those of a file that stands there."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, written: bool = False) -> None:
         self._path = path
-        self._bytes = DiskArray(path, np.uint8)
+        self._bytes = DiskArray(path, np.uint8, written=written)
         self._starts = array("q", [0])
+        if written:
+            with storage_errors(path), path.open("rb") as lines:
+                self._starts.extend(itertools.accumulate(map(len, lines)))
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
 
     def append(self, record: Record) -> int:
         """Write a record; return its row."""
         line = json.dumps(record_to_json(record), ensure_ascii=False) + "\n"
         self._bytes.append(line.encode("utf-8", "surrogatepass"))
         self._starts.append(len(self._bytes))
-        return len(self._starts) - 2
+        return len(self) - 1
 
     def lines(self, rows: Indices) -> list[bytes]:
         """Read the lines of the given rows."""
@@ -143,7 +157,8 @@ class RecordFile:
     def read(self, rows: Indices) -> list[Record]:
         """Read the records of the given rows."""
         texts = (line.decode("utf-8", "surrogatepass") for line in self.lines(rows))
-        return [record_from_json(json.loads(text), where=str(self._path)) for text in texts]
+        numbered = zip(texts, rows.tolist(), strict=True)
+        return [record_from_json(json.loads(text), where=f"{self._path}:{row + 1}") for text, row in numbered]
 
 
 class Texts(Sequence[str]):

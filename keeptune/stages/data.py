@@ -21,6 +21,7 @@ from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_k
 from keeptune.storage import read_json, staged_folder, storage_errors
 
 if TYPE_CHECKING:
+    from keeptune.data.disk import Records
     from keeptune.evaluation.evaluate import Split
     from keeptune.model.folder import ModelFacts
     from keeptune.text.table import TokenTable
@@ -70,6 +71,10 @@ class Data:
         """Open a split's tokens, memory-mapped."""
         return open_table(self.folder, split)
 
+    def stored(self, split: SplitName | PartName) -> Records:
+        """Return a split's records, which stay on the disk until they are read."""
+        return stored_records(self.folder, split)
+
     def records(self, split: SplitName | PartName, *, at_most: int | None = None) -> list[Record]:
         """Read a split's records, the first of them where `at_most` says how many."""
         return read_records(self.folder, split, at_most=at_most)
@@ -80,6 +85,16 @@ def open_table(folder: Path, split: SplitName | PartName) -> TokenTable:
     from keeptune.text.table import TokenTable
 
     return TokenTable.open(folder / "tokens" / f"{split}.arrow")
+
+
+def stored_records(folder: Path, split: SplitName | PartName) -> Records:
+    """Return the records of a split or part that stand in `folder`, which stay on the disk until they are read."""
+    import numpy as np
+
+    from keeptune.data.disk import RecordFile, Records
+
+    file = RecordFile(folder / f"{split}.jsonl", written=True)
+    return Records(file, np.arange(len(file)))
 
 
 def read_records(folder: Path, split: SplitName | PartName, *, at_most: int | None = None) -> list[Record]:
@@ -163,7 +178,7 @@ def evaluation_split(data: Data, split: SplitName) -> Split:
 
     table = data.table(split)
     left_out = table.counts.num_dropped
-    return Split(split, data.records(split), table, num_left_out=left_out, untrained_tasks=data.untrained_tasks)
+    return Split(split, data.stored(split), table, num_left_out=left_out, untrained_tasks=data.untrained_tasks)
 
 
 def max_new_tokens(recipe: Recipe, data: Data) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,8 @@ _EXAMPLES = "examples.arrow"
 _COUNTS = "counts.json"
 _ROWS_PER_CHUNK = 1000
 _LISTED = 20
+# The kernel maps 16 pages about each one that is touched: at most 16 MiB stay mapped.
+_READS_PER_GIVING_BACK = 256
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -82,31 +85,38 @@ class Table:
 
 
 class TokenTable:
-    """The examples of a split. Only what is read stays in memory."""
+    """The examples of a split, in a mapped file; pages that were looked at are given back now and then."""
 
     counts: TokenCounts
-    record_ids: list[str]
+    record_ids: Sequence[str]
     lengths: NDArray[np.int64]
     """Tokens of each example, of both sides together where there is an encoder."""
     num_targets: NDArray[np.int64]
     """Tokens of each example that carry loss."""
-    prompt_lengths: NDArray[np.int64]
-    """Tokens of each prompt, before any cut."""
-    completion_lengths: NDArray[np.int64]
-    """Tokens of each last completion, end token included, before any cut."""
 
-    def __init__(self, table: pa.Table, *, counts: TokenCounts) -> None:
+    def __init__(self, mapped: mmap.mmap, *, counts: TokenCounts) -> None:
         self.counts = counts
-        self.record_ids = table["id"].to_pylist()
-        self.num_targets = _numbers(table, name="num_targets")
-        self.prompt_lengths = _numbers(table, name="prompt_tokens")
-        self.completion_lengths = _numbers(table, name="completion_tokens")
-        self._chunks = [_Chunk.of(batch) for batch in table.to_batches()]
+        self._mapped, self._num_reads = mapped, 0
+        self._table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+        self.record_ids = _Ids(self._table["id"])
+        self.num_targets = self._numbers("num_targets")
+        self._chunks = [_Chunk.of(batch) for batch in self._table.to_batches()]
         sizes = [len(chunk.offsets) - 1 for chunk in self._chunks]
         self._first_rows = np.cumsum([0, *sizes])
         self.lengths = np.concatenate(
             [np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets).astype(np.int64) for chunk in self._chunks)]
         )
+        self._give_back()
+
+    @property
+    def prompt_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each prompt, before any cut."""
+        return self._numbers("prompt_tokens")
+
+    @property
+    def completion_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each last completion, end token included, before any cut."""
+        return self._numbers("completion_tokens")
 
     @classmethod
     def write(cls, path: Path, tokenized: Iterable[Tokenized]) -> TokenTable:
@@ -140,23 +150,62 @@ class TokenTable:
                 "Remove that folder and give the same command again."
             )
         counts = read_json(path / _COUNTS)
-        with storage_errors(path):
-            table = pa.ipc.open_file(pa.memory_map(str(path / _EXAMPLES))).read_all()
-        return cls(table, counts=TokenCounts(**{**counts, "dropped_origins": tuple(counts["dropped_origins"])}))
+        with storage_errors(path), (path / _EXAMPLES).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return cls(mapped, counts=TokenCounts(**{**counts, "dropped_origins": tuple(counts["dropped_origins"])}))
 
     @property
     def largest_id(self) -> int:
         """The largest token id, -1 where there is none; reads the whole table."""
-        return max((int(chunk.input_ids.max()) for chunk in self._chunks if len(chunk.input_ids)), default=-1)
+        largest = -1
+        for chunk in self._chunks:
+            largest = max(largest, int(chunk.input_ids.max(initial=-1)))
+            self._give_back()
+        return largest
 
     def __len__(self) -> int:
-        return len(self.record_ids)
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
+        self._num_reads += 1
+        if self._num_reads % _READS_PER_GIVING_BACK == 0:
+            self._give_back()
         number = int(np.searchsorted(self._first_rows, index, side="right")) - 1
         return self._chunks[number].example(index - int(self._first_rows[number]))
+
+    def _numbers(self, name: str) -> NDArray[np.int64]:
+        numbers = self._table[name].to_numpy().astype(np.int64)
+        self._give_back()
+        return numbers
+
+    def _give_back(self) -> None:
+        """Let go of the file's pages; those of examples in use are mapped again when they are looked at."""
+        self._mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class _Ids(Sequence[str]):
+    """The column of ids, read as they are asked for."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, index: int, /) -> str: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[str]: ...
+    def __getitem__(self, index: int | slice, /) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._column[index].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._column.chunks:
+            yield from chunk.to_pylist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,7 +280,3 @@ def _record_batch(rows: Sequence[Tokenized]) -> pa.RecordBatch:
         pa.array([row.completion_tokens for row in rows], pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
-
-
-def _numbers(table: pa.Table, *, name: str) -> NDArray[np.int64]:
-    return table[name].to_numpy().astype(np.int64)

@@ -30,14 +30,16 @@ def plan(
     lengths: list[int], *, layout: Layout = "packed", per_step: int, per_micro_batch: int, **kw: int
 ) -> list[Step]:
     sizes = np.array(lengths, dtype=np.int64)
-    return plan_epoch(
-        sizes,
-        sizes // 2,
-        seed=kw.get("seed", 0),
-        epoch=kw.get("epoch", 0),
-        tokens_per_step=per_step,
-        tokens_per_micro_batch=per_micro_batch,
-        layout=layout,
+    return list(
+        plan_epoch(
+            sizes,
+            sizes // 2,
+            seed=kw.get("seed", 0),
+            epoch=kw.get("epoch", 0),
+            tokens_per_step=per_step,
+            tokens_per_micro_batch=per_micro_batch,
+            layout=layout,
+        )
     )
 
 
