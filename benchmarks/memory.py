@@ -47,7 +47,7 @@ class Counting(Silent):
         self.num_steps += self._training
 
 
-def child(stage: str, data: Path, model: Path, out: Path, *, num_steps: int) -> None:
+def child(stage: str, *, data: Path, model: Path, out: Path, num_steps: int) -> None:
     """Prepare, or train a method for a few steps; each file of `data` is a task."""
     from keeptune import stages
     from keeptune.config import Recipe
@@ -155,6 +155,7 @@ def main() -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--child"]:
-        child(sys.argv[2], *map(Path, sys.argv[3:6]), num_steps=int(sys.argv[6]))  # pyright: ignore
+        _, _, stage_, data_, model_, out_, num_steps_ = sys.argv
+        child(stage_, data=Path(data_), model=Path(model_), out=Path(out_), num_steps=int(num_steps_))
     else:
         main()

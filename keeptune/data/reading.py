@@ -61,8 +61,8 @@ class Placed:
 
     def at(self, kept: NDArray[np.bool_]) -> Placed:
         """Return the records that are marked as true."""
-        columns = (self.ids, self.prompt_keys, self.whole_keys, self.tasks, self.fixed)
-        return Placed(self.records.at(kept), *(column[kept] for column in columns))
+        keys = {"prompt_keys": self.prompt_keys[kept], "whole_keys": self.whole_keys[kept]}
+        return Placed(self.records.at(kept), self.ids[kept], tasks=self.tasks[kept], fixed=self.fixed[kept], **keys)
 
     @property
     def in_train_side(self) -> NDArray[np.bool_]:
