@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from keeptune.data.clean import STOCK_FLOOR, jaccard
 from keeptune.data.disk import DiskArray, chosen
 from keeptune.data.groups import Members
+from keeptune.data.heap import give_back_freed
 from keeptune.data.ngrams import (
     Hashes,
     Indices,
@@ -167,6 +168,7 @@ def find_leaks(
                 found.kinds[covering] = LEAK_KINDS.index(kind)
                 found.held_out[covering] = witnesses[covering]
                 found.overlap_fractions[covering] = shares[covering]
+    give_back_freed()
     return found.leaks()
 
 

@@ -132,7 +132,7 @@ class TokenTable:
                 pa.OSFile(str(staging / _EXAMPLES), "wb") as sink,
                 pa.ipc.new_file(sink, _SCHEMA) as writer,
             ):
-                for rows in _chunked(tally.counted(tokenized)):
+                for rows in _chunked(map(_Row.of, tally.counted(tokenized))):
                     writer.write_batch(_record_batch(rows))
             write_json(staging / _COUNTS, dataclasses.asdict(tally.counts()))
         return cls.open(path)
@@ -228,6 +228,25 @@ class _Chunk:
         return Example(self.input_ids[start:end], loss_mask=np.unpackbits(bits, count=end - start).astype(np.bool_))
 
 
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What the file holds of an example; its record's text is let go."""
+
+    id: str
+    input_ids: NDArray[np.int32]
+    loss_mask: bytes
+    num_targets: int
+    prompt_tokens: int
+    completion_tokens: int
+
+    @classmethod
+    def of(cls, item: Tokenized) -> _Row:
+        example = item.example
+        assert example is not None
+        mask, num_targets = np.packbits(example.loss_mask).tobytes(), int(example.loss_mask.sum())
+        return cls(item.record.id, example.input_ids, mask, num_targets, item.prompt_tokens, item.completion_tokens)
+
+
 class _Tally:
     """Counts what passes."""
 
@@ -262,20 +281,19 @@ class _Tally:
         )
 
 
-def _chunked(items: Iterator[Tokenized]) -> Iterator[list[Tokenized]]:
+def _chunked(items: Iterator[_Row]) -> Iterator[list[_Row]]:
     while chunk := list(islice(items, _ROWS_PER_CHUNK)):
         yield chunk
 
 
-def _record_batch(rows: Sequence[Tokenized]) -> pa.RecordBatch:
-    examples = [row.example for row in rows if row.example is not None]
-    offsets = np.cumsum([0, *(len(example.input_ids) for example in examples)], dtype=np.int32)
-    values = np.concatenate([example.input_ids for example in examples])
+def _record_batch(rows: Sequence[_Row]) -> pa.RecordBatch:
+    offsets = np.cumsum([0, *(len(row.input_ids) for row in rows)], dtype=np.int32)
+    values = np.concatenate([row.input_ids for row in rows])
     columns = [
-        pa.array([row.record.id for row in rows], pa.string()),
+        pa.array([row.id for row in rows], pa.string()),
         pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32())),
-        pa.array([np.packbits(example.loss_mask).tobytes() for example in examples], pa.binary()),
-        pa.array([int(example.loss_mask.sum()) for example in examples], pa.int32()),
+        pa.array([row.loss_mask for row in rows], pa.binary()),
+        pa.array([row.num_targets for row in rows], pa.int32()),
         pa.array([row.prompt_tokens for row in rows], pa.int32()),
         pa.array([row.completion_tokens for row in rows], pa.int32()),
     ]
