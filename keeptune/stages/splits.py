@@ -92,6 +92,7 @@ def _write_split(
     recipe: Recipe, base: Base, folder: Path, *, split: SplitName | PartName, records: Records, progress: Progress
 ) -> _Fates:
     """Write the tokens and the records of a split; return what became of each record."""
+    from keeptune.data.heap import give_back_freed
     from keeptune.text.table import TokenTable
     from keeptune.text.tokens import tokenize
 
@@ -110,6 +111,7 @@ def _write_split(
     tokenized = tokenize(records, **rendering(recipe, base), **limits)
     table = TokenTable.write(folder / "tokens" / f"{split}.arrow", noted(tokenized))
     progress.finish()
+    give_back_freed()
     require_embeddings(table, base=base)
     write_lines(folder / f"{split}.jsonl", itertools.compress(records.lines(), kept))
     return _Fates(list(numbers), task_numbers, kept)

@@ -23,8 +23,8 @@ _EXAMPLES = "examples.arrow"
 _COUNTS = "counts.json"
 _ROWS_PER_CHUNK = 1000
 _LISTED = 20
-# The kernel maps 16 pages about each one that is touched: at most 16 MiB stay mapped.
-_READS_PER_GIVING_BACK = 256
+# The kernel maps 16 pages about each one that is touched: at most a few MiB stay mapped.
+_READS_PER_GIVING_BACK = 64
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -103,10 +103,7 @@ class TokenTable:
         self._chunks = [_Chunk.of(batch) for batch in self._table.to_batches()]
         sizes = [len(chunk.offsets) - 1 for chunk in self._chunks]
         self._first_rows = np.cumsum([0, *sizes])
-        self.lengths = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets).astype(np.int64) for chunk in self._chunks)]
-        )
-        self._give_back()
+        self.lengths = self._joined(np.diff(chunk.offsets) for chunk in self._chunks)
 
     @property
     def prompt_lengths(self) -> NDArray[np.int64]:
@@ -176,9 +173,16 @@ class TokenTable:
         return self._chunks[number].example(index - int(self._first_rows[number]))
 
     def _numbers(self, name: str) -> NDArray[np.int64]:
-        numbers = self._table[name].to_numpy().astype(np.int64)
+        return self._joined(chunk.to_numpy() for chunk in self._table[name].chunks)
+
+    def _joined(self, parts: Iterable[NDArray[np.int32]]) -> NDArray[np.int64]:
+        joined = [np.zeros(0, np.int64)]
+        for number, part in enumerate(parts):
+            joined.append(part.astype(np.int64))
+            if number % _READS_PER_GIVING_BACK == 0:
+                self._give_back()
         self._give_back()
-        return numbers
+        return np.concatenate(joined)
 
     def _give_back(self) -> None:
         """Let go of the file's pages; those of examples in use are mapped again when they are looked at."""
