@@ -271,8 +271,12 @@ def test_refined_buckets_leave_out_what_only_the_template_shares(
     sets = stored(tmp_path, gram_sets)
     buckets = refined(sets, sets.texts, threshold=0.8)
     assert set(buckets.members.tolist()) == {38, 39}
+    # At 0.6 the template alone may suffice: every pair stands in the bucket of such texts.
+    rich = refined(sets, sets.texts, threshold=0.6).members.tolist()
+    assert set(rich) == set(range(40))
     # However large a bucket is, what memory holds of it is bounded: in parts it comes out the same.
     monkeypatch.setattr("keeptune.data.minhash.GRAMS_PER_BATCH", 100)
     in_parts = refined(sets, sets.texts, threshold=0.8)
     assert in_parts.members.tolist() == buckets.members.tolist()
+    assert refined(sets, sets.texts, threshold=0.6).members.tolist() == rich
     assert len(set(in_parts.numbers.tolist())) == len(set(buckets.numbers.tolist()))
