@@ -25,6 +25,7 @@ _ROWS_PER_CHUNK = 1000
 _LISTED = 20
 # The kernel maps 16 pages about each one that is touched: at most a few MiB stay mapped.
 _READS_PER_GIVING_BACK = 64
+_PARTS_PER_GIVING_BACK = 8
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -179,7 +180,7 @@ class TokenTable:
         joined = [np.zeros(0, np.int64)]
         for number, part in enumerate(parts):
             joined.append(part.astype(np.int64))
-            if number % _READS_PER_GIVING_BACK == 0:
+            if number % _PARTS_PER_GIVING_BACK == 0:
                 self._give_back()
         self._give_back()
         return np.concatenate(joined)
