@@ -76,11 +76,17 @@ def write_json(path: Path, value: object) -> None:
 
 def write_jsonl(path: Path, values: Iterable[Any]) -> None:
     """Write one JSON object a line, atomically and streaming."""
+    lines = (json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
+    write_lines(path, (line.encode("utf-8", "surrogatepass") for line in lines))
+
+
+def write_lines(path: Path, lines: Iterable[bytes]) -> None:
+    """Write lines, each with its end, atomically and streaming."""
     temporary = path.with_name(f".{path.name}{_TEMPORARY}{secrets.token_hex(4)}")
     with storage_errors(path):
         try:
-            with temporary.open("w", encoding="utf-8", errors="surrogatepass", newline="\n") as file:
-                file.writelines(json.dumps(value, ensure_ascii=False, allow_nan=False) + "\n" for value in values)
+            with temporary.open("wb") as file:
+                file.writelines(lines)
                 file.flush()
                 os.fsync(file.fileno())
             temporary.replace(path)

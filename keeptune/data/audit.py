@@ -8,10 +8,12 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from keeptune.data.leaks import LEAK_KINDS, LeakKind
 from keeptune.data.record import PART_NAMES, SPLIT_NAMES, PartName, SplitName
-from keeptune.data.split import LEAK_KINDS, LeakKind
 
+Lengths = Sequence[int] | NDArray[np.int64]
 MAX_EXAMPLES = 20
 TOO_LONG = "too_long"
 # Rows that the recipe does not ask for; every other reason takes out a row that was asked for.
@@ -164,20 +166,23 @@ class Audit:
         self,
         tokens: TokenAudit,
         *,
-        too_long: Sequence[tuple[str, SplitName | PartName]],
+        too_long: Mapping[tuple[str, SplitName | PartName], int],
         parts: Mapping[str, Mapping[PartName, int]] | None = None,
     ) -> Audit:
         """Return the audit with the token part.
 
-        `too_long` names task and split or part of each record dropped for length, `parts` counts what is left.
+        `too_long` counts the records dropped for length by task and split or part, `parts` what is left.
         """
-        fewer = Counter((task, "test" if split in PART_NAMES else split) for task, split in too_long)
+        fewer: Counter[tuple[str, str]] = Counter()
+        for (task, split), number in too_long.items():
+            fewer[task, "test" if split in PART_NAMES else split] += number
+        num_too_long = fewer.total()
         tasks = {
             task: SplitCounts(*(getattr(counts, split) - fewer[task, split] for split in SPLIT_NAMES))
             for task, counts in self.tasks.items()
         }
-        dropped = {**self.dropped, TOO_LONG: len(too_long)} if too_long else self.dropped
-        kept = self.kept - len(too_long)
+        dropped = {**self.dropped, TOO_LONG: num_too_long} if num_too_long else self.dropped
+        kept = self.kept - num_too_long
         return replace(self, kept=kept, dropped=dropped, tasks=tasks, parts=parts or {}, tokens=tokens)
 
     def to_json(self) -> dict[str, Any]:
@@ -222,7 +227,7 @@ def _sum(tasks: Iterable[SplitCounts]) -> SplitCounts:
     return SplitCounts(*(sum(getattr(counts, split) for counts in parts) for split in SPLIT_NAMES))
 
 
-def quantiles(values: Sequence[int]) -> Quantiles:
+def quantiles(values: Lengths) -> Quantiles:
     """Return the quantiles of token counts; all are 0 where there are none."""
     if not len(values):
         return Quantiles(0, 0, 0, 0, 0.0)
@@ -231,17 +236,17 @@ def quantiles(values: Sequence[int]) -> Quantiles:
 
 
 def token_audit(
-    prompt_tokens: Sequence[int],
-    completion_tokens: Sequence[int],
+    prompt_tokens: Lengths,
+    completion_tokens: Lengths,
     *,
     truncated: int,
     completion_cut: int,
     too_long: int,
     supervised_tokens: int,
-    untrained_completion_tokens: Sequence[int] = (),
+    untrained_completion_tokens: Lengths = (),
 ) -> TokenAudit:
     """Return the token part of an audit from one prompt and completion length a record, those before any cut."""
-    total = [p + c for p, c in zip(prompt_tokens, completion_tokens, strict=True)]
+    total = np.add(prompt_tokens, completion_tokens)
     return TokenAudit(
         prompt=quantiles(prompt_tokens),
         completion=quantiles(completion_tokens),
@@ -261,13 +266,17 @@ def split_counts(placed: Iterable[tuple[str, SplitName]], *, tasks: Iterable[str
 
 
 def leak_audits(
-    found: Iterable[tuple[LeakKind, LeakExample]], *, removed: frozenset[LeakKind]
+    counts: Mapping[LeakKind, int],
+    examples: Iterable[tuple[LeakKind, LeakExample]],
+    *,
+    removed: frozenset[LeakKind],
 ) -> dict[LeakKind, LeakAudit]:
-    """Return the audit of each kind of overlap, those without any included."""
+    """Return the audit of each kind of overlap, those without any included, from their counts and some examples."""
     by_kind: dict[LeakKind, list[LeakExample]] = {kind: [] for kind in LEAK_KINDS}
-    for kind, example in found:
+    for kind, example in examples:
         by_kind[kind].append(example)
     return {
-        kind: LeakAudit(len(examples), len(examples) if kind in removed else 0, tuple(examples[:MAX_EXAMPLES]))
-        for kind, examples in by_kind.items()
+        kind: LeakAudit(number, number if kind in removed else 0, tuple(shown[:MAX_EXAMPLES]))
+        for kind, shown in by_kind.items()
+        for number in [counts.get(kind, 0)]
     }

@@ -7,12 +7,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import overload
 
-from keeptune.data.clean import NearDuplicates, near_duplicates
+import numpy as np
+
+from keeptune.data.clean import digest, first_of_equals, key_numbers, near_duplicates
+from keeptune.data.leaks import LEAK_KINDS, find_leaks
 from keeptune.data.lines import Problem, decoded, json_kind, read_lines
-from keeptune.data.record import Message, PartName, Record, SplitName, record_id
+from keeptune.data.ngrams import normalised
+from keeptune.data.record import SPLIT_NAMES, Message, PartName, Record, SplitName, record_id
 from keeptune.data.source import Row, read_rows
-from keeptune.data.split import find_leaks, part_name
+from keeptune.data.split import TRAIN, part_name
 from keeptune.errors import DataError, raise_collected
 
 _COLUMN = "text"
@@ -74,10 +79,10 @@ def place_documents(
     groups = near_duplicates([document.completion for document in kept]).groups
     # A group's name is its smallest id, so that no document moves when unrelated ones come.
     smallest: dict[int, str] = {}
-    for document, group in zip(kept, groups, strict=True):
+    for document, group in zip(kept, groups.tolist(), strict=True):
         smallest[group] = min(smallest.get(group, document.id), document.id)
     parts: dict[PartName | SplitName, list[Record]] = {part: [] for part in (*shares, "test")}
-    for document, group in zip(kept, groups, strict=True):
+    for document, group in zip(kept, groups.tolist(), strict=True):
         parts[part_name(smallest[group], seed=seed, shares=shares) or "test"].append(document)
     return Documents(parts, num_read, dropped)
 
@@ -88,18 +93,42 @@ def _overlapping(documents: Sequence[Record], *, train: Sequence[Record]) -> set
     The check is that of test against train: each side's texts stand in as prompts. A train record names one document
     at a time, so it is asked again until it names none.
     """
-    texts = [_as_prompt(record, text) for record in train for text in (record.prompt, record.completion)]
     leaking: set[str] = set()
     while True:
-        left = [_as_prompt(document, document.completion) for document in documents if document.id not in leaking]
-        records = [*texts, *left]
-        splits: list[SplitName] = [*("train" for _ in texts), *("test" for _ in left)]
+        left = [document for document in documents if document.id not in leaking]
+        records = _AsPrompts(train, left)
+        keys = key_numbers(b"".join(digest(normalised(record.prompt)) for record in records))
+        splits = np.full(len(records), TRAIN, np.int8)
+        splits[len(records) - len(left) :] = SPLIT_NAMES.index("test")
         # Near-duplicates of more than a few words cover each other's runs of words: they need no search of their own.
-        alone = NearDuplicates((), (), list(range(len(records))))
-        found = {leak.held_out_id for leak in find_leaks(records, splits=splits, near=alone) if leak.kind != "ngram_13"}
-        if not found:
+        leaks = find_leaks(records, keys=keys, groups=first_of_equals(keys), splits=splits)
+        found = leaks.held_out[leaks.kinds != LEAK_KINDS.index("ngram_13")]
+        if not len(found):
             return leaking
-        leaking |= found
+        leaking |= {records[int(i)].id for i in found}
+
+
+class _AsPrompts(Sequence[Record]):
+    """Prompts and completions of train records, then documents, each as the prompt of a record of its own."""
+
+    def __init__(self, train: Sequence[Record], documents: Sequence[Record]) -> None:
+        self._train, self._documents = train, documents
+
+    def __len__(self) -> int:
+        return 2 * len(self._train) + len(self._documents)
+
+    @overload
+    def __getitem__(self, index: int, /) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[Record]: ...
+    def __getitem__(self, index: int | slice, /) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = index - 2 * len(self._train)
+        if place >= 0:
+            return _as_prompt(self._documents[place], self._documents[place].completion)
+        record = self._train[index // 2]
+        return _as_prompt(record, record.completion if index % 2 else record.prompt)
 
 
 def _as_prompt(record: Record, text: str) -> Record:

@@ -20,6 +20,7 @@ _WORD = re.compile(rf"[{_UNSPACED}]|[^\W{_UNSPACED}]+")
 MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)
 _MIXER = np.uint64(0xD6E8FEB86659FD93)
 HALF = np.uint64(32)
+_WORDS_AT_HAND = 1 << 16
 
 
 def normalised(text: str) -> str:
@@ -35,6 +36,23 @@ def words(text: str) -> list[str]:
 def word_hash(word: str) -> int:
     """Return 32 bits that depend on the word alone."""
     return int.from_bytes(hashlib.blake2b(word.encode("utf-8", "surrogatepass"), digest_size=4).digest(), "little")
+
+
+class WordHashes(dict[str, int]):
+    """The hashes of words, looked up like `hashes[word]`.
+
+    A vocabulary grows with the data, and most words of it are rare: memory holds those met since it was last full.
+    """
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _WORDS_AT_HAND:
+            self.clear()
+        found = self[word] = word_hash(word)
+        return found
+
+    def of(self, found: list[str]) -> NDArray[np.uint32]:
+        """Return the hash of each word."""
+        return np.fromiter(map(self.__getitem__, found), np.uint32, len(found))
 
 
 def ngram_hashes(symbols: NDArray[np.uint32], n: int) -> Hashes:

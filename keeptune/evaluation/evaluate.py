@@ -214,7 +214,8 @@ def _answers(
     """Return the answers to the examples at `positions`, decoded and scored only as far as `metrics` need it."""
     examples = [_last_completion(split.examples[i]) for i in positions]
     ids = [split.examples.record_ids[i] for i in positions]
-    by_id = {record.id: record for record in split.records}
+    wanted = set(ids)
+    by_id = {record.id: record for record in split.records if record.id in wanted}
     losses = [_Loss(0.0, 0)] * len(ids)
     generated = [Generated([], ended=True)] * len(ids)
     with _computing(model, bench):

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import SELF_TEXTS, Record
-from keeptune.stages.data import Data, read_base, rendering, source_hashes, write_data
+from keeptune.stages.data import Data, read_base, rendering, source_hashes
 from keeptune.stages.methods import learning_rate
 from keeptune.stages.mixture import tokens_per_step, train_examples
 from keeptune.stages.run import Context
+from keeptune.stages.splits import write_data
 
 if TYPE_CHECKING:
     from keeptune.text.tokens import PreviewToken

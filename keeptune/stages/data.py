@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import tempfile
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,29 +13,20 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune import __version__
 from keeptune.config import Recipe
-from keeptune.data.record import (
-    PART_NAMES,
-    SPLIT_NAMES,
-    PartName,
-    Record,
-    SplitName,
-    record_from_json,
-    record_to_json,
-)
+from keeptune.data.record import PartName, Record, SplitName, record_from_json
 from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import UNCHANGED, Progress
-from keeptune.stages.parts import divided, part_shares
+from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
-from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
+from keeptune.storage import read_json, staged_folder, storage_errors
 
 if TYPE_CHECKING:
-    from keeptune.data.audit import Audit, TokenAudit
+    from keeptune.data.disk import Records
     from keeptune.evaluation.evaluate import Split
     from keeptune.model.folder import ModelFacts
     from keeptune.text.table import TokenTable
     from keeptune.text.template import Template
     from keeptune.text.tokenizer import Tokenizer
-    from keeptune.text.tokens import Tokenized
 
 
 # Part of every key: raise it when the same rows and settings give other splits.
@@ -80,6 +71,10 @@ class Data:
         """Open a split's tokens, memory-mapped."""
         return open_table(self.folder, split)
 
+    def stored(self, split: SplitName | PartName) -> Records:
+        """Return a split's records, which stay on the disk until they are read."""
+        return stored_records(self.folder, split)
+
     def records(self, split: SplitName | PartName, *, at_most: int | None = None) -> list[Record]:
         """Read a split's records, the first of them where `at_most` says how many."""
         return read_records(self.folder, split, at_most=at_most)
@@ -90,6 +85,16 @@ def open_table(folder: Path, split: SplitName | PartName) -> TokenTable:
     from keeptune.text.table import TokenTable
 
     return TokenTable.open(folder / "tokens" / f"{split}.arrow")
+
+
+def stored_records(folder: Path, split: SplitName | PartName) -> Records:
+    """Return the records of a split or part that stand in `folder`, which stay on the disk until they are read."""
+    import numpy as np
+
+    from keeptune.data.disk import RecordFile, Records
+
+    file = RecordFile(folder / f"{split}.jsonl", written=True)
+    return Records(file, np.arange(len(file)))
 
 
 def read_records(folder: Path, split: SplitName | PartName, *, at_most: int | None = None) -> list[Record]:
@@ -113,6 +118,8 @@ def check_model(recipe: Recipe) -> None:
 
 def prepare(run: Run) -> Data:
     """Read, audit, split and tokenise the data into `data/`, unless the same data stand there."""
+    from keeptune.stages.splits import write_data
+
     progress = run.progress
     base = read_base(run.recipe, cache=run.folder)
     note_facts(run, {"base": {"model_type": base.facts.model_type, "sha256": base.facts.sha256}})
@@ -144,6 +151,8 @@ def prepare(run: Run) -> Data:
 @contextmanager
 def borrowed_data(recipe: Recipe, *, progress: Progress) -> Iterator[Data]:
     """Lend the run's own data where they stand prepared and unchanged, else the same data for the time of the block."""
+    from keeptune.stages.splits import write_data
+
     with tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
         base = read_base(recipe, cache=Path(scratch))
         folder, key = Path(recipe.output_dir) / "data", _data_key(recipe, base, sources=source_hashes(recipe))
@@ -169,7 +178,7 @@ def evaluation_split(data: Data, split: SplitName) -> Split:
 
     table = data.table(split)
     left_out = table.counts.num_dropped
-    return Split(split, data.records(split), table, num_left_out=left_out, untrained_tasks=data.untrained_tasks)
+    return Split(split, data.stored(split), table, num_left_out=left_out, untrained_tasks=data.untrained_tasks)
 
 
 def max_new_tokens(recipe: Recipe, data: Data) -> int:
@@ -225,18 +234,18 @@ def rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
     }
 
 
-def _length_policy(recipe: Recipe, base: Base) -> dict[str, Any]:
+def length_policy(recipe: Recipe, base: Base) -> dict[str, Any]:
     """Return what is too long, and what happens to it."""
-    return {"max_length": _max_length(recipe, base), "over_length": recipe.data.over_length}
+    return {"max_length": max_length(recipe, base), "over_length": recipe.data.over_length}
 
 
-def _max_length(recipe: Recipe, base: Base) -> int:
+def max_length(recipe: Recipe, base: Base) -> int:
     """Return the recipe's limit in tokens, or what the model has room for."""
-    room = _max_positions(recipe, base)
+    room = max_positions(recipe, base)
     return recipe.data.max_length if room is None else min(recipe.data.max_length, room)
 
 
-def _max_positions(recipe: Recipe, base: Base) -> int | None:
+def max_positions(recipe: Recipe, base: Base) -> int | None:
     """Return how many tokens the model has room for beside PEFT's virtual tokens; None: no limit."""
     if base.facts.max_positions is None:
         return None
@@ -269,7 +278,7 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
     from keeptune.text.tokens import token_cache_key
 
     tokens = token_cache_key(
-        data_sha256=stage_key(sources=list(sources)), **rendering(recipe, base), **_length_policy(recipe, base)
+        data_sha256=stage_key(sources=list(sources)), **rendering(recipe, base), **length_policy(recipe, base)
     )
     settings = recipe.data.model_dump(mode="json", exclude={"mixture"})
     # Data prepared before tasks could be scored only stay what they are.
@@ -278,69 +287,6 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
     shares = {task.name: part_shares(recipe, task.name) for task in recipe.data.tasks if not task.train}
     parts = {"parts": {task: value for task, value in shares.items() if value}} if any(shares.values()) else {}
     return stage_key(tokens=tokens, data=settings, seed=recipe.seed, version=_CODE_VERSION, **parts)
-
-
-def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) -> Audit:
-    """Write records, tokens and audit of every split into `folder`.
-
-    Raises:
-        DataError: a split is empty.
-    """
-    from keeptune.data.prepare import TaskSource, prepare_records
-    from keeptune.text.table import TokenTable
-    from keeptune.text.tokens import tokenize
-
-    data = recipe.data
-    prepared = prepare_records(
-        [TaskSource(**task.model_dump(exclude={"train"}), trained=task.train) for task in data.tasks],
-        seed=recipe.seed,
-        validation_fraction=data.validation_fraction,
-        test_fraction=data.test_fraction,
-        drop_incomplete=data.drop_incomplete,
-        duplicates=data.duplicates,
-        leaks=data.leaks,
-        progress=progress,
-    )
-    if (room := _max_length(recipe, base)) < data.max_length:
-        progress.say(f"data.max_length lowered from {data.max_length} to {room}: the model has room for no more tokens")
-    with storage_errors(folder):
-        (folder / "tokens").mkdir()
-    by_split = divided(recipe, prepared)
-    tables: dict[SplitName | PartName, TokenTable] = {}
-    too_long: list[tuple[str, SplitName | PartName]] = []
-    for split, records in by_split.items():
-        progress.start(f"Tokenising {split}", total=len(records), unit="records")
-        limits = {**_length_policy(recipe, base), "max_positions": _max_positions(recipe, base)}
-        tokenized = tokenize(records, **rendering(recipe, base), **limits)
-        table = TokenTable.write(folder / "tokens" / f"{split}.arrow", _counted(tokenized, progress=progress))
-        progress.finish()
-        require_embeddings(table, base=base)
-        kept = set(table.record_ids)
-        too_long.extend((record.task, split) for record in records if record.id not in kept)
-        write_jsonl(folder / f"{split}.jsonl", (record_to_json(record) for record in records if record.id in kept))
-        tables[split] = table
-    audit = prepared.audit
-    tokens = _token_audit(tables, untrained=prepared.groups.keys())
-    audit = audit.with_tokens(tokens, too_long=too_long, parts=_part_counts(folder, tables))
-    _require_every_split(audit)
-    for task, counts in audit.tasks.items():
-        wanted = ("test",) if task in audit.untrained_tasks else SPLIT_NAMES
-        empty = [split for split in wanted if not getattr(counts, split)]
-        if empty:
-            progress.say(f"{task}: no record in {' and '.join(empty)}; it is not scored there")
-    progress.say(audit.summary())
-    write_json(folder / "audit.json", audit.to_json())
-    return audit
-
-
-def _part_counts(folder: Path, tables: Mapping[SplitName | PartName, TokenTable]) -> dict[str, dict[PartName, int]]:
-    """Return the records of each task that were set aside from the report, by part."""
-    counts: dict[str, dict[PartName, int]] = {}
-    for part in PART_NAMES:
-        for record in read_records(folder, part) if part in tables else ():
-            of_task = counts.setdefault(record.task, {})
-            of_task[part] = of_task.get(part, 0) + 1
-    return counts
 
 
 def require_embeddings(table: TokenTable, *, base: Base) -> None:
@@ -358,41 +304,3 @@ def _no_embedding(folder: Path, token_id: int, *, vocab_size: int) -> RecipeErro
         f"{folder}: found a tokenizer with id {token_id} for a model of {vocab_size} embeddings; expected every id "
         "to have one. Use the model's own tokenizer."
     )
-
-
-def _token_audit(by_split: Mapping[SplitName | PartName, TokenTable], *, untrained: Collection[str]) -> TokenAudit:
-    """Return the token part of the audit; `untrained` holds the ids of the records that are scored only."""
-    from keeptune.data.audit import token_audit
-
-    tables = by_split.values()
-    scored_only = [row for table in tables for row in zip(table.record_ids, table.completion_lengths, strict=True)]
-    return token_audit(
-        [int(length) for table in tables for length in table.prompt_lengths],
-        [int(length) for table in tables for length in table.completion_lengths],
-        truncated=sum(table.counts.num_truncated for table in tables),
-        completion_cut=sum(table.counts.num_completions_cut for table in tables),
-        too_long=sum(table.counts.num_dropped for table in tables),
-        supervised_tokens=sum(table.counts.num_targets for table in tables),
-        untrained_completion_tokens=[int(length) for id_, length in scored_only if id_ in untrained],
-    )
-
-
-def _require_every_split(audit: Audit) -> None:
-    """Refuse splits without a record of the tasks that are trained on."""
-    counts = {split: getattr(audit.trained_splits, split) for split in SPLIT_NAMES}
-    empty = [split for split, count in counts.items() if count == 0]
-    if empty:
-        split = empty[0]
-        remedy = "Give more data" if split == "train" else f"Raise data.{split}_fraction, or give the task its own file"
-        dropped = ", ".join(f"{count} {reason}" for reason, count in audit.dropped.items()) or "none"
-        raise DataError(
-            f"data: found no {split} record ({audit.rows_in} rows read; dropped: {dropped}; "
-            f"train {counts['train']}, validation {counts['validation']}, test {counts['test']}); "
-            f"expected at least one in each split. {remedy}."
-        )
-
-
-def _counted(tokenized: Iterable[Tokenized], *, progress: Progress) -> Iterator[Tokenized]:
-    for item in tokenized:
-        progress.advance()
-        yield item

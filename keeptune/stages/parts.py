@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from array import array
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from keeptune.config import Recipe
-from keeptune.data.record import OTHER_TASKS, SPLIT_NAMES, PartName, Record, SplitName
-from keeptune.data.split import part_name
+from keeptune.data.record import OTHER_TASKS, PartName, SplitName
+from keeptune.data.split import key_text, part_name
 
 if TYPE_CHECKING:
+    from keeptune.data.disk import Records
     from keeptune.data.prepare import Prepared
 
 # Of a suite that a certificate is made from; the rest is reported on.
@@ -18,16 +21,21 @@ _PROBE_SHARE, _CERTIFY_SHARE = 0.2, 0.4
 _REPLAY_SHARE = 0.3
 
 
-def divided(recipe: Recipe, prepared: Prepared) -> dict[SplitName | PartName, Sequence[Record]]:
+def divided(recipe: Recipe, prepared: Prepared) -> dict[SplitName | PartName, Records]:
     """Return the records of each split, those of suites under a budget or of replay divided into parts by group."""
-    by_split: dict[SplitName | PartName, list[Record]] = {split: [] for split in SPLIT_NAMES}
-    by_split["train"], by_split["validation"] = list(prepared.records["train"]), list(prepared.records["validation"])
-    for record in prepared.records["test"]:
-        group = prepared.groups.get(record.id)
-        shares = part_shares(recipe, record.task) if group is not None else {}
-        part = part_name(group, seed=recipe.seed, shares=shares) if group is not None else None
-        by_split.setdefault(part or "test", []).append(record)
-    return dict(by_split)
+    by_split: dict[SplitName | PartName, Records] = {**prepared.records}
+    shares = {task: part_shares(recipe, task) for task in prepared.audit.untrained_tasks}
+    if not any(shares.values()):
+        return by_split
+    test = prepared.records["test"]
+    places: dict[SplitName | PartName, array[int]] = {"test": array("q")}
+    for i, record in enumerate(test):
+        part = None
+        if shares.get(record.task):
+            part = part_name(key_text(prepared.test_groups[i]), seed=recipe.seed, shares=shares[record.task])
+        places.setdefault(part or "test", array("q")).append(i)
+    by_split.update({part: test.at(np.array(rows, np.int64)) for part, rows in places.items()})
+    return by_split
 
 
 def part_shares(recipe: Recipe, suite: str) -> dict[PartName, float]:

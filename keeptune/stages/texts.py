@@ -178,7 +178,7 @@ def _read_suite(
     found, dropped, num_read = read_documents(suite.path, suite=suite.name, max_records=suite.max_records)
     placed = place_documents(
         found,
-        train=data.records("train"),
+        train=data.stored("train"),
         seed=recipe.seed,
         shares=part_shares(recipe, suite.name),
         dropped=dropped,

@@ -6,13 +6,14 @@ Shape key: B examples of the micro-batch, T tokens (of the flat pack, or padded)
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
+from keeptune.data.ngrams import batches
 from keeptune.text.tokens import Example, Teacher
 
 Layout = Literal["packed", "padded", "pairs"]
@@ -52,6 +53,51 @@ class Step:
     num_targets: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class EpochPlan(Sequence[Step]):
+    """The steps of an epoch, each made when it is asked for; memory holds four bytes an example.
+
+    Step i takes the examples of `order` between entries i and i + 1 of `bounds`.
+    """
+
+    order: NDArray[np.int32]
+    bounds: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    num_targets: NDArray[np.int64]
+    layout: Layout
+    tokens_per_micro_batch: int
+
+    @property
+    def num_tokens(self) -> int:
+        """The tokens of all steps."""
+        return int(self.lengths[self.order[self.bounds[0] : self.bounds[-1]]].sum())
+
+    def after(self, num_done: int) -> EpochPlan:
+        """Return the plan without its first steps."""
+        return replace(self, bounds=self.bounds[num_done:])
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    @overload
+    def __getitem__(self, index: int, /) -> Step: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[Step]: ...
+    def __getitem__(self, index: int | slice, /) -> Step | list[Step]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        step = self.order[self.bounds[place] : self.bounds[place + 1]]
+        sizes, targets = self.lengths[step].tolist(), self.num_targets[step].tolist()
+        decoder = targets if self.layout == "pairs" else [0] * len(sizes)
+        sides = {i: (size - part, part) for i, size, part in zip(step.tolist(), sizes, decoder, strict=True)}
+        inner = step.tolist()
+        if self.layout != "packed":
+            inner.sort(key=lambda i: (*sides[i], i), reverse=True)
+        groups = _groups(inner, sides=sides, padded=self.layout != "packed", budget=self.tokens_per_micro_batch)
+        return Step(tuple(tuple(group) for group in groups), num_tokens=sum(sizes), num_targets=sum(targets))
+
+
 def epoch_order(num_examples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
     """Return the permutation of `num_examples` indices for one epoch; it depends on nothing but the arguments."""
     generator = np.random.Generator(np.random.Philox(np.random.SeedSequence((seed, epoch))))
@@ -68,7 +114,7 @@ def plan_epoch(
     tokens_per_micro_batch: int,
     layout: Layout,
     members: NDArray[np.int64] | None = None,
-) -> list[Step]:
+) -> EpochPlan:
     """Return the steps of one epoch; each of the `members` (default: every example once) stands in one of them.
 
     A step takes consecutive examples of `epoch_order` while their tokens fit `tokens_per_step`; one that is longer
@@ -76,29 +122,16 @@ def plan_epoch(
     budgets. Micro-batches hold at most `tokens_per_micro_batch` tokens, padding counted, or a single example.
     """
     members = np.arange(len(lengths), dtype=np.int64) if members is None else members
-    order = members[epoch_order(len(members), seed=seed, epoch=epoch)].tolist()
-    sizes, targets = lengths.tolist(), num_targets.tolist()
-    steps = list(_groups(order, sides=[(size, 0) for size in sizes], padded=False, budget=tokens_per_step))
-    if len(steps) > 1 and 2 * sum(sizes[i] for i in steps[-1]) < tokens_per_step:
-        steps[-2:] = [steps[-2] + steps[-1]]
-    decoder = targets if layout == "pairs" else [0] * len(sizes)
-    sides = [(size - part, part) for size, part in zip(sizes, decoder, strict=True)]
-    plan = []
-    for step in steps:
-        inner = step if layout == "packed" else sorted(step, key=lambda i: (*sides[i], i), reverse=True)
-        groups = _groups(inner, sides=sides, padded=layout != "packed", budget=tokens_per_micro_batch)
-        plan.append(
-            Step(
-                micro_batches=tuple(tuple(group) for group in groups),
-                num_tokens=sum(sizes[i] for i in step),
-                num_targets=sum(targets[i] for i in step),
-            )
-        )
-    return plan
+    order = members[epoch_order(len(members), seed=seed, epoch=epoch)].astype(np.int32)
+    sizes = lengths[order]
+    ends = [part.stop for part in batches(sizes, at_most=tokens_per_step)]
+    if len(ends) > 1 and 2 * int(sizes[ends[-2] :].sum()) < tokens_per_step:
+        del ends[-2]
+    return EpochPlan(order, np.array([0, *ends], np.int64), lengths, num_targets, layout, tokens_per_micro_batch)
 
 
 def _groups(
-    order: Sequence[int], *, sides: Sequence[tuple[int, int]], padded: bool, budget: int
+    order: Sequence[int], *, sides: Mapping[int, tuple[int, int]], padded: bool, budget: int
 ) -> Iterator[list[int]]:
     """Yield consecutive runs of `order` whose tokens (of both sides, padding counted on request) fit the budget."""
     group: list[int] = []

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -22,6 +23,9 @@ _EXAMPLES = "examples.arrow"
 _COUNTS = "counts.json"
 _ROWS_PER_CHUNK = 1000
 _LISTED = 20
+# The kernel maps 16 pages about each one that is touched: at most a few MiB stay mapped.
+_READS_PER_GIVING_BACK = 64
+_PARTS_PER_GIVING_BACK = 8
 _SCHEMA = pa.schema(
     [
         ("id", pa.string()),
@@ -82,31 +86,35 @@ class Table:
 
 
 class TokenTable:
-    """The examples of a split. Only what is read stays in memory."""
+    """The examples of a split, in a mapped file; pages that were looked at are given back now and then."""
 
     counts: TokenCounts
-    record_ids: list[str]
+    record_ids: Sequence[str]
     lengths: NDArray[np.int64]
     """Tokens of each example, of both sides together where there is an encoder."""
     num_targets: NDArray[np.int64]
     """Tokens of each example that carry loss."""
-    prompt_lengths: NDArray[np.int64]
-    """Tokens of each prompt, before any cut."""
-    completion_lengths: NDArray[np.int64]
-    """Tokens of each last completion, end token included, before any cut."""
 
-    def __init__(self, table: pa.Table, *, counts: TokenCounts) -> None:
+    def __init__(self, mapped: mmap.mmap, *, counts: TokenCounts) -> None:
         self.counts = counts
-        self.record_ids = table["id"].to_pylist()
-        self.num_targets = _numbers(table, name="num_targets")
-        self.prompt_lengths = _numbers(table, name="prompt_tokens")
-        self.completion_lengths = _numbers(table, name="completion_tokens")
-        self._chunks = [_Chunk.of(batch) for batch in table.to_batches()]
+        self._mapped, self._num_reads = mapped, 0
+        self._table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+        self.record_ids = _Ids(self._table["id"])
+        self.num_targets = self._numbers("num_targets")
+        self._chunks = [_Chunk.of(batch) for batch in self._table.to_batches()]
         sizes = [len(chunk.offsets) - 1 for chunk in self._chunks]
         self._first_rows = np.cumsum([0, *sizes])
-        self.lengths = np.concatenate(
-            [np.zeros(0, dtype=np.int64), *(np.diff(chunk.offsets).astype(np.int64) for chunk in self._chunks)]
-        )
+        self.lengths = self._joined(np.diff(chunk.offsets) for chunk in self._chunks)
+
+    @property
+    def prompt_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each prompt, before any cut."""
+        return self._numbers("prompt_tokens")
+
+    @property
+    def completion_lengths(self) -> NDArray[np.int64]:
+        """Tokens of each last completion, end token included, before any cut."""
+        return self._numbers("completion_tokens")
 
     @classmethod
     def write(cls, path: Path, tokenized: Iterable[Tokenized]) -> TokenTable:
@@ -122,7 +130,7 @@ class TokenTable:
                 pa.OSFile(str(staging / _EXAMPLES), "wb") as sink,
                 pa.ipc.new_file(sink, _SCHEMA) as writer,
             ):
-                for rows in _chunked(tally.counted(tokenized)):
+                for rows in _chunked(map(_Row.of, tally.counted(tokenized))):
                     writer.write_batch(_record_batch(rows))
             write_json(staging / _COUNTS, dataclasses.asdict(tally.counts()))
         return cls.open(path)
@@ -140,23 +148,69 @@ class TokenTable:
                 "Remove that folder and give the same command again."
             )
         counts = read_json(path / _COUNTS)
-        with storage_errors(path):
-            table = pa.ipc.open_file(pa.memory_map(str(path / _EXAMPLES))).read_all()
-        return cls(table, counts=TokenCounts(**{**counts, "dropped_origins": tuple(counts["dropped_origins"])}))
+        with storage_errors(path), (path / _EXAMPLES).open("rb") as file:
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return cls(mapped, counts=TokenCounts(**{**counts, "dropped_origins": tuple(counts["dropped_origins"])}))
 
     @property
     def largest_id(self) -> int:
         """The largest token id, -1 where there is none; reads the whole table."""
-        return max((int(chunk.input_ids.max()) for chunk in self._chunks if len(chunk.input_ids)), default=-1)
+        largest = -1
+        for chunk in self._chunks:
+            largest = max(largest, int(chunk.input_ids.max(initial=-1)))
+            self._give_back()
+        return largest
 
     def __len__(self) -> int:
-        return len(self.record_ids)
+        return len(self.lengths)
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
             raise IndexError(f"example {index} of {len(self)}")
+        self._num_reads += 1
+        if self._num_reads % _READS_PER_GIVING_BACK == 0:
+            self._give_back()
         number = int(np.searchsorted(self._first_rows, index, side="right")) - 1
         return self._chunks[number].example(index - int(self._first_rows[number]))
+
+    def _numbers(self, name: str) -> NDArray[np.int64]:
+        return self._joined(chunk.to_numpy() for chunk in self._table[name].chunks)
+
+    def _joined(self, parts: Iterable[NDArray[np.int32]]) -> NDArray[np.int64]:
+        joined = [np.zeros(0, np.int64)]
+        for number, part in enumerate(parts):
+            joined.append(part.astype(np.int64))
+            if number % _PARTS_PER_GIVING_BACK == 0:
+                self._give_back()
+        self._give_back()
+        return np.concatenate(joined)
+
+    def _give_back(self) -> None:
+        """Let go of the file's pages; those of examples in use are mapped again when they are looked at."""
+        self._mapped.madvise(mmap.MADV_DONTNEED)
+
+
+class _Ids(Sequence[str]):
+    """The column of ids, read as they are asked for."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._column = column
+
+    def __len__(self) -> int:
+        return len(self._column)
+
+    @overload
+    def __getitem__(self, index: int, /) -> str: ...
+    @overload
+    def __getitem__(self, index: slice, /) -> list[str]: ...
+    def __getitem__(self, index: int | slice, /) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._column[index].as_py()
+
+    def __iter__(self) -> Iterator[str]:
+        for chunk in self._column.chunks:
+            yield from chunk.to_pylist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,6 +231,25 @@ class _Chunk:
         start, end = int(self.offsets[row]), int(self.offsets[row + 1])
         bits = np.frombuffer(self.loss_masks[row].as_buffer(), dtype=np.uint8)
         return Example(self.input_ids[start:end], loss_mask=np.unpackbits(bits, count=end - start).astype(np.bool_))
+
+
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What the file holds of an example; its record's text is let go."""
+
+    id: str
+    input_ids: NDArray[np.int32]
+    loss_mask: bytes
+    num_targets: int
+    prompt_tokens: int
+    completion_tokens: int
+
+    @classmethod
+    def of(cls, item: Tokenized) -> _Row:
+        example = item.example
+        assert example is not None
+        mask, num_targets = np.packbits(example.loss_mask).tobytes(), int(example.loss_mask.sum())
+        return cls(item.record.id, example.input_ids, mask, num_targets, item.prompt_tokens, item.completion_tokens)
 
 
 class _Tally:
@@ -213,25 +286,20 @@ class _Tally:
         )
 
 
-def _chunked(items: Iterator[Tokenized]) -> Iterator[list[Tokenized]]:
+def _chunked(items: Iterator[_Row]) -> Iterator[list[_Row]]:
     while chunk := list(islice(items, _ROWS_PER_CHUNK)):
         yield chunk
 
 
-def _record_batch(rows: Sequence[Tokenized]) -> pa.RecordBatch:
-    examples = [row.example for row in rows if row.example is not None]
-    offsets = np.cumsum([0, *(len(example.input_ids) for example in examples)], dtype=np.int32)
-    values = np.concatenate([example.input_ids for example in examples])
+def _record_batch(rows: Sequence[_Row]) -> pa.RecordBatch:
+    offsets = np.cumsum([0, *(len(row.input_ids) for row in rows)], dtype=np.int32)
+    values = np.concatenate([row.input_ids for row in rows])
     columns = [
-        pa.array([row.record.id for row in rows], pa.string()),
+        pa.array([row.id for row in rows], pa.string()),
         pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(values, pa.int32())),
-        pa.array([np.packbits(example.loss_mask).tobytes() for example in examples], pa.binary()),
-        pa.array([int(example.loss_mask.sum()) for example in examples], pa.int32()),
+        pa.array([row.loss_mask for row in rows], pa.binary()),
+        pa.array([row.num_targets for row in rows], pa.int32()),
         pa.array([row.prompt_tokens for row in rows], pa.int32()),
         pa.array([row.completion_tokens for row in rows], pa.int32()),
     ]
     return pa.RecordBatch.from_arrays(columns, schema=_SCHEMA)
-
-
-def _numbers(table: pa.Table, *, name: str) -> NDArray[np.int64]:
-    return table[name].to_numpy().astype(np.int64)

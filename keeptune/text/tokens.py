@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, Protocol
 
@@ -21,6 +21,7 @@ OverLength = Literal["error", "drop", "cut"]
 _CODE_VERSION = 1
 # Enough for every core to have work; the encodings of a call weigh about 300 bytes a token.
 RECORDS_PER_CALL = 128
+_CHARACTERS_PER_CALL = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,8 +126,7 @@ def tokenize(
     """
     problems: list[str] = []
     num_targets = 0
-    for start in range(0, len(records), RECORDS_PER_CALL):
-        chunk = records[start : start + RECORDS_PER_CALL]
+    for chunk in _chunks(records):
         rendered: list[tuple[Record, list[Segment]]] = []
         for record in chunk:
             try:
@@ -150,6 +150,21 @@ def tokenize(
             f"{records[0].origin} and {len(records) - 1} more: found no token to train on within {max_length} tokens; "
             f"expected at least one. {'Raise data.max_length, or set' if raises else 'Set'} data.over_length=cut."
         )
+
+
+def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
+    """Yield the records of one call after the other: fewer where they are long."""
+    chunk: list[Record] = []
+    num_characters = 0
+    for record in records:
+        length = sum(len(message.content) + len(message.input) for message in record.messages)
+        if chunk and (len(chunk) == RECORDS_PER_CALL or num_characters + length > _CHARACTERS_PER_CALL):
+            yield chunk
+            chunk, num_characters = [], 0
+        chunk.append(record)
+        num_characters += length
+    if chunk:
+        yield chunk
 
 
 def preview(

@@ -222,10 +222,9 @@ def _steps_after(run: Run, step: int) -> Iterator[Step]:
             continue
         start = run.plan.epoch_start(epoch)
         num_done = max(0, step - start)
-        steps = plan_steps(run.train_table, settings=run.settings, epoch=epoch)[num_done:]
-        num_tokens = sum(step.num_tokens for step in steps)
+        steps = plan_steps(run.train_table, settings=run.settings, epoch=epoch).after(num_done)
         title = describe_epoch(epoch, num_epochs=run.settings.num_train_epochs, start=start, num_done=num_done)
-        run.progress.start(title, total=num_tokens, unit="tokens")
+        run.progress.start(title, total=steps.num_tokens, unit="tokens")
         yield from steps
 
 

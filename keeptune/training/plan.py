@@ -12,7 +12,7 @@ import numpy as np
 
 from keeptune.errors import DataError
 from keeptune.progress import noun
-from keeptune.text.batches import Step, plan_epoch
+from keeptune.text.batches import EpochPlan, plan_epoch
 from keeptune.text.mixture import epoch_positions, first_epoch, shares_of
 from keeptune.text.tokens import Examples
 from keeptune.training.events import RunEvent
@@ -56,7 +56,7 @@ class RunPlan:
         return epoch + (step - start) / (self.epoch_ends[epoch] - start)
 
 
-def plan_steps(table: Examples, *, settings: TrainingSettings, epoch: int) -> list[Step]:
+def plan_steps(table: Examples, *, settings: TrainingSettings, epoch: int) -> EpochPlan:
     """Return the steps of one epoch, always the same ones for the same table, settings and epoch."""
     return plan_epoch(
         table.lengths,
@@ -187,10 +187,10 @@ def _evaluation_steps(epoch_ends: tuple[int, ...], *, settings: TrainingSettings
 def _require_targets(table: Examples) -> None:
     if not len(table):
         raise DataError("train: found no example; expected at least one to train on. Give more data.")
-    without = [table.record_ids[int(i)] for i in np.flatnonzero(table.num_targets < 1)]
-    if without:
+    without = np.flatnonzero(table.num_targets < 1)
+    if len(without):
         more = f" and {len(without) - _MAX_LISTED} more" if len(without) > _MAX_LISTED else ""
-        listed = ", ".join(without[:_MAX_LISTED]) + more
+        listed = ", ".join(table.record_ids[int(i)] for i in without[:_MAX_LISTED]) + more
         raise DataError(
             f"train: found no target token in {len(without)} examples ({listed}); expected at least one in each. "
             "Drop these records, or raise data.max_length."

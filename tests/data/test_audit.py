@@ -25,8 +25,8 @@ from keeptune.data.audit import (
     split_counts,
     token_audit,
 )
+from keeptune.data.leaks import LeakKind
 from keeptune.data.record import SplitName
-from keeptune.data.split import LeakKind
 
 AUDIT = Audit(
     rows_in=12,
@@ -37,7 +37,9 @@ AUDIT = Audit(
     near_duplicates=NearAudit(1, (NearPair("a.jsonl:1", "a.jsonl:9", 0.9),)),
     groups=GroupAudit(num_groups=8, num_joined=1, num_moved=1, largest_group=2),
     tasks={"a": SplitCounts(5, 1, 1), "b": SplitCounts(2, 0, 0)},
-    leaks=leak_audits([("exact", LeakExample("a.jsonl:1", "b.jsonl:1", "test", 1.0))], removed=frozenset({"exact"})),
+    leaks=leak_audits(
+        {"exact": 1}, [("exact", LeakExample("a.jsonl:1", "b.jsonl:1", "test", 1.0))], removed=frozenset({"exact"})
+    ),
 )
 
 
@@ -61,7 +63,7 @@ def test_counts_that_do_not_add_up_are_no_audit(wrong: dict[str, Any]) -> None:
 
 
 def test_the_token_part_moves_records_that_are_too_long_from_kept_to_dropped() -> None:
-    audit = AUDIT.with_tokens(tokens(too_long=3), too_long=[("a", "train"), ("a", "train"), ("b", "train")])
+    audit = AUDIT.with_tokens(tokens(too_long=3), too_long={("a", "train"): 2, ("b", "train"): 1})
     assert (audit.rows_in, audit.kept) == (12, 6)
     assert audit.dropped == {"empty_completion": 1, "exact_duplicate": 2, "too_long": 3}
     assert audit.tasks == {"a": SplitCounts(3, 1, 1), "b": SplitCounts(1, 0, 0)}
@@ -71,11 +73,11 @@ def test_the_token_part_moves_records_that_are_too_long_from_kept_to_dropped() -
 
 def test_a_token_part_that_counts_other_drops_is_refused() -> None:
     with pytest.raises(AssertionError, match="too_long is counted once"):
-        AUDIT.with_tokens(tokens(too_long=2), too_long=[("a", "train")])
+        AUDIT.with_tokens(tokens(too_long=2), too_long={("a", "train"): 1})
 
 
 def test_rows_are_whole_truncated_or_dropped_in_json() -> None:
-    audit = AUDIT.with_tokens(tokens(truncated=2, completion_cut=1, too_long=1), too_long=[("a", "test")])
+    audit = AUDIT.with_tokens(tokens(truncated=2, completion_cut=1, too_long=1), too_long={("a", "test"): 1})
     value = json.loads(json.dumps(audit.to_json(), allow_nan=False))
     assert value["rows_in"] == value["kept_whole"] + value["truncated"] + sum(value["dropped"].values()) == 12
     assert value["truncated"] == 2
@@ -95,14 +97,14 @@ def test_json_stands_before_tokens_are_counted() -> None:
 
 
 def test_the_counts_of_a_manifest_are_those_of_the_audit() -> None:
-    audit = AUDIT.with_tokens(tokens(truncated=2), too_long=[])
+    audit = AUDIT.with_tokens(tokens(truncated=2), too_long={})
     counts = audit.counts()
     assert counts["rows_in"] == counts["kept_whole"] + counts["truncated"] + sum(counts["dropped"].values())
 
 
 def test_the_summary_is_the_sum() -> None:
     assert AUDIT.summary() == "12 rows = 9 kept + 3 removed (1 empty completion, 2 exact copies)"
-    audit = AUDIT.with_tokens(tokens(truncated=2, completion_cut=1, too_long=1), too_long=[("a", "test")])
+    audit = AUDIT.with_tokens(tokens(truncated=2, completion_cut=1, too_long=1), too_long={("a", "test"): 1})
     # As in the audit's table, what is truncated is kept.
     assert audit.summary().startswith(f"12 rows = {audit.kept} kept (2 of them truncated) + 4 removed (")
     assert replace(AUDIT, dropped={"leak": 1, "max_records": 1, "not_trained": 1}).summary() == (
@@ -121,7 +123,8 @@ def test_quantiles_are_lengths_that_occur() -> None:
 def test_leaks_that_are_kept_are_counted_and_only_twenty_are_listed() -> None:
     example = LeakExample("a:1", "b:1", "test", 0.6)
     found: list[tuple[LeakKind, LeakExample]] = [("ngram_cover", example)] * 25
-    audits = leak_audits([*found, ("ngram_13", example)], removed=frozenset({"ngram_cover"}))
+    counts: dict[LeakKind, int] = {"ngram_cover": 25, "ngram_13": 1}
+    audits = leak_audits(counts, [*found, ("ngram_13", example)], removed=frozenset({"ngram_cover"}))
     assert [(kind, a.num_train_records, a.num_removed, len(a.examples)) for kind, a in audits.items()] == [
         ("exact", 0, 0, 0),
         ("near", 0, 0, 0),

@@ -7,6 +7,7 @@ import json
 import random
 import re
 import unicodedata
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from keeptune.data.clean import _GramSets, _refined, exact_key, jaccard, near_duplicates, prompt_key
+from keeptune.data.clean import exact_key, jaccard, near_duplicates, prompt_key
+from keeptune.data.disk import DiskArray
+from keeptune.data.minhash import GramSets, refined
 from keeptune.data.ngrams import normalised, words
 from keeptune.data.record import Message, Record, record_id
 
@@ -93,13 +96,13 @@ def test_an_exact_key_covers_prompt_and_completion_apart() -> None:
 
 def test_a_lone_surrogate_has_a_key() -> None:
     assert prompt_key(record("\ud800")) != prompt_key(record("\ud801"))
-    assert near_duplicates(["\ud800 abc", "\ud800 abc"]).pairs == ((0, 1),)
+    assert near_duplicates(["\ud800 abc", "\ud800 abc"]).pairs.tolist() == [[0, 1]]
 
 
 def test_scripts_without_spaces_are_read_by_character() -> None:
     assert words("東京 tower") == ["東", "京", "tower"]
     text = "東京は日本の首都であり世界で最も人口の多い都市の一つとして知られている大きな街です"
-    assert near_duplicates([text, text.replace("街", "町")]).groups == [0, 0]
+    assert near_duplicates([text, text.replace("街", "町")]).groups.tolist() == [0, 0]
 
 
 def test_jaccard_counts_three_word_runs() -> None:
@@ -113,21 +116,21 @@ def test_pairs_at_the_threshold_are_near_and_pairs_below_are_not() -> None:
     exactly, below = "0123456789abc", "0123456789abd"
     # 9 runs each, 8 in common, 10 in all.
     assert plain_jaccard(exactly, below) == 0.8
-    assert near_duplicates([exactly, below]).pairs == ((0, 1),)
-    assert near_duplicates([exactly, below]).similarities == (0.8,)
-    assert near_duplicates([exactly, below], threshold=0.81).pairs == ()
+    assert near_duplicates([exactly, below]).pairs.tolist() == [[0, 1]]
+    assert near_duplicates([exactly, below]).similarities.tolist() == [0.8]
+    assert near_duplicates([exactly, below], threshold=0.81).pairs.tolist() == []
 
 
 def test_no_texts_one_text_and_empty_texts() -> None:
-    assert near_duplicates([]).groups == []
-    assert near_duplicates(["x"]).groups == [0]
-    assert near_duplicates(["", "x", " "]).groups == [0, 1, 0]
+    assert near_duplicates([]).groups.tolist() == []
+    assert near_duplicates(["x"]).groups.tolist() == [0]
+    assert near_duplicates(["", "x", " "]).groups.tolist() == [0, 1, 0]
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(related_texts())
 def test_groups_are_those_of_comparing_all_pairs(texts: list[str]) -> None:
-    assert partition(near_duplicates(texts).groups) == plain_partition(texts)
+    assert partition(near_duplicates(texts).groups.tolist()) == plain_partition(texts)
 
 
 @settings(max_examples=40, deadline=None, derandomize=True)
@@ -138,17 +141,17 @@ def test_every_pair_is_verified_and_the_pairs_make_the_groups(texts: list[str]) 
         assert i < j
         assert similarity == pytest.approx(plain_jaccard(texts[i], texts[j]))
         assert similarity >= 0.8
-    assert len(near.pairs) == len(texts) - len(set(near.groups))
+    assert len(near.pairs) == len(texts) - len(set(near.groups.tolist()))
 
 
 @settings(max_examples=30, deadline=None)
 @given(related_texts(), related_texts(), st.randoms(use_true_random=False))
 def test_order_and_other_texts_break_no_link(texts: list[str], others: list[str], shuffler: random.Random) -> None:
-    before = near_duplicates(texts).groups
+    before = near_duplicates(texts).groups.tolist()
     names = list(range(len(texts) + len(others)))
     shuffler.shuffle(names)
     everything = [*texts, *others]
-    after = near_duplicates([everything[i] for i in names]).groups
+    after = near_duplicates([everything[i] for i in names]).groups.tolist()
     place = {name: k for k, name in enumerate(names)}
     for i, j in itertools.combinations(range(len(texts)), 2):
         if before[i] == before[j]:
@@ -159,7 +162,7 @@ def test_a_large_cluster_is_linked_without_comparing_all_pairs() -> None:
     base = [f"word{i}" for i in range(60)]
     texts = [" ".join([*base[: k % 60], *base[k % 60 + 1 :], f"end{k}"]) for k in range(3000)]
     near = near_duplicates(texts)
-    assert len(set(near.groups)) == 1
+    assert len(set(near.groups.tolist())) == 1
     assert len(near.pairs) == 2999
 
 
@@ -172,21 +175,21 @@ TITLES = [f"{a} {b}" for a in WORDS for b in WORDS[:3]]
 
 def test_the_wording_of_a_template_joins_nothing() -> None:
     texts = [f"{TEMPLATE} {title}" for title in TITLES]
-    assert len(set(near_duplicates(texts).groups)) < len(texts) / 2
-    assert near_duplicates(texts, tasks=["titles"] * len(texts)).pairs == ()
+    assert len(set(near_duplicates(texts).groups.tolist())) < len(texts) / 2
+    assert near_duplicates(texts, tasks=["titles"] * len(texts)).pairs.tolist() == []
 
 
 def test_one_input_under_two_templates_is_joined() -> None:
     inputs = [" ".join(f"input{i}word{k}" for k in range(40)) for i in range(20)]
     texts = [f"{TEMPLATE} {text}" for text in inputs] + [f"now read this {text} and sum it up" for text in inputs]
     tasks = ["first"] * len(inputs) + ["second"] * len(inputs)
-    groups = near_duplicates(texts, tasks=tasks).groups
+    groups = near_duplicates(texts, tasks=tasks).groups.tolist()
     assert all(groups[i] == groups[i + len(inputs)] for i in range(len(inputs)))
 
 
 def test_equal_texts_of_a_template_are_joined_in_and_across_tasks() -> None:
     texts = [f"{TEMPLATE} {title}" for title in TITLES] * 2
-    groups = near_duplicates(texts, tasks=["a"] * len(TITLES) + ["b"] * len(TITLES)).groups
+    groups = near_duplicates(texts, tasks=["a"] * len(TITLES) + ["b"] * len(TITLES)).groups.tolist()
     assert partition(groups) == {frozenset({i, i + len(TITLES)}) for i in range(len(TITLES))}
 
 
@@ -207,8 +210,8 @@ def test_the_near_duplicates_of_dialogsum_are_found() -> None:
     assert len({normalised(text) for text in texts}) == 498
     for tasks in (None, ["dialogsum"] * len(texts)):
         near = near_duplicates(texts, tasks=tasks)
-        assert near.pairs == tuple(sorted(by_hand))
-        assert near.similarities == pytest.approx([by_hand[pair] for pair in near.pairs])
+        assert [tuple(pair) for pair in near.pairs.tolist()] == sorted(by_hand)
+        assert near.similarities == pytest.approx([by_hand[tuple(pair)] for pair in near.pairs.tolist()])
 
 
 def test_a_large_bucket_of_template_texts_loses_no_link_and_is_not_compared_pair_by_pair() -> None:
@@ -218,10 +221,20 @@ def test_a_large_bucket_of_template_texts_loses_no_link_and_is_not_compared_pair
     # One word of the input differs: 40 or 41 runs in common, 0.83 or more.
     texts += [f"{template} " + " ".join(f"t{i}w{k}" for k in range(4)) + f" x{i} y{i}" for i in range(0, 400, 4)]
     near = near_duplicates(texts)
-    assert partition(near.groups) == {
+    assert partition(near.groups.tolist()) == {
         *(frozenset({i, 400 + i // 4}) for i in range(0, 400, 4)),
         *(frozenset({i}) for i in range(400) if i % 4),
     }
+
+
+def stored(folder: Path, gram_sets: Sequence[Collection[int]]) -> GramSets:
+    grams = DiskArray(folder / "grams.u64", np.uint64)
+    for gram_set in gram_sets:
+        grams.append(np.array(sorted(gram_set), np.uint64))
+    lengths = np.array([len(gram_set) for gram_set in gram_sets])
+    return GramSets(
+        grams, np.cumsum(lengths) - lengths, lengths.astype(np.int32), np.arange(len(lengths), dtype=np.int32)
+    )
 
 
 @settings(max_examples=60, deadline=None)
@@ -230,7 +243,7 @@ def test_a_large_bucket_of_template_texts_loses_no_link_and_is_not_compared_pair
     st.integers(18, 45),
 )
 def test_refined_buckets_hold_every_pair_that_reaches_the_threshold(
-    kinds: list[tuple[int, int, int]], num_template_grams: int
+    tmp_path_factory: pytest.TempPathFactory, kinds: list[tuple[int, int, int]], num_template_grams: int
 ) -> None:
     # Twenty texts of each of three templates, with none to three pieces of own wording, some shared with others.
     gram_sets = [
@@ -239,11 +252,8 @@ def test_refined_buckets_hold_every_pair_that_reaches_the_threshold(
         | {100_000 + 100 * copy + k for k in range(copy % 5)}
         for copy, (template, num_own, wording) in enumerate(kinds * 20)
     ]
-    grams = np.concatenate([np.array(sorted(grams), np.uint64) for grams in gram_sets])
-    lengths = np.array([len(grams) for grams in gram_sets])
-    members = np.arange(len(gram_sets))
-    sets = _GramSets(grams, np.cumsum(lengths) - lengths, lengths, members)
-    buckets = _refined(sets, members, threshold=0.8)
+    sets = stored(tmp_path_factory.mktemp("grams"), gram_sets)
+    buckets = refined(sets, sets.texts, threshold=0.8)
     together = set()
     for number in set(buckets.numbers.tolist()):
         together |= set(itertools.combinations(sorted(buckets.members[buckets.numbers == number].tolist()), 2))
@@ -252,11 +262,21 @@ def test_refined_buckets_hold_every_pair_that_reaches_the_threshold(
             assert (i, j) in together
 
 
-def test_refined_buckets_leave_out_what_only_the_template_shares() -> None:
+def test_refined_buckets_leave_out_what_only_the_template_shares(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     # 40 common n-grams of 50: unrelated ones reach 40 / 60. The last two share 5 more: 45 / 55.
-    gram_sets = [np.array([*range(40), *range(1000 * i, 1000 * i + 10)], np.uint64) for i in range(1, 41)]
-    gram_sets[-1][40:45] = gram_sets[-2][40:45]
-    starts, lengths = np.arange(0, 2000, 50), np.full(40, 50)
-    sets = _GramSets(np.concatenate(gram_sets), starts, lengths, np.arange(40))
-    buckets = _refined(sets, np.arange(40), threshold=0.8)
+    gram_sets = [{*(k << 58 for k in range(40)), *(i << 40 | k << 50 for k in range(1, 11))} for i in range(1, 41)]
+    gram_sets[-1] = {*sorted(gram_sets[-1])[5:], *(39 << 40 | k << 50 for k in range(1, 6))}
+    sets = stored(tmp_path, gram_sets)
+    buckets = refined(sets, sets.texts, threshold=0.8)
     assert set(buckets.members.tolist()) == {38, 39}
+    # At 0.6 the template alone may suffice: every pair stands in the bucket of such texts.
+    rich = refined(sets, sets.texts, threshold=0.6).members.tolist()
+    assert set(rich) == set(range(40))
+    # However large a bucket is, what memory holds of it is bounded: in parts it comes out the same.
+    monkeypatch.setattr("keeptune.data.minhash.GRAMS_PER_BATCH", 100)
+    in_parts = refined(sets, sets.texts, threshold=0.8)
+    assert in_parts.members.tolist() == buckets.members.tolist()
+    assert refined(sets, sets.texts, threshold=0.6).members.tolist() == rich
+    assert len(set(in_parts.numbers.tolist())) == len(set(buckets.numbers.tolist()))

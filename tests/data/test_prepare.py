@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import random
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 
 from keeptune.data.audit import SplitCounts
 from keeptune.data.prepare import Prepared, TaskSource, prepare_records
-from keeptune.data.record import SPLIT_NAMES
+from keeptune.data.record import SPLIT_NAMES, record_to_json
 from keeptune.errors import DataError
 from keeptune.progress import Silent
 
@@ -53,6 +55,14 @@ def write(path: Path, rows: Sequence[Any]) -> str:
     return str(path)
 
 
+@pytest.fixture(scope="module", autouse=True)
+def scratch(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    folder = tmp_path_factory.mktemp("scratch")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield
+
+
 def prepared(*sources: TaskSource, **settings_: Any) -> Prepared:
     defaults = {
         "seed": 0,
@@ -62,6 +72,7 @@ def prepared(*sources: TaskSource, **settings_: Any) -> Prepared:
         "duplicates": "drop",
         "leaks": "drop",
         "progress": Silent(),
+        "scratch": Path(tempfile.mkdtemp()),
     }
     return prepare_records(sources, **(defaults | settings_))
 
@@ -346,6 +357,36 @@ def test_no_record_moves_when_rows_are_permuted_or_unrelated_ones_added(
     shuffler.shuffle(more)
     after = placed(prepared(TaskSource("a", write(folder / "a.jsonl", more))))
     assert {key: after[key] for key in before} == before
+
+
+def test_the_same_rows_give_the_same_records_splits_and_audit_as_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The hash was taken when every record stood in memory: how records are held changes nothing of what comes out."""
+    monkeypatch.chdir(tmp_path)
+    rows = [row(i, f"{story(i + 500, 4)}") for i in range(150)]
+    for i in range(0, 150, 10):
+        rows += [row(i, f"{story(i + 500, 4)}".upper()), {"prompt": f"{story(i)} end", "completion": "no"}]
+        rows += [{"prompt": f"{story(900 + i, 20)} {story(i + 1)} {story(901 + i, 9)}", "completion": story(i, 25)}]
+        rows += [{"prompt": f"{story(950 + i, 20)} {story(i + 2, 14)}", "completion": f"half {i}"}]
+        rows += [{"prompt": f"short {i // 30}", "completion": f"c{i}"}, {"x": "y"}]
+    random.Random(3).shuffle(rows)
+    write(Path("a.jsonl"), rows[:160])
+    write(Path("b.jsonl"), rows[120:])
+    write(Path("test.jsonl"), [row(i) for i in (3, 3, 20, 41, 41)])
+    sources = (
+        TaskSource("a", "a.jsonl", test="test.jsonl"),
+        TaskSource("b", "b.jsonl", max_records=90),
+        TaskSource("c", "b.jsonl", trained=False, max_records=20),
+    )
+    result = prepared(*sources, drop_incomplete=True)
+    records = {split: [record_to_json(record) for record in result.records[split]] for split in SPLIT_NAMES}
+    content = json.dumps([records, result.audit.to_json()], sort_keys=True)
+    assert result.audit.dropped.keys() == {"exact_duplicate", "leak", "max_records", "unknown_format"}
+    assert [leak.num_train_records > 0 for leak in result.audit.leaks.values()] == [True] * 4
+    assert hashlib.sha256(content.encode()).hexdigest() == (
+        "008b4e3c0ee0dc7ce5e0f02cae3803210f477ced465243dffcd2b3e33104c17d"
+    )
 
 
 @pytest.mark.real

@@ -6,14 +6,19 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
-from keeptune.data.clean import near_duplicates, prompt_key
-from keeptune.data.record import Message, Record, SplitName, record_id
-from keeptune.data.split import Assigned, Leak, assign_splits, find_leaks, split_name
+from keeptune.data.clean import digest, key_numbers, near_duplicates, prompt_key
+from keeptune.data.leaks import LEAK_KINDS, LeakKind, find_leaks
+from keeptune.data.ngrams import Hashes, normalised
+from keeptune.data.record import SPLIT_NAMES, Message, Record, SplitName, record_id
+from keeptune.data.split import NO_SPLIT, assign_splits, key_text, split_name
 
 WORDS = ["red", "blue", "green", "one", "two", "three", "north", "south", "sun", "moon", "river", "stone"]
 
@@ -28,6 +33,33 @@ def story(i: int, num_words: int = 30) -> str:
     return " ".join(f"s{i}w{k}" for k in range(num_words))
 
 
+@dataclass(frozen=True)
+class Result:
+    splits: list[SplitName]
+    groups: list[str]
+    num_groups: int
+    num_joined: int
+    num_moved: int
+    largest_group: int
+
+
+@dataclass(frozen=True)
+class Leak:
+    train_id: str
+    held_out_id: str
+    split: SplitName
+    kind: LeakKind
+    overlap_fraction: float
+
+
+def keys_of(records: Sequence[Record]) -> Hashes:
+    return key_numbers(b"".join(digest(normalised(r.prompt)) for r in records))
+
+
+def numbers(splits: Sequence[SplitName | None]) -> NDArray[np.int8]:
+    return np.array([NO_SPLIT if split is None else SPLIT_NAMES.index(split) for split in splits], np.int8)
+
+
 def assigned(
     records: Sequence[Record],
     *,
@@ -35,21 +67,32 @@ def assigned(
     seed: int = 0,
     validation_fraction: float = 0.3,
     test_fraction: float = 0.3,
-) -> Assigned:
-    near = near_duplicates([r.prompt for r in records], tasks=[r.task for r in records])
-    return assign_splits(
-        records,
-        near=near,
-        fixed=fixed or [None] * len(records),
+) -> Result:
+    keys = keys_of(records)
+    result = assign_splits(
+        keys,
+        tasks=np.array(["ab".find(r.task) + 1 for r in records], np.int32),
+        near=near_duplicates([r.prompt for r in records], tasks=[r.task for r in records]).groups,
+        fixed=numbers(fixed or [None] * len(records)),
         seed=seed,
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
+    )
+    return Result(
+        [SPLIT_NAMES[i] for i in result.splits],
+        [key_text(keys[i]) for i in result.groups],
+        result.num_groups,
+        result.num_joined,
+        result.num_moved,
+        result.largest_group,
     )
 
 
 def leaks(records: Sequence[Record], splits: Sequence[SplitName]) -> list[Leak]:
     near = near_duplicates([r.prompt for r in records], tasks=[r.task for r in records])
-    return find_leaks(records, splits=splits, near=near)
+    found = find_leaks(records, keys=keys_of(records), groups=near.groups, splits=numbers(splits))
+    rows = zip(found.train, found.held_out, found.kinds, found.overlap_fractions, strict=True)
+    return [Leak(records[i].id, records[j].id, splits[j], LEAK_KINDS[kind], share) for i, j, kind, share in rows]
 
 
 def prompt_in(split: SplitName, *, start: int = 0, **options: float) -> str:
@@ -125,7 +168,7 @@ def some_records(draw: st.DrawFn, names: str = "ab") -> list[Record]:
 def test_groups_never_straddle_splits(records: list[Record]) -> None:
     result = assigned(records)
     near = near_duplicates([r.prompt for r in records])
-    for groups in (result.groups, near.groups, [prompt_key(r) for r in records]):
+    for groups in (result.groups, near.groups.tolist(), [prompt_key(r) for r in records]):
         of_group: dict[object, set[SplitName]] = {}
         for group, split in zip(groups, result.splits, strict=True):
             of_group.setdefault(group, set()).add(split)

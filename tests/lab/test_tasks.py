@@ -252,6 +252,7 @@ def test_the_ordinary_reader_takes_the_rows(tmp_path: Path) -> None:
         duplicates="drop",
         leaks="keep",
         progress=Silent(),
+        scratch=tmp_path,
     )
     assert {split: len(prepared.records[split]) for split in SPLIT_NAMES} == {
         split: 13 * count for split, count in counts.items()

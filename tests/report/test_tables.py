@@ -234,7 +234,7 @@ def test_an_audit_of_the_data_room_itself_is_read(tmp_path: Path) -> None:
         near_duplicates=data_audit.NearAudit(0, ()),
         groups=data_audit.GroupAudit(10, 0, 0, 1),
         tasks={"a": data_audit.SplitCounts(8, 1, 1)},
-        leaks=data_audit.leak_audits([], removed=frozenset()),
+        leaks=data_audit.leak_audits({}, [], removed=frozenset()),
         tokens=data_audit.token_audit([5, 7], [2, 2], truncated=3, completion_cut=0, too_long=0, supervised_tokens=4),
     )
     write_json(tmp_path / "data/audit.json", written.to_json())

@@ -79,8 +79,9 @@ def written_recipe(folder: Path, *, model: Path, tasks: list[str], **retention: 
 
 def train_on(recipe: Recipe, text: str) -> None:
     """Add records that hold the text, each in other company, so that some are for training."""
-    generator = random.Random(1)
-    with Path(recipe.data.tasks[0].path).open("a", encoding="utf-8") as file:
+    generator, path = random.Random(1), recipe.data.tasks[0].path
+    assert isinstance(path, str)
+    with Path(path).open("a", encoding="utf-8") as file:
         for _ in range(6):
             company = " ".join(f"w{generator.randrange(10**6)}" for _ in range(30))
             file.write(json.dumps({"prompt": f"{text} {company}", "completion": "red"}) + "\n")

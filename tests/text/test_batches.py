@@ -30,14 +30,16 @@ def plan(
     lengths: list[int], *, layout: Layout = "packed", per_step: int, per_micro_batch: int, **kw: int
 ) -> list[Step]:
     sizes = np.array(lengths, dtype=np.int64)
-    return plan_epoch(
-        sizes,
-        sizes // 2,
-        seed=kw.get("seed", 0),
-        epoch=kw.get("epoch", 0),
-        tokens_per_step=per_step,
-        tokens_per_micro_batch=per_micro_batch,
-        layout=layout,
+    return list(
+        plan_epoch(
+            sizes,
+            sizes // 2,
+            seed=kw.get("seed", 0),
+            epoch=kw.get("epoch", 0),
+            tokens_per_step=per_step,
+            tokens_per_micro_batch=per_micro_batch,
+            layout=layout,
+        )
     )
 
 
@@ -178,3 +180,14 @@ def test_five_hundred_examples_get_at_least_fifty_steps() -> None:
 
 def test_without_examples_the_step_has_its_largest_size() -> None:
     assert auto_tokens_per_step(np.zeros(0, dtype=np.int64), num_epochs=3, at_most=512) == 512
+
+
+def test_a_plan_goes_on_after_the_steps_that_are_done() -> None:
+    lengths = np.arange(1, 60)
+    whole = plan_epoch(
+        lengths, lengths, seed=1, epoch=0, tokens_per_step=100, tokens_per_micro_batch=50, layout="packed"
+    )
+    rest = whole.after(3)
+    assert list(rest) == list(whole)[3:] == whole[3:]
+    assert rest.num_tokens == sum(step.num_tokens for step in rest) < whole.num_tokens == int(lengths.sum())
+    assert (len(rest), whole[-1]) == (len(whole) - 3, list(whole)[-1])

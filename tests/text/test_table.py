@@ -41,7 +41,9 @@ ITEMS = [
 
 def test_a_table_holds_the_kept_examples_and_counts_the_others(tmp_path: Path) -> None:
     table = TokenTable.write(tmp_path / "tokens", iter(ITEMS))
-    assert len(table) == 2 and table.record_ids == ["first", "last"]
+    assert len(table) == 2 and list(table.record_ids) == ["first", "last"]
+    assert (table.record_ids[1], table.record_ids[-2:], len(table.record_ids)) == ("last", ["first", "last"], 2)
+    assert table.largest_id == 70_000
     assert table[0].input_ids.tolist() == [1, 2, 3] and table[0].loss_mask.tolist() == [False, True, True]
     assert table[1].input_ids.tolist() == [4, 70_000] and table[1].loss_mask.tolist() == [False, True]
     assert table.lengths.tolist() == [3, 2] and table.num_targets.tolist() == [2, 1]

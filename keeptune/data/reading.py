@@ -1,0 +1,279 @@
+"""Sources arrive; their valid records leave into one file, a few numbers of each stay; other rows are counted."""
+
+from __future__ import annotations
+
+from array import array
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keeptune.data.audit import MAX_EXAMPLES, DroppedRow
+from keeptune.data.clean import digest, key_numbers
+from keeptune.data.disk import DiskArray, RecordFile, Records
+from keeptune.data.formats import Reason, RowProblem, to_record
+from keeptune.data.lines import Problem
+from keeptune.data.ngrams import Hashes, Indices, normalised
+from keeptune.data.paths import shown_path
+from keeptune.data.record import SPLIT_NAMES, Record, SplitName
+from keeptune.data.source import read_rows
+from keeptune.data.split import NO_SPLIT, TRAIN, SplitNumbers
+from keeptune.errors import DataError
+from keeptune.progress import Progress
+
+_MAX_LISTED = 10
+_ROWS_PER_REPORT = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSource:
+    """Where a task's rows come from, how they are read, and how many records are kept at most.
+
+    Of a task that is not `trained` on, every record is a test record; `max_records` caps those.
+    """
+
+    name: str
+    path: str | Sequence[str]
+    revision: str | None = None
+    validation: str | None = None
+    test: str | None = None
+    columns: Mapping[str, str] | None = None
+    instruction: str | Sequence[str] | None = None
+    max_records: int | None = None
+    trained: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Placed:
+    """Records on the disk, and of each its id as a number, its source, and the split of the own file it comes from.
+
+    `prompt_keys` and `whole_keys`, (number of records, 2), are those of `prompt_key` and `exact_key`.
+    """
+
+    records: Records
+    ids: NDArray[np.uint64]
+    prompt_keys: Hashes
+    whole_keys: Hashes
+    tasks: NDArray[np.int32]
+    fixed: SplitNumbers
+
+    def at(self, kept: NDArray[np.bool_]) -> Placed:
+        """Return the records that are marked as true."""
+        keys = {"prompt_keys": self.prompt_keys[kept], "whole_keys": self.whole_keys[kept]}
+        return Placed(self.records.at(kept), self.ids[kept], tasks=self.tasks[kept], fixed=self.fixed[kept], **keys)
+
+    @property
+    def in_train_side(self) -> NDArray[np.bool_]:
+        """The records that keeptune may cap, deduplicate and carve: those of no own validation or test file."""
+        return (self.fixed == NO_SPLIT) | (self.fixed == TRAIN)
+
+
+class Ledger:
+    """What was read and dropped so far."""
+
+    def __init__(self) -> None:
+        self.rows_in = 0
+        self.dropped: Counter[str] = Counter()
+        self.dropped_rows: list[DroppedRow] = []
+        self.problems: list[str] = []
+        self.num_problems = 0
+        # One problem a source of which no row has the columns that it needs: to drop them all is no remedy.
+        self.hopeless: list[str] = []
+
+    def drop(self, origin: str, *, reason: str) -> None:
+        """Count a row as dropped; the first 20 of each reason are listed."""
+        self.dropped[reason] += 1
+        if self.dropped[reason] <= MAX_EXAMPLES:
+            self.dropped_rows.append(DroppedRow(origin, reason))
+
+    def drop_records(self, records: Records, *, reason: str) -> None:
+        """Count records as dropped, for a reason of which none was counted yet."""
+        if len(records):
+            self.dropped_rows += [DroppedRow(record.origin, reason) for record in records[:MAX_EXAMPLES]]
+            self.dropped[reason] = len(records)
+
+    def drop_invalid(self, origin: str, *, reason: Reason, problem: str) -> None:
+        """Count a row that is no valid record; the problems of the first 10 are listed."""
+        self.drop(origin, reason=reason)
+        self.num_problems += 1
+        if len(self.problems) < _MAX_LISTED:
+            self.problems.append(problem)
+
+    def mark(self) -> Mark:
+        """Return how far the ledger is written."""
+        return Mark(self.rows_in, len(self.problems), self.num_problems)
+
+    def give_up(self, problem: str, *, since: Mark) -> None:
+        """Put one problem of a whole source in the place of those of its rows."""
+        self.hopeless.append(problem)
+        del self.problems[since.num_listed :]
+        self.num_problems = since.num_problems
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """How far a ledger was written."""
+
+    rows_in: int
+    num_listed: int
+    num_problems: int
+
+
+class _Smallest:
+    """Of the records offered, the `at_most` with the smallest ids, which are hashes; all of them where it is None."""
+
+    def __init__(self, at_most: int | None) -> None:
+        self.num_offered = 0
+        self._at_most = at_most
+        self._ids, self._rows = np.zeros(0, np.uint64), np.zeros(0, np.int64)
+        self._new_ids, self._new_rows = array("Q"), array("q")
+        self._largest = 1 << 64
+
+    def wants(self, id_: int) -> bool:
+        """Count a record that is offered; tell whether it may be among those that stay."""
+        self.num_offered += 1
+        return id_ <= self._largest
+
+    def add(self, id_: int, row: int) -> None:
+        """Take in a record that is wanted, and where it lies."""
+        self._new_ids.append(id_)
+        self._new_rows.append(row)
+        # Cut now and then, so that little more than what stays is ever written.
+        if self._at_most is not None and len(self._new_ids) > self._at_most + 1000:
+            self._merge()
+
+    def kept(self) -> Indices:
+        """Return where the records lie that stay, in their order."""
+        self._merge()
+        return np.sort(self._rows)
+
+    @property
+    def excess(self) -> dict[str, int]:
+        """The number of records above the cap, under the reason that they are dropped for."""
+        number = 0 if self._at_most is None else self.num_offered - self._at_most
+        return {"max_records": number} if number > 0 else {}
+
+    def _merge(self) -> None:
+        self._ids = np.concatenate([self._ids, np.array(self._new_ids, np.uint64)])
+        self._rows = np.concatenate([self._rows, np.array(self._new_rows, np.int64)])
+        self._new_ids, self._new_rows = array("Q"), array("q")
+        if self._at_most is not None and len(self._ids) > self._at_most:
+            smallest = np.lexsort((self._rows, self._ids))[: self._at_most]
+            self._ids, self._rows = self._ids[smallest], self._rows[smallest]
+            self._largest = int(self._ids[-1])
+
+
+class _Store:
+    """Records as they are read, row by row."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.file = RecordFile(scratch / "records.jsonl")
+        self.prompt_keys = DiskArray(scratch / "prompt-keys", np.uint8)
+        self.whole_keys = DiskArray(scratch / "whole-keys", np.uint8)
+        self.ids = array("Q")
+        self.fixed = array("b")
+
+    def offer(self, record: Record, *, split: SplitName | None, to: _Smallest) -> None:
+        """Write a record if its side wants it."""
+        id_ = int(record.id, 16)
+        if to.wants(id_):
+            self.ids.append(id_)
+            self.fixed.append(int(NO_SPLIT) if split is None else SPLIT_NAMES.index(split))
+            prompt = normalised(record.prompt)
+            self.prompt_keys.append(digest(prompt))
+            self.whole_keys.append(digest(f"{prompt}\0{normalised(record.completion)}"))
+            to.add(id_, self.file.append(record))
+
+
+def read_sources(
+    sources: Sequence[TaskSource], *, drop_incomplete: bool, ledger: Ledger, progress: Progress, scratch: Path
+) -> Placed:
+    """Read the sources and write their records into `scratch`; what is dropped is counted in the ledger.
+
+    A source's cap keeps the records with the smallest ids. Those of own validation and test files are not capped. Of a
+    task that is not trained on, every record is for test, and what its own test file makes needless is dropped as
+    `not_trained`.
+
+    Raises:
+        DataError: a source cannot be read, no record is left, or rows are no valid records and `drop_incomplete` is
+            False.
+    """
+    store = _Store(scratch)
+    names: dict[str, int] = {}
+    rows, tasks = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
+    progress.start("Reading", total=len(sources), unit="tasks")
+    for source in sources:
+        entries = _valid(source, ledger=ledger, progress=progress)
+        rows.append(_stored(entries, source, store=store, ledger=ledger))
+        tasks.append(np.full(len(rows[-1]), names.setdefault(source.name, len(names)), np.int32))
+        progress.advance(note=f"{ledger.rows_in:,} rows")
+    progress.finish()
+    if (ledger.problems or ledger.hopeless) and not drop_incomplete:
+        more = ledger.num_problems - len(ledger.problems)
+        listed = [*ledger.hopeless, *ledger.problems, *([f"and {more} more."] if more else [])]
+        remedy = ["To drop and count such rows, set data.drop_incomplete=true."] if ledger.problems else []
+        raise DataError("\n".join([*listed, *remedy]))
+    chosen = np.concatenate(rows)
+    if not len(chosen):
+        reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger.dropped.items())
+        raise DataError(
+            f"data.tasks: found no valid record in {ledger.rows_in:,} rows ({reasons}); expected at least one. "
+            "Mend the rows, or name their columns with `columns` in the task."
+        )
+    return Placed(
+        Records(store.file, chosen),
+        ids=np.array(store.ids, np.uint64)[chosen],
+        prompt_keys=key_numbers(store.prompt_keys.whole())[chosen],
+        whole_keys=key_numbers(store.whole_keys.whole())[chosen],
+        tasks=np.concatenate(tasks),
+        fixed=np.array(store.fixed, np.int8)[chosen],
+    )
+
+
+def _stored(
+    entries: Iterator[tuple[Record, SplitName | None]], source: TaskSource, *, store: _Store, ledger: Ledger
+) -> Indices:
+    """Write the records of a source; return the rows of those that its cap leaves, in their order."""
+    test, others = _Smallest(source.max_records), _Smallest(source.max_records)
+    if source.trained:
+        held_out = _Smallest(None)
+        for record, split in entries:
+            store.offer(record, split=split, to=others if split in (None, "train") else held_out)
+        ledger.dropped.update(others.excess)
+        return np.sort(np.concatenate([others.kept(), held_out.kept()]))
+    for record, split in entries:
+        store.offer(record, split="test", to=test if split == "test" else others)
+    chosen = test if test.num_offered else others
+    ledger.dropped.update(chosen.excess)
+    if chosen is test and others.num_offered:
+        ledger.dropped["not_trained"] += others.num_offered
+    return chosen.kept()
+
+
+def _valid(source: TaskSource, *, ledger: Ledger, progress: Progress) -> Iterator[tuple[Record, SplitName | None]]:
+    """Yield the valid records of a source, each with its own file's split; count all rows, drop and note the others."""
+
+    def skip(problem: Problem) -> None:
+        ledger.rows_in += 1
+        ledger.drop_invalid(problem.origin, reason="unreadable", problem=problem.message)
+
+    before, first, num_unknown = ledger.mark(), "", 0
+    rows = read_rows(source.path, revision=source.revision, validation=source.validation, test=source.test, skip=skip)
+    for row in rows:
+        ledger.rows_in += 1
+        if ledger.rows_in % _ROWS_PER_REPORT == 0:
+            progress.advance(0, note=f"{ledger.rows_in:,} rows")
+        try:
+            record = to_record(row, task=source.name, columns=source.columns, instruction=source.instruction)
+        except RowProblem as problem:
+            ledger.drop_invalid(row.origin, reason=problem.reason, problem=str(problem))
+            if problem.reason == "unknown_format":
+                num_unknown += 1
+                first = first or str(problem).removeprefix(f"{row.origin}: ")
+            continue
+        yield record, row.split
+    if num_unknown > 1 and num_unknown == ledger.rows_in - before.rows_in:
+        ledger.give_up(f"{shown_path(source.path)}, all {num_unknown:,} rows (here the first): {first}", since=before)
