@@ -175,8 +175,9 @@ class Texts(Sequence[str]):
     @overload
     def __getitem__(self, index: slice, /) -> list[str]: ...
     def __getitem__(self, index: int | slice, /) -> str | list[str]:
-        found = self._records[index]
-        return [self._part(record) for record in found] if isinstance(found, list) else self._part(found)
+        if isinstance(index, slice):
+            return [self._part(record) for record in self._records[index]]
+        return self._part(self._records[index])
 
 
 def chosen(records: Sequence[Record], numbers: NDArray[np.integer]) -> list[Record]:

@@ -83,6 +83,7 @@ def train(
     for name in chosen:
         with memory_errors(f"methods.{name}: {TOO_LITTLE_MEMORY}"):
             folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts))
+            gc.collect()
     return folders
 
 
@@ -192,8 +193,6 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
             "dtype": dtype,
         },
     )
-    del model, adapted
-    gc.collect()
     return folder
 
 
