@@ -232,14 +232,41 @@ def search(
     print(f"Best: {best}. Next: {command_line('run', str(best))}")
 
 
+@app.command()
+def curve(
+    recipe: RecipePath,
+    *,
+    sizes: Annotated[
+        str | None,
+        typer.Option(metavar="N,N,N", help="Three or more numbers of train records; default: from an eighth to all."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Trainings at a time.")] = 1,
+    set_: Overrides = None,
+    quiet: Quiet = False,
+) -> None:
+    """Train on more and more records; say what twice as many would bring. Scored on validation, with three seeds."""
+    from keeptune import stages, terminal_search
+
+    written = stages.curve(
+        recipe,
+        overrides=set_ or [],
+        sizes=sizes,
+        num_jobs=jobs,
+        context=make_context(quiet=quiet),
+        launch=trial_launcher(num_jobs=jobs),
+    )
+    terminal_search.show_growth(make_console(), written)
+    print(f"Report: {written.with_name('report.html')}")
+
+
 @app.command(hidden=True)
-def trial(recipe: RecipePath, parts: Path, *, share: float = 1.0) -> None:
+def trial(recipe: RecipePath, parts: Path, subset: str) -> None:
     """Make one trial of a search; its driver gives this command."""
     end_with_driver()
     from keeptune import stages
 
     with open_recipe(recipe, None, quiet=True) as run:
-        stages.run_trial(run, parts, share=share)
+        stages.run_trial(run, parts, subset=subset)
 
 
 @app.command()

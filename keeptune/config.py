@@ -28,7 +28,7 @@ from keeptune.recipe_text import apply_override, describe_problem, existing_key,
 from keeptune.search.space import range_keys
 
 _RESERVED_NAMES = frozenset(
-    {ALL_TASKS, "base", "comparisons", "data", "instruct-model", "parts", "search", "texts", "tokenizer"}
+    {ALL_TASKS, "base", "comparisons", "curve", "data", "instruct-model", "parts", "search", "texts", "tokenizer"}
 )
 
 # Peak learning rates where a recipe names none, by PEFT's name of the method; docs/methods.md tells their source.

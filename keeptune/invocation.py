@@ -110,15 +110,15 @@ def make_context(*, quiet: bool, signals: bool = True) -> Context:
 
 
 def trial_launcher(*, num_jobs: int) -> Callable[..., subprocess.Popen[bytes]]:
-    """Return what starts the process of a trial, given its recipe, `parts`, its `share` of train and its `log`.
+    """Return what starts the process of a trial, given its recipe, `parts`, its `subset` of train and its `log`.
 
     `num_jobs` of them share the cores. A process of its own session gets no Ctrl-C but what the driver passes on.
     """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     environment = {"OMP_NUM_THREADS": str(max(1, cores // num_jobs)), **os.environ}
 
-    def launch(recipe: Path, *, parts: Path, share: float, log: Path) -> subprocess.Popen[bytes]:
-        arguments = ["trial", str(recipe), str(parts), "--share", repr(share)]
+    def launch(recipe: Path, *, parts: Path, subset: str, log: Path) -> subprocess.Popen[bytes]:
+        arguments = ["trial", str(recipe), str(parts), subset]
         with log.open("wb") as said:
             return subprocess.Popen(
                 [sys.executable, "-m", "keeptune.cli", *arguments],

@@ -1,4 +1,4 @@
-"""What `keeptune search` found arrives; a table of trials for each method, and its winner in words, leave."""
+"""What `keeptune search` or `keeptune curve` found arrives; tables, and what it comes to in words, leave."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from keeptune.report.growth import read_growth
 from keeptune.report.reading import RunFolder
 from keeptune.report.search import read_search, setting
 from keeptune.terminal import show_table, visible
@@ -30,6 +31,28 @@ def show_search(console: Console, path: Path) -> None:
         show_table(console, f"{method.name}: trials on validation", header, rows=rows)
     for sentence in found.sentences:
         console.print(visible(sentence), highlight=False, soft_wrap=True)
+
+
+def show_growth(console: Console, path: Path) -> None:
+    """Print each method's score by number of train records, and what twice as many would bring."""
+    found = read_growth(RunFolder(path.parent), name=path.name)
+    assert found is not None
+    rows = []
+    for method in found.methods:
+        rows += [
+            (method.name, f"{row.num_records:,}", _number(row.mean), ", ".join(map(_number, row.values)))
+            for row in method.sizes
+        ]
+        if method.doubling is not None:
+            number, value, low, high = method.doubling
+            foretold = f"foretold: {_number(low)} to {_number(high)}"
+            rows.append((method.name, f"{number:,}", _number(value), foretold))
+    header = ("method", "train records", found.metric, "each seed")
+    show_table(console, "Scores on validation by number of train records", header, rows=rows)
+    for method in found.methods:
+        console.print(visible(method.sentence), highlight=False, soft_wrap=True)
+        for failure in method.failed:
+            console.print(visible(failure), highlight=False, soft_wrap=True)
 
 
 def _number(value: float | None) -> str:

@@ -17,6 +17,7 @@ from markupsafe import Markup
 from keeptune import __version__
 from keeptune.progress import noun
 from keeptune.report import losses, wording
+from keeptune.report.growth import growth_panels, read_growth
 from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
@@ -69,6 +70,8 @@ def render_page(report: Report) -> str:
         report=report,
         search=report.searched,
         search_panels=search_panels(report.searched) if report.searched else [],
+        growth=report.growth,
+        growth_panels=growth_panels(report.growth) if report.growth else [],
         headline=headline(report),
         more_sentences=_more_sentences(report),
         guide=guide(report),
@@ -88,9 +91,22 @@ def write_search_report(run: Path) -> Path | None:
     found = read_search(RunFolder(run))
     if found is None:
         return None
-    page = run / "search" / "report.html"
-    name = run.resolve().name
-    write_atomic(page, _rendered("search_page.html.j2", name=name, search=found, search_panels=search_panels(found)))
+    content = {"section": "search.html.j2", "search": found, "search_panels": search_panels(found)}
+    return _write_side_page(run, "search", sentence=found.headline, **content)
+
+
+def write_growth_report(run: Path) -> Path | None:
+    """Write `curve/report.html`, the page of a run folder's learning curve alone; None where there was none."""
+    found = read_growth(RunFolder(run))
+    if found is None:
+        return None
+    content = {"section": "growth.html.j2", "growth": found, "growth_panels": growth_panels(found)}
+    return _write_side_page(run, "curve", sentence=found.methods[0].sentence if found.methods else "", **content)
+
+
+def _write_side_page(run: Path, kind: str, **content: Any) -> Path:
+    page = run / kind / "report.html"
+    write_atomic(page, _rendered("side_page.html.j2", kind=kind, name=run.resolve().name, **content))
     return page
 
 
@@ -185,6 +201,7 @@ def report_json(report: Report) -> str:
         "noise": dataclasses.asdict(report.forgotten.noise) if report.forgotten.noise else None,
         "certificate": _certificate(report),
         "search": list(report.searched.sentences) if report.searched else None,
+        "examples": [method.sentence for method in report.growth.methods] if report.growth else None,
         "delivered": dict(zip(("model", "alpha"), report.forgotten.delivered, strict=True))
         if report.forgotten.delivered
         else None,

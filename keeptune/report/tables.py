@@ -17,6 +17,7 @@ from keeptune.report.audit import Audit, read_audit
 from keeptune.report.cost import Cost, read_costs
 from keeptune.report.curves import Curve, read_curve
 from keeptune.report.forgotten import NOTHING_FORGOTTEN, Forgotten, read_forgotten
+from keeptune.report.growth import Growth, read_growth
 from keeptune.report.macro import (
     MacroScore,
     MixtureRow,
@@ -40,7 +41,7 @@ from keeptune.report.shots import (
 
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
-_NO_METHOD = frozenset({BASE, "data", "instruct-model", "search", "texts", "tokenizer"})
+_NO_METHOD = frozenset({BASE, "curve", "data", "instruct-model", "search", "texts", "tokenizer"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,7 @@ class Report:
     validation: tuple[ValidationScore, ...] = ()
     mixture: tuple[MixtureRow, ...] = ()
     searched: Searched | None = None
+    growth: Growth | None = None
 
     @property
     def tasks(self) -> tuple[str, ...]:
@@ -251,6 +253,7 @@ def read_report(run: Path) -> Report:
         validation=tuple(read_validation(folder, methods)),
         mixture=tuple(read_mixture(folder, methods)),
         searched=read_search(folder),
+        growth=read_growth(folder),
         shot_rows=shot_rows,
         few_shot=tuple(few_shot_scores(shot_rows, higher_is_better={m.name: m.higher_is_better for m in metrics})),
     )

@@ -9,12 +9,11 @@ import contextlib
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from keeptune.errors import FolderInUseError, Interrupted, StorageError
-from keeptune.search.rounds import Search, missing
 from keeptune.search.study import Begun, Study
 from keeptune.search.trials import Result, Trial
 
@@ -25,6 +24,11 @@ _KILLED_FROM = 128
 # A process that is killed is started again from its checkpoints, so often: what needs too much memory is killed always.
 _MOST_KILLS = 3
 _LAST_LINES, _MOST_REASON = 4, 600
+
+
+# What is to be made next, of the trials that were ever queued and the results so far, both by name; asked when each of
+# the former has one of the latter.
+Missing = Callable[[Mapping[str, Trial], Mapping[str, Result]], list[Trial]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,8 +50,8 @@ class _Running:
     log: Path
 
 
-def run_trials(methods: Sequence[tuple[Study, Search]], *, num_jobs: int, work: Work) -> None:
-    """Make the trials of every method's search until none is missing, `num_jobs` at once.
+def run_trials(methods: Sequence[tuple[Study, Missing]], *, num_jobs: int, work: Work) -> None:
+    """Make the trials of every method's study until none is missing, `num_jobs` at once.
 
     Raises:
         Interrupted: a stop was asked for; what is finished stands, and the rest goes on at the next start.
@@ -67,10 +71,10 @@ def run_trials(methods: Sequence[tuple[Study, Search]], *, num_jobs: int, work: 
         _stop(running)
 
 
-def _fill(methods: Sequence[tuple[Study, Search]], running: list[_Running], *, num_jobs: int, work: Work) -> None:
+def _fill(methods: Sequence[tuple[Study, Missing]], running: list[_Running], *, num_jobs: int, work: Work) -> None:
     """Start as many trials as there is room for."""
-    for study, search in methods:
-        while len(running) < num_jobs and (begun := _next(study, search, running)):
+    for study, missing in methods:
+        while len(running) < num_jobs and (begun := _next(study, missing, running)):
             # Its driver may have died after the trial's end, before that was told.
             if (result := work.read(study, begun.trial)) is not None:
                 _tell(study, begun, result, work=work)
@@ -79,12 +83,12 @@ def _fill(methods: Sequence[tuple[Study, Search]], running: list[_Running], *, n
             running.append(_Running(study, begun, work.start(study, begun.trial, log), log))
 
 
-def _next(study: Study, search: Search, running: Sequence[_Running]) -> Begun | None:
+def _next(study: Study, missing: Missing, running: Sequence[_Running]) -> Begun | None:
     """Begin a trial of this method; None where none is missing, or where the round has to end first."""
     begun = study.begin()
     if begun is not None or any(one.study is study for one in running):
         return begun
-    study.queue(missing(search, study.trials(), study.results()))
+    study.queue(missing(study.trials(), study.results()))
     return study.begin()
 
 

@@ -13,19 +13,30 @@ class Trial:
     """One training to be made, with its settings by dotted key.
 
     `number` counts the settings that were tried. `repeat` is 0, or which further seed the same settings are tried
-    with. `share` is the part of the train records that it is trained on.
+    with. `share` is the part of the train records that it is trained on; with `num_records` it is so many of them, the
+    first in an order that the seed decides.
     """
 
     number: int
     params: Mapping[str, Any]
     repeat: int = 0
     share: float = 1.0
+    num_records: int | None = None
 
     @property
     def name(self) -> str:
         """The trial's name and that of its folder."""
+        if self.num_records is not None:
+            return f"records-{self.num_records}-seed-{self.repeat}"
         short = f"-short-{round(1 / self.share)}" if self.share < 1.0 else ""
         return f"trial-{self.number:04d}{short}" + (f"-seed-{self.repeat}" if self.repeat else "")
+
+    @property
+    def subset(self) -> str:
+        """The name of the folder with its train records, which are the same for trials with the same name."""
+        if self.num_records is not None:
+            return f"data-{self.num_records}-of-seed-{self.repeat}"
+        return "data" if self.share == 1.0 else f"data-{round(1 / self.share)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,8 @@
 prepare → data/ · write_harness → harness/ · write_texts → texts/ · train → METHOD/ · evaluate → base/, METHOD/test/,
 METHOD/path/, forgetting.json, instruct-model/ · certify → certificate.json, instruct-model/ · report → report.html.
 certify_artifact gives a single folder a certificate of its own, in certificates/.
-search tries settings, each in a process of its own → search/, with the best recipe.
+search tries settings, each in a process of its own → search/, with the best recipe. curve trains on more and more
+records likewise → curve/.
 compare sets models of several runs, and models of none, side by side on one test set.
 Stages meet on disk. Each writes a key of all that it depends on; a stage whose key stands there is not run again.
 Whatever needs torch is imported inside the function that needs it, so that data work starts at once.
@@ -12,6 +13,7 @@ Whatever needs torch is imported inside the function that needs it, so that data
 from keeptune.stages.certify import certify, check_budgets
 from keeptune.stages.check import CheckOutcome, check
 from keeptune.stages.compare import compare
+from keeptune.stages.curve import curve
 from keeptune.stages.data import Data, check_model, prepare
 from keeptune.stages.delivery import export, report
 from keeptune.stages.evaluation import evaluate
@@ -43,6 +45,7 @@ __all__ = [
     "check_methods",
     "check_model",
     "compare",
+    "curve",
     "evaluate",
     "export",
     "keep_texts",

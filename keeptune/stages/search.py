@@ -5,17 +5,15 @@ Data are prepared once. Each trial is a process that is given the parts of them 
 
 from __future__ import annotations
 
-import shutil
-import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe, is_fractional, make_recipe, read_sections
 from keeptune.errors import RecipeError
-from keeptune.recipe_text import write_yaml
-from keeptune.search.space import Plan, Range, plan_search, with_values
+from keeptune.search.space import Plan, Range, plan_search
 from keeptune.search.trials import Result, Trial
 from keeptune.stages.certify import budgets_of
 from keeptune.stages.data import Data, prepare
@@ -23,10 +21,10 @@ from keeptune.stages.methods import check_methods, learning_rate
 from keeptune.stages.run import Context, Run, naming_recipe, open_run, stage_key
 from keeptune.stages.searched import FOLDER, Job, finish, write_summary
 from keeptune.stages.texts import Texts, keep_texts, write_texts
-from keeptune.stages.trial import RESULT
 from keeptune.stages.trial_parts import write_parts
+from keeptune.stages.trials import Launch, Maker, clear_trial, read_trial
 from keeptune.stages.validation import higher_is_better
-from keeptune.storage import read_json, remove_leftovers, storage_errors, write_atomic
+from keeptune.storage import remove_leftovers
 
 if TYPE_CHECKING:
     from keeptune.search.ladder import Start
@@ -38,8 +36,6 @@ _REPLAYED = 0.05
 _LEAST_TRIALS_WITH_REPLAY = 4
 # PEFT's own defaults, from which a preset raises the rank.
 _RANK = {"r": 8, "lora_alpha": 8}
-
-Launch = Callable[..., subprocess.Popen[bytes]]
 
 
 def search(
@@ -55,7 +51,7 @@ def search(
 ) -> Path:
     """Find settings for every method of the recipe in `path` by `num_trials` trials each; return `search.json`.
 
-    `launch` starts the process of a trial, given its recipe, its `parts`, its `share` of the train records and a `log`
+    `launch` starts the process of a trial, given its recipe, its `parts`, its `subset` of the train records and a `log`
     for what it says. The same command goes on where an earlier one was stopped or killed.
 
     Raises:
@@ -64,6 +60,7 @@ def search(
         Interrupted: a stop was asked for.
     """
     from keeptune.search.driver import Work, run_trials
+    from keeptune.search.rounds import missing
     from keeptune.search.sampler import optuna
 
     # Refused before anything is prepared, where it is not installed.
@@ -84,12 +81,13 @@ def search(
             how = {"num_trials": num_trials, "num_jobs": num_jobs, "halving": halving, "against_drift": against_drift}
             job = _begin(opened, plan, how=how)
             work = Work(
-                start=lambda study, trial, log: _start(job, study, trial, log=log, launch=launch),
-                read=lambda study, trial: _read(study, trial),
+                start=Maker(opened, plan.recipe, job.parts, launch).start,
+                read=read_trial,
                 told=lambda study, result: _told(job, study, result),
                 stop_requested=context.stop_requested,
             )
-            run_trials(list(job.methods.values()), num_jobs=num_jobs, work=work)
+            methods = [(study, partial(missing, search)) for study, search in job.methods.values()]
+            run_trials(methods, num_jobs=num_jobs, work=work)
             _refuse_nothing_finished(job)
             return finish(job)
 
@@ -136,12 +134,12 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
         keys[name] = _study_key(recipe, data, texts, name=name, ranges=ranges)
         study = open_study(inner.folder / name, method=name, key=keys[name], ranges=ranges, higher_is_better=higher)
         methods[name] = (study, search)
-    shares = [share for _, search in methods.values() for share in search.shares]
-    parts = write_parts(inner, data, texts, shares=sorted(set(shares)))
+    shares = {share for _, search in methods.values() for share in search.shares}
+    parts = write_parts(inner, data, texts, trials=[Trial(0, {}, share=share) for share in sorted(shares)])
     job = Job(run, plan, parts, methods, keys)
     for study, _ in methods.values():
         for result in study.results().values():
-            _clear(study, result.trial)
+            clear_trial(study, result.trial)
     return job
 
 
@@ -195,38 +193,6 @@ def _can_replay(recipe: Recipe, data: Data, texts: Texts | None) -> bool:
     return kept is not None and kept.replay is not None
 
 
-def _start(job: Job, study: Study, trial: Trial, *, log: Path, launch: Launch) -> subprocess.Popen[bytes]:
-    """Write a trial's own recipe, and start its process."""
-    recipe = _trial_recipe(job, study, trial)
-    path = study.folder / f"{trial.name}.yaml"
-    write_atomic(path, write_yaml(recipe))
-    with storage_errors(log):
-        return launch(path, parts=job.parts.folder, share=trial.share, log=log)
-
-
-def _trial_recipe(job: Job, study: Study, trial: Trial) -> dict[str, Any]:
-    """Return the plain recipe of a trial: its method and settings, and no place where data stand."""
-    name = study.method
-    recipe = with_values(job.plan.recipe, trial.params)
-    # Its data are the parts that it is given; of tasks and texts it has the names.
-    tasks = [{"path": task.name, "name": task.name, "train": task.train} for task in job.run.recipe.data.tasks]
-    texts = [{"path": text.name, "name": text.name} for text in job.run.recipe.retention.texts]
-    retention = {**(recipe.get("retention") or {}), "texts": texts}
-    return {
-        **recipe,
-        "output_dir": str(study.folder / trial.name),
-        "data": {**recipe["data"], "tasks": tasks},
-        "methods": {name: recipe["methods"][name] or {}},
-        "retention": retention,
-        "seed": (job.run.recipe.seed + trial.repeat) % 2**32,
-    }
-
-
-def _read(study: Study, trial: Trial) -> Result | None:
-    path = study.folder / trial.name / RESULT
-    return Result(trial, "finished", **read_json(path)) if path.is_file() else None
-
-
 def _told(job: Job, study: Study, result: Result) -> None:
     """Say what became of a trial, take its weights off the disk, and write the table anew."""
     settings = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in result.trial.params.items())
@@ -235,19 +201,12 @@ def _told(job: Job, study: Study, result: Result) -> None:
         f"{metric} {result.value:.4g}" if result.value is not None else f"failed ({result.reason.splitlines()[-1]})"
     )
     job.run.context.progress.say(f"{study.method} {result.trial.name}: {became} with {settings}")
-    _clear(study, result.trial)
+    clear_trial(study, result.trial)
     write_summary(job, winners={})
 
 
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
-
-
-def _clear(study: Study, trial: Trial) -> None:
-    """Remove the weights of a trial that is at its end: the best settings are trained again by `keeptune run`."""
-    folder = study.folder / trial.name / study.method
-    for name in ("checkpoints", "model", "adapter"):
-        shutil.rmtree(folder / name, ignore_errors=True)
 
 
 def _refuse_nothing_finished(job: Job) -> None:

@@ -27,8 +27,8 @@ RESULT = "result.json"
 VALIDATION, PROBE = "validation", "probe"
 
 
-def run_trial(run: Run, parts: Path, *, share: float) -> None:
-    """Train the one method of the trial's recipe on a share of the train records, and write down what it is worth.
+def run_trial(run: Run, parts: Path, *, subset: str) -> None:
+    """Train the one method of the trial's recipe on a subset of the train records, and write down what it is worth.
 
     Raises:
         NonFiniteError: no validation gave a finite value.
@@ -37,7 +37,7 @@ def run_trial(run: Run, parts: Path, *, share: float) -> None:
         return
     (name,) = run.recipe.methods
     shown = Parts(parts)
-    data = shown.data(run.recipe, cache=run.folder, share=share)
+    data = shown.data(run.recipe, cache=run.folder, subset=subset)
     texts = shown.texts
     train(run, data=data, texts=keep_texts(run.recipe, data, texts))
     method = method_of(run.recipe, name)

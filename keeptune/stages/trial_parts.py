@@ -5,15 +5,17 @@ Test is no part of that folder, and nothing in it says where test stands. A tria
 
 from __future__ import annotations
 
+import hashlib
 import math
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, PartName, SplitName, record_to_json
+from keeptune.search.trials import Trial
 from keeptune.stages.certify import budgets_of
 from keeptune.stages.data import Data, read_base
 from keeptune.stages.run import Run, is_done, stage_key
@@ -45,11 +47,10 @@ class Parts:
         """The hash of the data and texts that the parts were taken from."""
         return read_json(self.folder / _FACTS)["key"]
 
-    def data(self, recipe: Recipe, *, cache: Path, share: float) -> Data:
-        """Return the data with a share of the train records."""
+    def data(self, recipe: Recipe, *, cache: Path, subset: str) -> Data:
+        """Return the data with the train records of a subset."""
         key = read_json(self.folder / _FACTS)["data"]
-        name = _data_name(share)
-        return Data(read_base(recipe, cache=cache), self.folder / name, stage_key(data=key, share=share))
+        return Data(read_base(recipe, cache=cache), self.folder / subset, stage_key(data=key, subset=subset))
 
     @property
     def texts(self) -> Texts | None:
@@ -58,19 +59,20 @@ class Parts:
         return None if key is None else Texts(self.folder / "texts", key)
 
 
-def write_parts(run: Run, data: Data, texts: Texts | None, *, shares: Sequence[float]) -> Parts:
-    """Write the folder that trials are given, unless it stands there; files are shared with `data/`, not copied.
+def write_parts(run: Run, data: Data, texts: Texts | None, *, trials: Sequence[Trial]) -> Parts:
+    """Write the folder that these trials and others on the same train records are given, unless it stands there.
+
+    Files are shared with `data/`, not copied.
 
     The base model answers the probe of suites under a budget here, once for all trials.
     """
     folder = run.folder / "parts"
-    key = stage_key(data=data.key, texts=texts.key if texts is not None else None, shares=list(shares))
+    names = sorted({trial.subset for trial in trials})
+    key = stage_key(data=data.key, texts=texts.key if texts is not None else None, subsets=names)
     if not is_done(folder, key):
         with staged_folder(folder, facts={"key": key}) as staging:
-            _link(data.folder, staging / _data_name(1.0))
-            _write_audit(data, staging / _data_name(1.0))
-            for share in (share for share in shares if share < 1.0):
-                _write_share(data, staging / _data_name(share), share=share)
+            for name, positions in subsets(data, trials, seed=run.recipe.seed).items():
+                _write_subset(data, staging / name, positions=positions)
             if texts is not None:
                 _link(texts.folder, staging / "texts")
             write_json(staging / _FACTS, {"key": key, "data": data.key, "texts": texts.key if texts else None})
@@ -152,10 +154,6 @@ def _probe_answers(folder: Path) -> list[Answer]:
     return [answer for kind in _KINDS if (folder / kind).is_dir() for answer in read_answers(folder / kind)]
 
 
-def _data_name(share: float) -> str:
-    return "data" if share == 1.0 else f"data-{round(1 / share)}"
-
-
 def _link(source: Path, target: Path) -> None:
     """Give the parts of a folder that trials may see a second name in another."""
     with storage_errors(target):
@@ -178,20 +176,20 @@ def _write_audit(data: Data, folder: Path) -> None:
     write_json(folder / "audit.json", {"untrained_tasks": sorted(data.untrained_tasks)})
 
 
-def _write_share(data: Data, folder: Path, *, share: float) -> None:
-    """Write the data with a share of the train records: those whose ids, which are hashes, come first."""
+def _write_subset(data: Data, folder: Path, *, positions: Sequence[int]) -> None:
+    """Write the data with some of the train records alone: those at `positions` of their table, which rise."""
     from keeptune.text.table import TokenTable
     from keeptune.text.tokens import Tokenized
 
     _link(data.folder, folder)
     _write_audit(data, folder)
+    table = data.table("train")
+    if len(positions) == len(table):
+        return
     with storage_errors(folder):
         (folder / "train.jsonl").unlink()
         shutil.rmtree(folder / "tokens" / "train.arrow")
-    table = data.table("train")
     by_id: dict[str, Any] = {record.id: record for record in data.records("train")}
-    order = sorted(range(len(table)), key=lambda i: table.record_ids[i])
-    chosen = sorted(order[: max(1, math.ceil(share * len(table)))])
     rows = [
         Tokenized(
             by_id[table.record_ids[i]],
@@ -201,7 +199,26 @@ def _write_share(data: Data, folder: Path, *, share: float) -> None:
             prompt_tokens=int(table.prompt_lengths[i]),
             completion_tokens=int(table.completion_lengths[i]),
         )
-        for i in chosen
+        for i in positions
     ]
     TokenTable.write(folder / "tokens" / "train.arrow", rows)
     write_jsonl(folder / "train.jsonl", (record_to_json(row.record) for row in rows))
+
+
+def subsets(data: Data, trials: Iterable[Trial], *, seed: int) -> dict[str, list[int]]:
+    """Return the train records of each subset that trials ask for, as rising positions in their table, by its name.
+
+    A share is of the records whose ids, which are hashes, come first; more records of the same seed hold the fewer.
+    """
+    ids = data.table("train").record_ids
+    found = {}
+    for trial in trials:
+        number = trial.num_records or max(1, math.ceil(trial.share * len(ids)))
+        salt = "" if trial.num_records is None else f"{seed + trial.repeat}:"
+        order = sorted(range(len(ids)), key=lambda i: _hash(salt + ids[i]) if salt else ids[i])
+        found[trial.subset] = sorted(order[:number])
+    return found
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

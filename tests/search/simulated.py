@@ -6,12 +6,13 @@ import json
 import subprocess
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 from keeptune.errors import Interrupted
 from keeptune.search.driver import Work, run_trials
-from keeptune.search.rounds import Search
+from keeptune.search.rounds import Search, missing
 from keeptune.search.space import Range
 from keeptune.search.study import Study, open_study
 from keeptune.search.trials import Result, Trial
@@ -47,7 +48,7 @@ class Machine:
         """Make the trials; return (settings, value) by name, the value None of those that failed."""
         study = self.study()
         work = Work(self._start, self._read, lambda _, result: self.told.append(result.trial.name), self._stop)
-        run_trials([(study, search)], num_jobs=search.num_jobs, work=work)
+        run_trials([(study, partial(missing, search))], num_jobs=search.num_jobs, work=work)
         return finished(study)
 
     def run_until_stopped(self, search: Search, *, after: int) -> None:

@@ -53,7 +53,7 @@ class Launcher:
     faults: dict[str, KeeptuneError] = field(default_factory=dict)
     trained: frozenset[str] = frozenset()
 
-    def __call__(self, recipe: Path, *, parts: Path, share: float, log: Path) -> subprocess.Popen[bytes]:
+    def __call__(self, recipe: Path, *, parts: Path, subset: str, log: Path) -> subprocess.Popen[bytes]:
         name = f"{recipe.parent.name}/{recipe.stem}"
         self.recipes[name] = yaml.safe_load(recipe.read_text())
         try:
@@ -61,7 +61,7 @@ class Launcher:
                 raise self.faults[name]
             with stages.open_run(load_recipe(recipe), context=world.context()) as run:
                 if name in self.trained:
-                    stages.run_trial(run, parts, share=share)
+                    stages.run_trial(run, parts, subset=subset)
                 else:
                     simulate(run)
         except KeeptuneError as error:
@@ -293,7 +293,7 @@ def test_the_test_split_cannot_be_reached_from_a_trial(kept: tuple[Path, Launche
     hidden = folder.rename(folder.with_name("hidden"))
     try:
         with watching() as opened, stages.open_run(load_recipe(moved / "trial.yaml"), context=world.context()) as trial:
-            stages.run_trial(trial, moved / "parts", share=1.0)
+            stages.run_trial(trial, moved / "parts", subset="data")
     finally:
         hidden.rename(folder)
     inside = [Path(path).relative_to(moved).as_posix() for path in opened if path.startswith(f"{moved}/")]

@@ -1,0 +1,148 @@
+"""`curve.json` arrives; each method's scores by number of train records, and what more of them would bring, leave."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from markupsafe import Markup
+
+from keeptune.report.figures import INK, SERIES, draw_svg, dress
+from keeptune.report.reading import RunFolder, finite, mapping, rows, string, whole
+from keeptune.report.wording import decimals_for, metric_label
+
+GROWTH = "curve/curve.json"
+
+
+@dataclass(frozen=True, slots=True)
+class SizeRow:
+    """The scores of trainings on equally many records, one a seed."""
+
+    num_records: int
+    values: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        """Their mean."""
+        return math.fsum(self.values) / len(self.values)
+
+
+@dataclass(frozen=True, slots=True)
+class GrownMethod:
+    """A method's scores, the smallest number of records first; `line` holds (n, score, low, high) of the law."""
+
+    name: str
+    sizes: tuple[SizeRow, ...]
+    line: tuple[tuple[float, float, float, float], ...]
+    doubling: tuple[int, float, float, float] | None
+    sentence: str
+    failed: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Growth:
+    """What was learned from how many records."""
+
+    metric: str
+    higher_is_better: bool
+    num_validation_records: int | None
+    methods: tuple[GrownMethod, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GrowthPanel:
+    """A method with its figure."""
+
+    method: GrownMethod
+    colour: str
+    figure: Markup | None
+
+
+def read_growth(folder: RunFolder, *, name: str = GROWTH) -> Growth | None:
+    """Return the learning curve in a folder; None where there is none."""
+    value = folder.object(name, expected=False)
+    metric = string(value.get("metric"))
+    if metric is None:
+        return None
+    methods = tuple(_method(name, mapping(found), metric) for name, found in mapping(value.get("methods")).items())
+    return Growth(metric, value.get("higher_is_better") is True, whole(value.get("num_validation_records")), methods)
+
+
+def _method(name: str, value: Mapping[str, Any], metric: str) -> GrownMethod:
+    by_size: dict[int, list[float]] = {}
+    for row in rows(value.get("measured")):
+        number, score = whole(row.get("num_records")), finite(row.get("value"))
+        if number is not None and score is not None:
+            by_size.setdefault(number, []).append(score)
+    sizes = tuple(SizeRow(number, tuple(values)) for number, values in sorted(by_size.items()))
+    law = mapping(value.get("law"))
+    doubling = mapping(law.get("doubling"))
+    ends = [finite(doubling.get(key)) for key in ("value", "low", "high")]
+    number = whole(doubling.get("num_records"))
+    known = number is not None and None not in ends
+    failed = tuple(f"{row.get('name')}: {row.get('reason')}" for row in rows(value.get("failed")))
+    return GrownMethod(
+        name,
+        sizes,
+        tuple(tuple(float(part) for part in point) for point in law.get("line", ())),  # pyright: ignore[reportArgumentType]
+        (number, *ends) if known else None,  # pyright: ignore[reportArgumentType]
+        _sentence(name, sizes, doubling, metric=metric),
+        failed,
+    )
+
+
+def _sentence(name: str, sizes: tuple[SizeRow, ...], doubling: Mapping[str, Any], *, metric: str) -> str:
+    """Return what the next doubling would bring, and whether that is worth it."""
+    numbers = [finite(doubling.get(key)) for key in ("num_records", "gain", "gain_low", "gain_high")]
+    if not sizes or None in numbers:
+        return f"{name}: too few trainings came to their end to say what more records would bring."
+    number, gain, low, high = (float(found or 0.0) for found in numbers)
+    places = decimals_for(gain) if gain else 3
+    brings = f"{gain:+.{places}f} (95 % interval {low:+.{places}f} to {high:+.{places}f})"
+    largest = sizes[-1]
+    said = (
+        f"{name}: {metric_label(metric)} {largest.mean:.{decimals_for(largest.mean)}f} after {largest.num_records:,} "
+        f"records; {int(number):,} would make it better by {brings}"
+    )
+    if low > 0.0:
+        return f"{said}: more records of this kind help."
+    return f"{said}: no gain that stands out from chance, so more records of this kind are not worth much."
+
+
+def growth_panels(found: Growth) -> list[GrowthPanel]:
+    """Return each method's figure: scores, the law with its interval, and the next doubling."""
+    panels = []
+    for number, method in enumerate(found.methods):
+        colour = SERIES[number % len(SERIES)]
+        figure = (
+            growth_svg(method, metric=found.metric, colour=colour, name=f"growth-{number}") if method.sizes else None
+        )
+        panels.append(GrowthPanel(method, f"c{1 + number % len(SERIES)}", Markup(figure) if figure else None))
+    return panels
+
+
+def growth_svg(method: GrownMethod, *, metric: str, colour: str, name: str) -> str:
+    """Return the score over the number of train records, whose axis doubles from tick to tick."""
+
+    def draw(axes: Any) -> None:
+        for row in method.sizes:
+            x = [math.log2(row.num_records)] * len(row.values)
+            axes.plot(x, row.values, color=colour, marker="o", markersize=6, linestyle="none")
+        if method.line:
+            x = [math.log2(point[0]) for point in method.line]
+            axes.plot(x, [point[1] for point in method.line], color=colour, linewidth=1.6)
+            for end in (2, 3):
+                axes.plot(x, [point[end] for point in method.line], color=colour, linewidth=1.0, linestyle=(0, (1, 2)))
+        if method.doubling is not None:
+            number, value, low, high = method.doubling
+            x = math.log2(number)
+            axes.plot([x, x], [low, high], color=INK, linewidth=1.2)
+            axes.plot([x], [value], color=INK, marker="o", markersize=7, markerfacecolor="none", linestyle="none")
+        axes.margins(0.08)
+        dress(axes, x_label="train records", y_label=metric_label(metric))
+        ticks = [row.num_records for row in method.sizes] + ([method.doubling[0]] if method.doubling else [])
+        axes.set_xticks([math.log2(tick) for tick in ticks], [f"{tick:,}" for tick in ticks])
+
+    return draw_svg(draw, name=name, label=f"{metric_label(metric)} over train records", left_px=62)

@@ -1,0 +1,70 @@
+"""The driver's side of trials: a trial arrives; its process, and later its result, leave."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from keeptune.recipe_text import write_yaml
+from keeptune.search.space import with_values
+from keeptune.search.trials import Result, Trial
+from keeptune.stages.run import Run
+from keeptune.stages.trial import RESULT
+from keeptune.stages.trial_parts import Parts
+from keeptune.storage import read_json, storage_errors, write_atomic
+
+if TYPE_CHECKING:
+    from keeptune.search.study import Study
+
+Launch = Callable[..., subprocess.Popen[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
+class Maker:
+    """What starts a trial: the run, the plain recipe in `sections`, and the parts that trials may see."""
+
+    run: Run
+    sections: Mapping[str, Any]
+    parts: Parts
+    launch: Launch
+
+    def start(self, study: Study, trial: Trial, log: Path) -> subprocess.Popen[bytes]:
+        """Write a trial's own recipe, which has the trial's settings, and start its process."""
+        path = study.folder / f"{trial.name}.yaml"
+        write_atomic(path, write_yaml(self._recipe(study, trial)))
+        with storage_errors(log):
+            return self.launch(path, parts=self.parts.folder, subset=trial.subset, log=log)
+
+    def _recipe(self, study: Study, trial: Trial) -> dict[str, Any]:
+        """Return the plain recipe of a trial: its method and settings, and no place where data stand."""
+        name, whole = study.method, self.run.recipe
+        recipe = with_values(self.sections, trial.params)
+        # Its data are the parts that it is given; of tasks and texts it has the names.
+        tasks = [{"path": task.name, "name": task.name, "train": task.train} for task in whole.data.tasks]
+        texts = [{"path": text.name, "name": text.name} for text in whole.retention.texts]
+        retention = {**(recipe.get("retention") or {}), "texts": texts}
+        return {
+            **recipe,
+            "output_dir": str(study.folder / trial.name),
+            "data": {**recipe["data"], "tasks": tasks},
+            "methods": {name: recipe["methods"][name] or {}},
+            "retention": retention,
+            "seed": (whole.seed + trial.repeat) % 2**32,
+        }
+
+
+def read_trial(study: Study, trial: Trial) -> Result | None:
+    """Return the result that a trial left, None where it is not at its end."""
+    path = study.folder / trial.name / RESULT
+    return Result(trial, "finished", **read_json(path)) if path.is_file() else None
+
+
+def clear_trial(study: Study, trial: Trial) -> None:
+    """Remove the weights of a trial that is at its end."""
+    folder = study.folder / trial.name / study.method
+    for name in ("checkpoints", "model", "adapter"):
+        shutil.rmtree(folder / name, ignore_errors=True)
