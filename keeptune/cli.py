@@ -244,7 +244,7 @@ def curve(
     set_: Overrides = None,
     quiet: Quiet = False,
 ) -> None:
-    """Train on more and more records; say what twice as many would bring. Scored on validation, with three seeds."""
+    """Say what more records would bring. Trains on more and more of them, three seeds each, scored on validation."""
     from keeptune import stages, terminal_search
 
     written = stages.curve(
