@@ -81,31 +81,32 @@ def _method(name: str, value: Mapping[str, Any], metric: str) -> GrownMethod:
     doubling = mapping(law.get("doubling"))
     ends = [finite(doubling.get(key)) for key in ("value", "low", "high")]
     number = whole(doubling.get("num_records"))
-    known = number is not None and None not in ends
+    known = number is not None and None not in ends and law.get("fits") is True
     failed = tuple(f"{row.get('name')}: {row.get('reason')}" for row in rows(value.get("failed")))
     return GrownMethod(
         name,
         sizes,
         tuple(tuple(float(part) for part in point) for point in law.get("line", ())),  # pyright: ignore[reportArgumentType]
         (number, *ends) if known else None,  # pyright: ignore[reportArgumentType]
-        _sentence(name, sizes, doubling, metric=metric),
+        _sentence(name, sizes, law, metric=metric),
         failed,
     )
 
 
-def _sentence(name: str, sizes: tuple[SizeRow, ...], doubling: Mapping[str, Any], *, metric: str) -> str:
+def _sentence(name: str, sizes: tuple[SizeRow, ...], law: Mapping[str, Any], *, metric: str) -> str:
     """Return what the next doubling would bring, and whether that is worth it."""
+    doubling, fits = mapping(law.get("doubling")), law.get("fits") is True
     numbers = [finite(doubling.get(key)) for key in ("num_records", "gain", "gain_low", "gain_high")]
     if not sizes or None in numbers:
         return f"{name}: too few trainings came to their end to say what more records would bring."
     number, gain, low, high = (float(found or 0.0) for found in numbers)
+    mean = sizes[-1].mean
+    so_far = f"{name}: {metric_label(metric)} {mean:.{decimals_for(mean)}f} after {sizes[-1].num_records:,} records"
+    if not fits:
+        return f"{so_far}; the scores follow no power law, so that nothing is foretold. Try more numbers of records."
     places = decimals_for(gain) if gain else 3
     brings = f"{gain:+.{places}f} (95 % interval {low:+.{places}f} to {high:+.{places}f})"
-    largest = sizes[-1]
-    said = (
-        f"{name}: {metric_label(metric)} {largest.mean:.{decimals_for(largest.mean)}f} after {largest.num_records:,} "
-        f"records; {int(number):,} would make it better by {brings}"
-    )
+    said = f"{so_far}; {int(number):,} would make it better by {brings}"
     if low > 0.0:
         return f"{said}: more records of this kind help."
     return f"{said}: no gain that stands out from chance, so more records of this kind are not worth much."

@@ -15,12 +15,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t
+from scipy.stats import f, t
 
 # Exponents c that are tried. Below the first the law cannot be told from one in log n; above the last all but the
 # smallest number of records give the same score.
 _EXPONENTS = np.geomspace(0.05, 3.0, 60)
 _NUM_DRAWS = 2000
+_LEAST_ERROR = 1e-3
 # Numbers of records: one more than the law has parameters that make the shape.
 MIN_SIZES = 3
 
@@ -59,7 +60,9 @@ class Doubling:
 class Curve:
     """The law a + b · n^(-c): `limit` is a, `scale` b, `exponent` c; `line` holds (n, score, low, high) of it.
 
-    `seed_spread` is the standard deviation of the score between trainings on equally many records.
+    `seed_spread` is the standard deviation of the score between trainings on equally many records. `fits` tells whether
+    the mean scores lie about the law as trainings on equally many records do about their mean; where they do not, it
+    foretells nothing.
     """
 
     limit: float
@@ -68,6 +71,7 @@ class Curve:
     scale: float
     exponent: float
     seed_spread: float
+    fits: bool
     line: tuple[tuple[float, float, float, float], ...]
     doubling: Doubling
 
@@ -79,6 +83,8 @@ def fit_curve(measured: Sequence[Measured], *, higher_is_better: bool, bounds: t
     the bootstrap: scores about the law as far apart as the measured ones are. In simulations of four numbers of records
     and three seeds its 95 % intervals held the truth in 94 to 95 % (tests/search/test_curve.py).
 
+    Scores that are better the lower they are, losses, have errors in proportion to them, others have equal ones.
+
     It says nothing of the doubt that the validation records bring, which are the same in every training.
     """
     sizes = np.array([one.num_records for one in measured], dtype=float)
@@ -89,14 +95,16 @@ def fit_curve(measured: Sequence[Measured], *, higher_is_better: bool, bounds: t
     best = bounds[1] if higher_is_better else -bounds[0]
     largest = float(sizes.max())
     shown = np.array([*np.geomspace(sizes.min(), 2.0 * largest, 40), largest, 2.0 * largest])
-    limit, scale, exponent = (found[0] for found in _fit(sizes, sign * values[None], best=best))
+    spreads = np.ones(len(values)) if higher_is_better else _means(sizes, values)
+    limit, scale, exponent = (found[0] for found in _fit(sizes, sign * values[None], spreads=spreads, best=best))
     fitted = limit + scale * sizes**-exponent
     # The law's three parameters take their share of the errors, and so few scores leave the error itself in doubt:
     # Student's factor is for that.
     freedom = max(1, len(values) - 3)
-    error = math.sqrt(float(((sign * values - fitted) ** 2).sum()) / freedom) * float(t.ppf(0.975, freedom)) / 1.96
-    draws = np.random.default_rng(seed).normal(0.0, error, size=(_NUM_DRAWS, len(values)))
-    limits, scales, exponents = _fit(sizes, fitted + draws, best=best)
+    squares = float((((sign * values - fitted) / spreads) ** 2).sum())
+    error = math.sqrt(squares / freedom) * float(t.ppf(0.975, freedom)) / 1.96
+    draws = spreads * np.random.default_rng(seed).normal(0.0, error, size=(_NUM_DRAWS, len(values)))
+    limits, scales, exponents = _fit(sizes, fitted + draws, spreads=spreads, best=best)
     lines = limits[:, None] + scales[:, None] * shown ** -exponents[:, None]
     law = limit + scale * shown**-exponent
     low, high = np.quantile(lines, (0.025, 0.975), axis=0)
@@ -110,6 +118,7 @@ def fit_curve(measured: Sequence[Measured], *, higher_is_better: bool, bounds: t
         scale=sign * float(scale),
         exponent=float(exponent),
         seed_spread=_spread(measured),
+        fits=_fits(sizes, sign * values / spreads, fitted / spreads),
         line=tuple((float(n), sign * float(law[i]), float(lows[i]), float(highs[i])) for i, n in enumerate(shown[:-2])),
         doubling=Doubling(
             num_records=int(2 * largest),
@@ -124,28 +133,50 @@ def fit_curve(measured: Sequence[Measured], *, higher_is_better: bool, bounds: t
 
 
 def _fit(
-    sizes: NDArray[np.float64], rows: NDArray[np.float64], *, best: float
+    sizes: NDArray[np.float64], rows: NDArray[np.float64], *, spreads: NDArray[np.float64], best: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
     """Return limit, scale and exponent of each row of values (R, N), higher being better: scale ≤ 0, limit ≤ `best`.
+
+    Errors are weighed by the values' `spreads` (N).
 
     For a given exponent the law is a straight line in x = n^(-c), so that each row has for each exponent a solution in
     closed form; the exponent with the smallest squared error is taken.
     """
+    weights = spreads**-2.0 / (spreads**-2.0).sum()
     x_CN = sizes[None] ** -_EXPONENTS[:, None]
-    centred_CN = x_CN - x_CN.mean(1, keepdims=True)
-    mean_R = rows.mean(1)
-    slope_RC = (rows - mean_R[:, None]) @ centred_CN.T / (centred_CN**2).sum(1)
-    limit_RC = mean_R[:, None] - slope_RC * x_CN.mean(1)
+    x_mean_C, mean_R = x_CN @ weights, rows @ weights
+    centred_CN = x_CN - x_mean_C[:, None]
+    slope_RC = ((rows - mean_R[:, None]) * weights) @ centred_CN.T / (centred_CN**2 @ weights)
+    limit_RC = mean_R[:, None] - slope_RC * x_mean_C
     # Above the best score there is, the line goes through that; one that becomes worse with more records is level.
-    through_RC = (rows - best) @ x_CN.T / (x_CN**2).sum(1)
+    through_RC = ((rows - best) * weights) @ x_CN.T / (x_CN**2 @ weights)
     above = limit_RC > best
     slope_RC, limit_RC = np.where(above, through_RC, slope_RC), np.where(above, best, limit_RC)
     worse = slope_RC > 0.0
     slope_RC, limit_RC = np.where(worse, 0.0, slope_RC), np.where(worse, np.minimum(mean_R, best)[:, None], limit_RC)
-    errors_RC = ((rows[:, None] - limit_RC[..., None] - slope_RC[..., None] * x_CN) ** 2).sum(2)
+    errors_RC = ((rows[:, None] - limit_RC[..., None] - slope_RC[..., None] * x_CN) ** 2) @ weights
     chosen = errors_RC.argmin(1)
     row = np.arange(len(rows))
     return limit_RC[row, chosen], slope_RC[row, chosen], _EXPONENTS[chosen]
+
+
+def _fits(sizes: NDArray[np.float64], values: NDArray[np.float64], fitted: NDArray[np.float64]) -> bool:
+    """Tell whether a lack-of-fit F test leaves the law standing (level 0.001); values are in units of their spread."""
+    groups = [sizes == size for size in np.unique(sizes)]
+    freedom = len(values) - len(groups)
+    if not freedom:
+        return True
+    within = sum(float(((values[group] - values[group].mean()) ** 2).sum()) for group in groups) / freedom
+    beside = sum(int(group.sum()) * float(values[group].mean() - fitted[group].mean()) ** 2 for group in groups)
+    # Seeds that agree to a thousandth of the score make no law wrong.
+    ratio = beside / max(1, len(groups) - 3) / max(within, _LEAST_ERROR**2)
+    return ratio <= float(f.ppf(0.999, max(1, len(groups) - 3), freedom))
+
+
+def _means(sizes: NDArray[np.float64], values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return for each value the mean of those on as many records, at least a millionth of the largest."""
+    means = np.array([np.abs(values[sizes == size]).mean() for size in sizes])
+    return np.maximum(means, 1e-6 * means.max())
 
 
 def _spread(measured: Sequence[Measured]) -> float:

@@ -47,6 +47,21 @@ def test_the_fit_is_that_of_scipy() -> None:
     assert error == pytest.approx(least, rel=0.01)
 
 
+def test_a_loss_that_falls_by_orders_is_fitted_where_it_is_small() -> None:
+    truth = {n: 300.0 * n**-1.2 for n in (*SIZES, 2000)}
+    rng = np.random.default_rng(5)
+    points = [Measured(n, s, truth[n] * float(np.exp(rng.normal(0.0, 0.1)))) for n in SIZES for s in SEEDS]
+    found = fit_curve(points, higher_is_better=False, bounds=(0.0, np.inf), seed=0)
+    assert found.fits and found.doubling.low < truth[2000] < found.doubling.high
+    assert found.doubling.value == pytest.approx(truth[2000], rel=0.35)
+
+
+def test_scores_that_follow_no_such_law_are_told() -> None:
+    # A step: nothing is learned up to 500 records, and all of it at 1,000.
+    points = [Measured(n, s, 5.0 + 0.01 * s if n < 1000 else 0.1 + 0.001 * s) for n in SIZES for s in SEEDS]
+    assert not fit_curve(points, higher_is_better=False, bounds=(0.0, np.inf), seed=0).fits
+
+
 def test_no_score_is_foretold_beyond_the_best_there_is() -> None:
     found = fit_curve(measured((1.4, -3.0, 0.3), noise=0.01), higher_is_better=True, bounds=(0.0, 1.0), seed=0)
     assert found.limit_high <= 1.0 and found.doubling.high <= 1.0
