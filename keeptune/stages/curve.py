@@ -16,10 +16,10 @@ from keeptune.errors import RecipeError
 from keeptune.search.trials import Result, Trial
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.methods import check_methods
-from keeptune.stages.run import Context, Run, naming_recipe, open_run, stage_key
+from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.trial_parts import write_parts
-from keeptune.stages.trials import Launch, Maker, clear_trial, read_trial
+from keeptune.stages.trials import Launch, Maker, clear_trial, read_trial, study_key
 from keeptune.stages.validation import higher_is_better
 from keeptune.storage import remove_leftovers, write_json
 
@@ -121,17 +121,8 @@ def _without_budget(recipe: Recipe) -> Recipe:
 def _study(run: Run, data: Data, texts: Texts | None, *, name: str) -> Study:
     from keeptune.search.study import open_study
 
-    recipe, evaluation = run.recipe, run.recipe.evaluation
-    key = stage_key(
-        data=data.key,
-        weights=data.base.facts.sha256,
-        texts=texts.key if texts is not None else None,
-        method=recipe.methods[name].model_dump(mode="json"),
-        training=recipe.training.model_dump(mode="json", exclude={"save_steps"}),
-        chooses=[evaluation.select_by, evaluation.num_validation_records, evaluation.max_new_tokens],
-        seed=recipe.seed,
-    )
-    higher = higher_is_better(recipe)
+    key = study_key(run.recipe, data, texts, name=name, ranges=())
+    higher = higher_is_better(run.recipe)
     return open_study(run.folder / name, method=name, key=key, ranges=(), higher_is_better=higher)
 
 

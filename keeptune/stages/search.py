@@ -6,23 +6,22 @@ Data are prepared once. Each trial is a process that is given the parts of them 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe, is_fractional, make_recipe, read_sections
 from keeptune.errors import RecipeError
-from keeptune.search.space import Plan, Range, plan_search
+from keeptune.search.space import Plan, plan_search
 from keeptune.search.trials import Result, Trial
 from keeptune.stages.certify import budgets_of
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.methods import check_methods, learning_rate
-from keeptune.stages.run import Context, Run, naming_recipe, open_run, stage_key
+from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.searched import FOLDER, Job, finish, write_summary
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.trial_parts import write_parts
-from keeptune.stages.trials import Launch, Maker, clear_trial, read_trial
+from keeptune.stages.trials import Launch, Maker, clear_trial, read_trial, study_key
 from keeptune.stages.validation import higher_is_better
 from keeptune.storage import remove_leftovers
 
@@ -131,7 +130,7 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
             start = _start_of(recipe, name, can_replay=_can_replay(inner.recipe, data, texts))
             ranges = ladder.bounds(start)
         search = Search(ranges, start, seed=recipe.seed, higher_is_better=higher, **how)
-        keys[name] = _study_key(recipe, data, texts, name=name, ranges=ranges)
+        keys[name] = study_key(recipe, data, texts, name=name, ranges=ranges)
         study = open_study(inner.folder / name, method=name, key=keys[name], ranges=ranges, higher_is_better=higher)
         methods[name] = (study, search)
     shares = {share for _, search in methods.values() for share in search.shares}
@@ -141,23 +140,6 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
         for result in study.results().values():
             clear_trial(study, result.trial)
     return job
-
-
-def _study_key(recipe: Recipe, data: Data, texts: Texts | None, *, name: str, ranges: Sequence[Range]) -> str:
-    """Return the hash of all that a trial's value depends on beside its own settings."""
-    evaluation = recipe.evaluation
-    return stage_key(
-        data=data.key,
-        weights=data.base.facts.sha256,
-        texts=texts.key if texts is not None else None,
-        method=recipe.methods[name].model_dump(mode="json"),
-        training=recipe.training.model_dump(mode="json", exclude={"save_steps"}),
-        chooses=[evaluation.select_by, evaluation.num_validation_records, evaluation.max_new_tokens],
-        metrics=list(evaluation.metrics) if recipe.retention.budget else [],
-        budget=recipe.retention.budget,
-        seed=recipe.seed,
-        ranges=[asdict(range_) for range_ in ranges],
-    )
 
 
 def _start_of(recipe: Recipe, name: str, *, can_replay: bool) -> Start:

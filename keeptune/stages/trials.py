@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from keeptune.config import Recipe
 from keeptune.recipe_text import write_yaml
-from keeptune.search.space import with_values
+from keeptune.search.space import Range, with_values
 from keeptune.search.trials import Result, Trial
-from keeptune.stages.run import Run
+from keeptune.stages.data import Data
+from keeptune.stages.mixture import mixture_key
+from keeptune.stages.run import Run, stage_key
+from keeptune.stages.texts import Texts
 from keeptune.stages.trial import RESULT
 from keeptune.stages.trial_parts import Parts
 from keeptune.storage import read_json, storage_errors, write_atomic
@@ -55,6 +59,24 @@ class Maker:
             "retention": retention,
             "seed": (whole.seed + trial.repeat) % 2**32,
         }
+
+
+def study_key(recipe: Recipe, data: Data, texts: Texts | None, *, name: str, ranges: Sequence[Range]) -> str:
+    """Return the hash of all that a trial's value depends on beside its own settings."""
+    evaluation = recipe.evaluation
+    return stage_key(
+        data=data.key,
+        **mixture_key(recipe),
+        weights=data.base.facts.sha256,
+        texts=texts.key if texts is not None else None,
+        method=recipe.methods[name].model_dump(mode="json"),
+        training=recipe.training.model_dump(mode="json", exclude={"save_steps"}),
+        chooses=[evaluation.select_by, evaluation.num_validation_records, evaluation.max_new_tokens],
+        metrics=list(evaluation.metrics) if recipe.retention.budget else [],
+        budget=recipe.retention.budget,
+        seed=recipe.seed,
+        ranges=[asdict(range_) for range_ in ranges],
+    )
 
 
 def read_trial(study: Study, trial: Trial) -> Result | None:

@@ -139,3 +139,7 @@ def test_a_curve_of_another_recipe_is_refused(tmp_path: Path, base: Path) -> Non
     curved(recipe(tmp_path, base), Launcher())
     with pytest.raises(FolderInUseError, match="found a study of another recipe, other ranges or other data"):
         curved(recipe(tmp_path, base, methods={"full": {"learning_rate": 2e-3}}), Launcher())
+    path = recipe(tmp_path, base)
+    overrides = ["data.mixture={cap: 20}"]
+    with pytest.raises(FolderInUseError, match="found a study of another recipe"):
+        stages.curve(path, overrides=overrides, sizes=None, num_jobs=1, context=world.context(), launch=Launcher())
