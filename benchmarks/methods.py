@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from real import RETAINED, TARGET
 
 from keeptune.config import LEARNING_RATES
 from keeptune.lab.folder import write_lab
@@ -60,20 +61,6 @@ METHODS: dict[str, tuple[float, dict[str, Any]]] = {
     "p_tuning": (1e-2, {"peft_type": "P_TUNING", **VIRTUAL}),
     "adalora": (1e-2, {"peft_type": "ADALORA", "lora_alpha": 32}),
 }
-TARGET = (
-    "common_gen_Example_prompt",
-    "common_gen_Given_concepts_type_1",
-    "common_gen_Given_concepts_type_2",
-    "common_gen_Put_together",
-    "common_gen_random_task_template_prompt",
-)
-RETAINED = (
-    "ag_news_classify",
-    "gigaword_make_a_title",
-    "glue_mrpc_generate_paraphrase",
-    "sciq_Direct_Question_Closed_Book_",
-    "wiki_bio_guess_person",
-)
 PARTS = ("ladder", "lab", "p3")
 NUM_EXAMPLES, NUM_RETAINED = 500, 60
 COSTS = ("trained_parameters", "peak_memory_bytes", "artifact_bytes", "train_seconds", "num_steps", "best_step")
