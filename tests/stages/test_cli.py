@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,11 +19,30 @@ from keeptune import cli, invocation
 from keeptune.errors import DataError
 from tests.stages import world
 
+Keeptune = Callable[..., subprocess.CompletedProcess[str]]
 
-def keeptune(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+
+def process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Give a command as a user does, in a process of its own: seconds of imports."""
     command = [sys.executable, "-m", "keeptune.cli", *map(str, arguments)]
     limits = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **limits}, check=False)
+
+
+@pytest.fixture
+def keeptune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Keeptune:
+    """Return what gives a command in this process, all but its signals."""
+    monkeypatch.setattr(invocation.signal, "signal", lambda *_: None)
+
+    def give(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+        command = [str(cli.__file__), *map(str, arguments)]
+        monkeypatch.setattr(sys, "argv", command)
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert isinstance(stop.value.code, int)
+        return subprocess.CompletedProcess(command, stop.value.code, *capsys.readouterr())
+
+    return give
 
 
 @pytest.fixture(scope="module")
@@ -34,13 +54,13 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_fault_is_one_message_and_its_exit_code(path: Path) -> None:
-    result = keeptune("run", path, "--set", "training.num_epochs=1")
+    result = process("run", path, "--set", "training.num_epochs=1")
     assert result.returncode == 2
     assert result.stderr.startswith("keeptune: ")
     assert "Did you mean 'num_train_epochs'?" in result.stderr
     assert "Traceback" not in result.stderr
-    assert keeptune("run").returncode == 2
-    assert keeptune("run", path, "--no-such-flag").returncode == 2
+    assert process("run").returncode == 2
+    assert process("run", path, "--no-such-flag").returncode == 2
 
 
 @pytest.mark.parametrize(
@@ -58,14 +78,14 @@ def test_a_fault_is_one_message_and_its_exit_code(path: Path) -> None:
     ],
 )
 def test_each_kind_of_fault_has_its_exit_code(
-    path: Path, command: str, override: str, *, code: int, message: str
+    path: Path, keeptune: Keeptune, command: str, override: str, code: int, message: str
 ) -> None:
     result = keeptune(command, path, "--quiet", "--set", override, "--set", f"seed={code}")
     assert (result.returncode, message in result.stderr) == (code, True), result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_prints_its_outcome_and_quiet_prints_less(path: Path) -> None:
+def test_a_run_prints_its_outcome_and_quiet_prints_less(path: Path, keeptune: Keeptune) -> None:
     loud = keeptune("run", path)
     assert loud.returncode == 0, loud.stderr
     assert "Selected on validation:" in loud.stdout
@@ -102,7 +122,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_143(path: Path) -> None:
     assert list((path.parent / "stopped" / "full" / "checkpoints").glob("step-*"))
 
 
-def test_check_prints_audit_mask_and_tokens(path: Path) -> None:
+def test_check_prints_audit_mask_and_tokens(path: Path, keeptune: Keeptune) -> None:
     result = keeptune("check", path)
     assert result.returncode == 0, result.stderr
     assert "Template: chat" in result.stdout
@@ -141,18 +161,18 @@ def test_a_remedy_names_a_command_that_works_here(
 
 
 def test_every_command_is_summed_up_without_being_cut() -> None:
-    lines = keeptune("--help", COLUMNS="80").stdout.partition("Commands:")[2].splitlines()
+    lines = process("--help", COLUMNS="80").stdout.partition("Commands:")[2].splitlines()
     assert len(lines) > 8
     assert not [line for line in lines if line.endswith("...")]
 
 
 def test_help_names_what_an_argument_is() -> None:
-    assert "[FOLDER]" in (shown := keeptune("lab", "--help").stdout) and "[[" not in shown
-    assert "--records NUMBER" in keeptune("check", "--help").stdout
-    assert "--method NAME" in keeptune("train", "--help").stdout
+    assert "[FOLDER]" in (shown := process("lab", "--help").stdout) and "[[" not in shown
+    assert "--records NUMBER" in process("check", "--help").stdout
+    assert "--method NAME" in process("train", "--help").stdout
 
 
-def test_a_quiet_check_prints_its_outcome_alone(path: Path) -> None:
+def test_a_quiet_check_prints_its_outcome_alone(path: Path, keeptune: Keeptune) -> None:
     result = keeptune("check", path, "-q")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.fullmatch(
@@ -164,7 +184,7 @@ def test_a_second_process_is_refused(path: Path) -> None:
     from keeptune.storage import locked_folder
 
     with locked_folder(path.parent / "held"):
-        result = keeptune("prepare", path, "--set", f"output_dir={path.parent / 'held'}")
+        result = process("prepare", path, "--set", f"output_dir={path.parent / 'held'}")
     assert result.returncode == 7
     assert "found in use by another keeptune process" in result.stderr
 
@@ -181,7 +201,7 @@ def test_an_interrupted_check_does_not_look_like_a_success(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate"])
-def test_what_is_no_run_is_neither_reported_nor_made(path: Path, command: str) -> None:
+def test_what_is_no_run_is_neither_reported_nor_made(path: Path, keeptune: Keeptune, command: str) -> None:
     folder = path.parent / "nowhere"
     result = keeptune(command, path, "--set", f"output_dir={folder}")
     assert (result.returncode, result.stdout) == (2, "")
@@ -190,7 +210,9 @@ def test_what_is_no_run_is_neither_reported_nor_made(path: Path, command: str) -
 
 
 @pytest.mark.parametrize("command", ["run", "train", "prepare"])
-def test_a_model_without_weights_leaves_no_output_folder(path: Path, tmp_path: Path, command: str) -> None:
+def test_a_model_without_weights_leaves_no_output_folder(
+    path: Path, tmp_path: Path, keeptune: Keeptune, command: str
+) -> None:
     base = shutil.copytree(path.parent / "base", tmp_path / "base")
     (base / "model.safetensors").unlink()
     result = keeptune(command, path, "--set", f"output_dir={tmp_path / 'run'}", "--set", f"model={base}")
