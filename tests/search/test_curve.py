@@ -26,7 +26,7 @@ def test_a_law_without_noise_is_found_again() -> None:
     assert found.doubling.num_records == 2000
     assert found.doubling.value == pytest.approx(truth, abs=1e-3)
     assert found.doubling.gain == pytest.approx(truth - (0.9 - 3.0 * 1000**-0.5), abs=1e-3)
-    assert found.doubling.is_worth_it and found.seed_spread == pytest.approx(0.0, abs=1e-12)
+    assert found.doubling.gain_low > 0.0 and found.seed_spread == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_loss_falls_to_its_limit_and_its_gain_is_positive() -> None:
@@ -70,7 +70,7 @@ def test_no_score_is_foretold_beyond_the_best_there_is() -> None:
 def test_scores_that_fall_with_more_records_give_a_level_law() -> None:
     points = [Measured(n, s, 0.9 - n / 5000) for n in SIZES for s in SEEDS]
     found = fit_curve(points, higher_is_better=True, bounds=(0.0, 1.0), seed=0)
-    assert found.scale == 0.0 and found.doubling.gain == 0.0 and not found.doubling.is_worth_it
+    assert found.scale == found.doubling.gain == found.doubling.gain_low == 0.0
 
 
 def test_the_spread_between_seeds_is_pooled_over_the_sizes() -> None:
