@@ -115,7 +115,7 @@ def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -
         settings,
         tuple(sorted(trials, key=order)),
         tuple(sorted(importance, key=lambda pair: -pair[1])),
-        _winner_sentence(name, winner, contenders, metric=metric, num_trials=len({t.number for t in trials})),
+        _winner_sentence(name, winner, trials, metric=metric),
     )
 
 
@@ -142,16 +142,21 @@ def _own(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _winner_sentence(
-    name: str, winner: Mapping[str, Any], contenders: Sequence[Mapping[str, Any]], *, metric: str, num_trials: int
-) -> str:
+def _winner_sentence(name: str, winner: Mapping[str, Any], trials: Sequence[TrialRow], *, metric: str) -> str:
     """Return which trial is chosen, and whether it is better than the next by more than chance and seeds make."""
+    contenders, num_trials = rows(winner.get("contenders")), len({trial.number for trial in trials})
     tried = f"{num_trials} {noun(num_trials, 'trials')}"
+    if trials and all(trial.value is None for trial in trials):
+        return f"{name}: {tried} and none that came to its end."
     if not contenders:
         return f"{name}: {tried} so far."
     best = contenders[0]
     settings = ", ".join(f"{_own(k)} {setting(v)}" for k, v in mapping(best.get("params")).items())
-    kept = "" if best.get("feasible") is not False else " No trial kept the budgets; it comes nearest."
+    kept = ""
+    if best.get("feasible") is False:
+        kept = " No trial kept the budgets; it comes nearest."
+        if any(trial.kept for trial in trials):
+            kept = " In the mean over its seeds it loses more than a budget allows."
     said = f"{name}: of {tried}, {best.get('name')} is chosen ({settings})."
     difference, threshold = finite(winner.get("difference")), finite(winner.get("threshold"))
     if len(contenders) < 2 or difference is None or threshold is None:
@@ -175,7 +180,8 @@ def _sentences(value: Mapping[str, Any], methods: Sequence[SearchedMethod], *, m
     best, together = string(value.get("best")), strings(value.get("together"))
     if best is not None and len(methods) > 1:
         found.append(f"The best method by {metric} on validation is {best}.")
-    if left := [method.name for method in methods if together and method.name not in together]:
+    chosen = [method.name for method in methods if any(trial.chosen for trial in method.trials)]
+    if left := [name for name in chosen if together and name not in together]:
         found.append(
             f"best.yaml holds {' and '.join(together)}; {' and '.join(left)} did best with other settings of the "
             f"training, which a recipe has one of: see {', '.join(f'search/{name}/best.yaml' for name in left)}."
