@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -133,16 +134,25 @@ def importances(ranges: Sequence[Range], results: Sequence[Result], *, higher_is
     """Return how much of the difference between trials each setting makes, in [0, 1]; empty where none can be told.
 
     PED-ANOVA, which asks how the best trials differ from all. Settings that were the same in all trials make none.
+    It lays a grid over each range, here over what was tried of it: a preset's are so wide that all falls into one cell.
     """
     finished = [result for result in results if result.value is not None]
     varied = [r for r in ranges if len({json.dumps(result.trial.params[r.key]) for result in finished}) > 1]
     if len(finished) < _MOST_STARTS // 2 or not varied or len({result.value for result in finished}) < 2:
         return {}
     library = optuna()
-    study = _study(ranges, finished, higher_is_better=higher_is_better)
+    tried = [_narrowed(range_, finished) if range_ in varied else range_ for range_ in ranges]
+    study = _study(tried, finished, higher_is_better=higher_is_better)
     found = library.importance.get_param_importances(
         study,
         evaluator=library.importance.PedAnovaImportanceEvaluator(),
         params=[r.key for r in varied],
     )
     return {key: float(value) for key, value in found.items()}
+
+
+def _narrowed(range_: Range, results: Sequence[Result]) -> Range:
+    if range_.choices:
+        return range_
+    values = [result.trial.params[range_.key] for result in results]
+    return replace(range_, low=min(values), high=max(values), step=None)

@@ -123,3 +123,18 @@ def test_the_setting_that_makes_the_difference_is_the_most_important_and_one_tha
     alike = [Result(Trial(i, {RANGES[0].key: 1e-3}), "finished", value=float(i)) for i in range(8)]
     assert importances(RANGES[:1], alike, higher_is_better=False) == {}
     assert importances(RANGES, results(3), higher_is_better=False) == {}
+
+
+def test_importance_does_not_depend_on_how_much_wider_a_range_is_than_what_was_tried() -> None:
+    rate, epochs, rank = "methods.lora.learning_rate", "training.num_train_epochs", "methods.lora.r"
+    settings = [(2e-4, 3, 8), (6e-5, 3, 8), (6e-4, 3, 8), (3e-4, 3, 8), (1e-4, 3, 8), (2e-4, 6, 8), (2e-4, 1, 8),
+                (2e-4, 6, 32), (3e-4, 6, 8), (1e-4, 6, 8)]  # fmt: skip
+    tried = [
+        Result(Trial(i, {rate: r, epochs: e, rank: k}), "finished", value=3.0 / e + 0.05 * (k > 8) + 10 * abs(r - 2e-4))
+        for i, (r, e, k) in enumerate(settings)
+    ]
+    ranges = (Range(rate, 1e-12, 1e3, log=True), Range(epochs, 1, 1_000_000), Range(rank, 1, 1_000_000))
+    found = importances(ranges, tried, higher_is_better=False)
+    # With ranges that hold no more than what was tried.
+    narrow = (Range(rate, 6e-5, 6e-4, log=True), Range(epochs, 1, 6), Range(rank, 8, 32))
+    assert found == pytest.approx(importances(narrow, tried, higher_is_better=False))
