@@ -24,10 +24,12 @@ SHORT = {"num_train_epochs": 1, "tokens_per_step": 256, "tokens_per_micro_batch"
 class Ended:
     """A process that is at its end."""
 
-    returncode = 0
+    returncode, stdin = 0, None
 
     def poll(self) -> int:
         return self.returncode
+
+    wait = poll
 
 
 class Launcher:

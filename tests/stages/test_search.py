@@ -17,7 +17,7 @@ import pytest
 import torch
 import yaml
 
-from keeptune import stages
+from keeptune import cli, invocation, stages
 from keeptune.config import Recipe, load_recipe
 from keeptune.errors import FolderInUseError, KeeptuneError, RecipeError
 from keeptune.evaluation.generate import auto_max_new_tokens
@@ -42,9 +42,12 @@ SHORT = {"num_train_epochs": 1, "tokens_per_step": 256, "tokens_per_micro_batch"
 @dataclass
 class _Ended:
     returncode: int
+    stdin: None = None
 
     def poll(self) -> int:
         return self.returncode
+
+    wait = poll
 
 
 @dataclass
@@ -391,8 +394,8 @@ def test_halving_trains_on_a_share_of_the_records_with_a_schedule_of_its_own(
         asked.add(max_new_tokens(of, data))
         return max_new_tokens(of, data)
 
-    for module in (stages.trial, stages.training):
-        monkeypatch.setattr(module, "max_new_tokens", noted)
+    for module in ("trial", "training"):
+        monkeypatch.setattr(f"keeptune.stages.{module}.max_new_tokens", noted)
     launch = Launcher(trained=frozenset({"full/trial-0000-short-9"}))
     evaluation = {"metrics": ["exact_match"], "select_by": "exact_match", "num_validation_records": 4}
     path = recipe(tmp_path, base, methods={"full": RANGES["full"]}, evaluation=evaluation)
@@ -429,6 +432,26 @@ def test_a_metric_chooses_in_its_own_direction_and_one_that_is_not_computed_is_r
     assert (summary["metric"], summary["higher_is_better"]) == ("rougeL", True)
     with pytest.raises(RecipeError, match="found select_by: bleu; expected loss or one of metrics. Add it to metrics"):
         searched(path, Launcher(), overrides=["evaluation.select_by=bleu"])
+
+
+def test_the_command_makes_a_trial_in_a_process_of_its_own_and_names_the_best_recipe(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(invocation._Signals, "install", lambda signals: None)
+    monkeypatch.setattr(sys, "argv", ["keeptune", "search", str(recipe(tmp_path, base)), "--trials", "1", "-q"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    folder = tmp_path / "run" / "search"
+    (row,) = read_json(folder / "search.json")["methods"]["full"]["trials"]
+    assert row["value"] == read_json(folder / "full" / "trial-0000" / "full" / "training.json")["best_value"]
+    assert (folder / "full" / "trial-0000.log").read_text() == ""
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].strip() == "full: trials on validation"
+    assert shown[-2] == f"Report: {folder / 'report.html'}"
+    assert shown[-1].startswith(f"Best: {folder / 'best.yaml'}. Next: ") and shown[-1].endswith(
+        f" run {folder / 'best.yaml'}"
+    )
 
 
 def test_without_optuna_nothing_is_prepared(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
