@@ -16,7 +16,7 @@ SEARCH = "search/search.json"
 
 @dataclass(frozen=True, slots=True)
 class TrialRow:
-    """One trial; `params` by the settings' own names. `kept`: every budget was, on the probe; None without a budget."""
+    """One trial; `params` by the settings' own names. `excess`: the worst suite's over its budget, as a share of it."""
 
     name: str
     number: int
@@ -25,11 +25,16 @@ class TrialRow:
     share: float
     value: float | None
     drift: float | None
-    kept: bool | None
+    excess: float | None
     seconds: float | None
     reason: str
     chosen: bool
     on_front: bool = False
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether every budget was, on the probe; None without a budget."""
+        return None if self.excess is None else self.excess <= 0.0
 
     @property
     def remark(self) -> str:
@@ -104,9 +109,9 @@ def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -
     trials = [_trial(row, chosen=chosen, on_front=row.get("name") in unbeaten) for row in rows(value.get("trials"))]
     sign = -1.0 if higher else 1.0
 
-    def order(trial: TrialRow) -> tuple[bool, bool, float, float]:
+    def order(trial: TrialRow) -> tuple[bool, float, float, float]:
         worth = math.inf if trial.value is None else sign * trial.value
-        return trial.value is None, trial.kept is False, -trial.share, worth
+        return trial.value is None, max(0.0, trial.excess or 0.0), -trial.share, worth
 
     settings = tuple(dict.fromkeys(name for trial in trials for name in trial.params))
     importance = [(_own(k), v) for k, v in mapping(value.get("importance")).items() if finite(v) is not None]
@@ -120,7 +125,6 @@ def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -
 
 
 def _trial(row: Mapping[str, Any], *, chosen: Any, on_front: bool) -> TrialRow:
-    excess = finite(row.get("excess"))
     return TrialRow(
         name=string(row.get("name")) or MISSING,
         number=whole(row.get("number")) or 0,
@@ -129,7 +133,7 @@ def _trial(row: Mapping[str, Any], *, chosen: Any, on_front: bool) -> TrialRow:
         share=finite(row.get("share")) or 1.0,
         value=finite(row.get("value")),
         drift=finite(row.get("drift")),
-        kept=None if excess is None else excess <= 0.0,
+        excess=finite(row.get("excess")),
         seconds=finite(row.get("seconds")),
         reason=string(row.get("reason")) or "",
         chosen=row.get("name") == chosen,

@@ -129,6 +129,10 @@ def test_where_no_trial_keeps_the_budgets_the_words_say_so(tmp_path: Path) -> No
     value = summary()
     value["methods"]["lora"]["winner"]["contenders"][0]["feasible"] = False
     assert read(tmp_path, value).sentences[0].endswith(" No trial kept the budgets; it comes nearest.")
+    for trial, excess in zip(value["methods"]["lora"]["trials"], (0.1, 0.2, None, 0.3, 0.5, 0.4), strict=True):
+        trial["excess"] = excess
+    # The nearest to the budgets first, whatever its value; a failure last.
+    assert [trial.excess for trial in read(tmp_path, value).methods[0].trials] == [0.1, 0.2, 0.3, 0.4, 0.5, None]
     value["methods"]["lora"]["trials"][1]["excess"] = -0.1
     assert (
         read(tmp_path, value).sentences[0].endswith(" In the mean over its seeds it loses more than a budget allows.")

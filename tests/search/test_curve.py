@@ -47,6 +47,18 @@ def test_the_fit_is_that_of_scipy() -> None:
     assert error == pytest.approx(least, rel=0.01)
 
 
+def test_at_the_best_score_there_is_the_fit_is_the_best_of_those_that_stay_below() -> None:
+    points = measured((1.02, -2.0, 0.8))
+    found = fit_curve(points, higher_is_better=True, bounds=(0.0, 1.0), seed=0)
+    x, y = np.array([p.num_records for p in points], float), np.array([p.value for p in points])
+    ends = ([-10.0, -100.0, 0.05], [1.0, 0.0, 3.0])
+    reference, _ = curve_fit(lambda n, a, b, c: a + b * n**-c, x, y, p0=(0.9, -4.0, 0.5), bounds=ends)
+    assert found.limit == 1.0
+    error = ((y - (found.limit + found.scale * x**-found.exponent)) ** 2).sum()
+    least = ((y - (reference[0] + reference[1] * x ** -reference[2])) ** 2).sum()
+    assert error == pytest.approx(least, rel=0.01)
+
+
 def test_a_loss_that_falls_by_orders_is_fitted_where_it_is_small() -> None:
     truth = {n: 300.0 * n**-1.2 for n in (*SIZES, 2000)}
     rng = np.random.default_rng(5)
