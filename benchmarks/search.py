@@ -88,7 +88,11 @@ def kills(out: Path, *, trials: int, jobs: int, number: int, **how: Any) -> dict
             while sum(killed.values()) < number and not _ended(process, killed, generator):
                 what = "driver" if sum(killed.values()) % 2 else "trial"
                 killed[what] += _kill(process, what, generator)
-            finished = process.wait() == 0
+            code = process.wait()
+        # A driver that was killed ends with less than 0.
+        if code > 0:
+            raise subprocess.CalledProcessError(code, process.args)
+        finished = code == 0
     whole, after = (_values(read_json(out / name / "search" / "search.json")) for name in ("search", "killed"))
     return {"killed": killed, "num_trials": len(whole), "same": whole == after}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,11 +86,18 @@ def _method(name: str, value: Mapping[str, Any], metric: str) -> GrownMethod:
     return GrownMethod(
         name,
         sizes,
-        tuple(tuple(float(part) for part in point) for point in law.get("line", ())),  # pyright: ignore[reportArgumentType]
+        tuple(_line(law.get("line"))),
         (number, *ends) if known else None,  # pyright: ignore[reportArgumentType]
         _sentence(name, sizes, law, metric=metric),
         failed,
     )
+
+
+def _line(value: Any) -> Iterator[tuple[float, float, float, float]]:
+    for point in value if isinstance(value, list) else ():
+        match [finite(part) for part in point] if isinstance(point, list) else []:
+            case [float(n), float(score), float(low), float(high)]:
+                yield n, score, low, high
 
 
 def _sentence(name: str, sizes: tuple[SizeRow, ...], law: Mapping[str, Any], *, metric: str) -> str:

@@ -16,7 +16,7 @@ SEARCH = "search/search.json"
 
 @dataclass(frozen=True, slots=True)
 class TrialRow:
-    """One trial; `params` by the settings' own names. `kept`: every budget was, on the probe; None without a budget."""
+    """One trial; `params` by the settings' own names. `excess`: the worst suite's over its budget, as a share of it."""
 
     name: str
     number: int
@@ -25,11 +25,16 @@ class TrialRow:
     share: float
     value: float | None
     drift: float | None
-    kept: bool | None
+    excess: float | None
     seconds: float | None
     reason: str
     chosen: bool
     on_front: bool = False
+
+    @property
+    def kept(self) -> bool | None:
+        """Whether every budget was, on the probe; None without a budget."""
+        return None if self.excess is None else self.excess <= 0.0
 
     @property
     def remark(self) -> str:
@@ -104,9 +109,9 @@ def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -
     trials = [_trial(row, chosen=chosen, on_front=row.get("name") in unbeaten) for row in rows(value.get("trials"))]
     sign = -1.0 if higher else 1.0
 
-    def order(trial: TrialRow) -> tuple[bool, bool, float, float]:
+    def order(trial: TrialRow) -> tuple[bool, float, float, float]:
         worth = math.inf if trial.value is None else sign * trial.value
-        return trial.value is None, trial.kept is False, -trial.share, worth
+        return trial.value is None, max(0.0, trial.excess or 0.0), -trial.share, worth
 
     settings = tuple(dict.fromkeys(name for trial in trials for name in trial.params))
     importance = [(_own(k), v) for k, v in mapping(value.get("importance")).items() if finite(v) is not None]
@@ -115,12 +120,11 @@ def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -
         settings,
         tuple(sorted(trials, key=order)),
         tuple(sorted(importance, key=lambda pair: -pair[1])),
-        _winner_sentence(name, winner, contenders, metric=metric, num_trials=len({t.number for t in trials})),
+        _winner_sentence(name, winner, trials, metric=metric),
     )
 
 
 def _trial(row: Mapping[str, Any], *, chosen: Any, on_front: bool) -> TrialRow:
-    excess = finite(row.get("excess"))
     return TrialRow(
         name=string(row.get("name")) or MISSING,
         number=whole(row.get("number")) or 0,
@@ -129,7 +133,7 @@ def _trial(row: Mapping[str, Any], *, chosen: Any, on_front: bool) -> TrialRow:
         share=finite(row.get("share")) or 1.0,
         value=finite(row.get("value")),
         drift=finite(row.get("drift")),
-        kept=None if excess is None else excess <= 0.0,
+        excess=finite(row.get("excess")),
         seconds=finite(row.get("seconds")),
         reason=string(row.get("reason")) or "",
         chosen=row.get("name") == chosen,
@@ -142,16 +146,21 @@ def _own(key: str) -> str:
     return key.rpartition(".")[2]
 
 
-def _winner_sentence(
-    name: str, winner: Mapping[str, Any], contenders: Sequence[Mapping[str, Any]], *, metric: str, num_trials: int
-) -> str:
+def _winner_sentence(name: str, winner: Mapping[str, Any], trials: Sequence[TrialRow], *, metric: str) -> str:
     """Return which trial is chosen, and whether it is better than the next by more than chance and seeds make."""
+    contenders, num_trials = rows(winner.get("contenders")), len({trial.number for trial in trials})
     tried = f"{num_trials} {noun(num_trials, 'trials')}"
+    if trials and all(trial.value is None for trial in trials):
+        return f"{name}: {tried} and none that came to its end."
     if not contenders:
         return f"{name}: {tried} so far."
     best = contenders[0]
     settings = ", ".join(f"{_own(k)} {setting(v)}" for k, v in mapping(best.get("params")).items())
-    kept = "" if best.get("feasible") is not False else " No trial kept the budgets; it comes nearest."
+    kept = ""
+    if best.get("feasible") is False:
+        kept = " No trial kept the budgets; it comes nearest."
+        if any(trial.kept for trial in trials):
+            kept = " In the mean over its seeds it loses more than a budget allows."
     said = f"{name}: of {tried}, {best.get('name')} is chosen ({settings})."
     difference, threshold = finite(winner.get("difference")), finite(winner.get("threshold"))
     if len(contenders) < 2 or difference is None or threshold is None:
@@ -175,7 +184,8 @@ def _sentences(value: Mapping[str, Any], methods: Sequence[SearchedMethod], *, m
     best, together = string(value.get("best")), strings(value.get("together"))
     if best is not None and len(methods) > 1:
         found.append(f"The best method by {metric} on validation is {best}.")
-    if left := [method.name for method in methods if together and method.name not in together]:
+    chosen = [method.name for method in methods if any(trial.chosen for trial in method.trials)]
+    if left := [name for name in chosen if together and name not in together]:
         found.append(
             f"best.yaml holds {' and '.join(together)}; {' and '.join(left)} did best with other settings of the "
             f"training, which a recipe has one of: see {', '.join(f'search/{name}/best.yaml' for name in left)}."

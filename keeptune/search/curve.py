@@ -50,11 +50,6 @@ class Doubling:
     gain_low: float
     gain_high: float
 
-    @property
-    def is_worth_it(self) -> bool:
-        """Whether the gain is above 0 with all of its interval."""
-        return self.gain_low > 0.0
-
 
 @dataclass(frozen=True, slots=True)
 class Curve:
@@ -146,7 +141,9 @@ def _fit(
     x_CN = sizes[None] ** -_EXPONENTS[:, None]
     x_mean_C, mean_R = x_CN @ weights, rows @ weights
     centred_CN = x_CN - x_mean_C[:, None]
-    slope_RC = ((rows - mean_R[:, None]) * weights) @ centred_CN.T / (centred_CN**2 @ weights)
+    square_C = centred_CN**2 @ weights
+    product_RC = ((rows - mean_R[:, None]) * weights) @ centred_CN.T
+    slope_RC = product_RC / square_C
     limit_RC = mean_R[:, None] - slope_RC * x_mean_C
     # Above the best score there is, the line goes through that; one that becomes worse with more records is level.
     through_RC = ((rows - best) * weights) @ x_CN.T / (x_CN**2 @ weights)
@@ -154,7 +151,10 @@ def _fit(
     slope_RC, limit_RC = np.where(above, through_RC, slope_RC), np.where(above, best, limit_RC)
     worse = slope_RC > 0.0
     slope_RC, limit_RC = np.where(worse, 0.0, slope_RC), np.where(worse, np.minimum(mean_R, best)[:, None], limit_RC)
-    errors_RC = ((rows[:, None] - limit_RC[..., None] - slope_RC[..., None] * x_CN) ** 2) @ weights
+    # The weighed Σ(y - limit - slope · x)², less the row's own Σ(y - ȳ)²: with x and y about their means, the line is
+    # `offset` beside ȳ at x̄, and the products with it are 0.
+    offset_RC = limit_RC + slope_RC * x_mean_C - mean_R[:, None]
+    errors_RC = offset_RC**2 + slope_RC**2 * square_C - 2.0 * slope_RC * product_RC
     chosen = errors_RC.argmin(1)
     row = np.arange(len(rows))
     return limit_RC[row, chosen], slope_RC[row, chosen], _EXPONENTS[chosen]

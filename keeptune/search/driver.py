@@ -66,6 +66,7 @@ def run_trials(methods: Sequence[tuple[Study, Missing]], *, num_jobs: int, work:
                 return
             ended = _wait(running, work=work)
             running.remove(ended)
+            _let_go(ended.process)
             _end(ended, kills=kills, work=work)
     finally:
         _stop(running)
@@ -143,4 +144,11 @@ def _stop(running: Sequence[_Running]) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             one.process.wait(timeout=_STOP_SECONDS)
         one.process.kill()
-        one.process.wait()
+        _let_go(one.process)
+
+
+def _let_go(process: subprocess.Popen[bytes]) -> None:
+    """Close this end of the pipe by which a process knew that its driver lives."""
+    process.wait()
+    if process.stdin is not None:
+        process.stdin.close()

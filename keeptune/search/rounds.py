@@ -74,12 +74,15 @@ def contenders(results: Mapping[str, Result], *, higher_is_better: bool) -> list
 
 
 def survivors(results: Sequence[Result], *, higher_is_better: bool) -> list[Trial]:
-    """Return the trials that go on to more records: the best third, and what none dominates in value and drift.
+    """Return the trials that go on to more records: the best third, two at least, and what none dominates.
+
+    A trial dominates another where it is better in value and no worse in drift, or the other way round.
 
     All of them were trained on as many records, each with a schedule of its own: like is compared with like.
     """
     order = ranked(results, higher_is_better=higher_is_better)
-    kept = {*(r.trial.name for r in order[: math.ceil(_KEPT * len(results))])}
+    num_kept = max(NUM_REPEATED, math.ceil(_KEPT * len(results)))
+    kept = {r.trial.name for r in order[:num_kept]}
     kept |= {r.trial.name for r in front(results, higher_is_better=higher_is_better)}
     return [result.trial for result in results if result.trial.name in kept]
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from keeptune.errors import import_extra
@@ -11,7 +13,8 @@ from keeptune.search.space import Range, few_digits
 from keeptune.search.trials import Result
 
 _MOST_STARTS = 10
-_MOST_DRAWS = 30
+# TPE proposes what did well again and again, where there are few settings; then others are drawn blindly.
+_MOST_DRAWS, _MOST_BLIND_DRAWS = 30, 1000
 
 
 def optuna() -> Any:
@@ -48,6 +51,9 @@ def settings(params: Mapping[str, Any], ranges: Sequence[Range]) -> dict[str, An
         value = params[range_.key]
         if range_.choices:
             found[range_.key] = json.loads(value)
+        elif range_.step is not None and isinstance(value, float):
+            # 0.15, not 0.15000000000000002; fewer digits could be none of the steps.
+            found[range_.key] = min(range_.high, float(f"{value:.12g}"))
         elif isinstance(value, float):
             found[range_.key] = min(range_.high, max(range_.low, few_digits(value)))
     return found
@@ -63,31 +69,43 @@ def next_settings(
     higher_is_better: bool,
     against_drift: bool = False,
 ) -> list[dict[str, Any]]:
-    """Return the settings of the next trials, fewer than `num_next` where all that is left was tried.
+    """Return the settings of the next trials, fewer than `num_next` where all that there are were tried.
 
     A function of its arguments: each trial has a sampler of its own, seeded by the trial's number. `against_drift`
-    makes the drift a second objective, beside the value.
+    makes the drift a second objective, beside the value, once it was measured of a trial.
     """
-    known = [result.trial.params for result in results]
-    found: list[dict[str, Any]] = []
+    both = against_drift and any(result.drift is not None for result in results)
+    num_starts = min(_MOST_STARTS, max(1, num_trials // 3))
+    tried = [result.trial.params for result in results]
     for number in range(len(results), len(results) + num_next):
-        for draw in range(_MOST_DRAWS):
-            study = _study(ranges, results, higher_is_better=higher_is_better, against_drift=against_drift)
-            study.sampler = _sampler((seed, number, draw), num_trials=num_trials)
-            asked = study.ask({r.key: distribution(r) for r in ranges})
-            new = settings(asked.params, ranges)
-            if new not in known and new not in found:
-                found.append(new)
-                break
-    return found
+        study = partial(_study, ranges, results, higher_is_better=higher_is_better, against_drift=both)
+        draws = _draws(study, ranges, seed=(seed, number), num_starts=num_starts)
+        new = next((one for one in draws if one not in tried), None)
+        if new is None:
+            break
+        tried.append(new)
+    return [dict(params) for params in tried[len(results) :]]
 
 
-def _sampler(seed: tuple[int, int, int], *, num_trials: int) -> Any:
+def _draws(
+    make_study: Callable[[], Any], ranges: Sequence[Range], *, seed: tuple[int, int], num_starts: int
+) -> Iterator[dict[str, Any]]:
+    """Yield settings that TPE draws from what a study knows, then some that know nothing."""
     import numpy as np
 
-    number = int(np.random.SeedSequence(seed).generate_state(1)[0])
-    num_starts = min(_MOST_STARTS, max(1, num_trials // 3))
-    return optuna().samplers.TPESampler(seed=number, n_startup_trials=num_starts)
+    samplers, asked = optuna().samplers, {r.key: distribution(r) for r in ranges}
+
+    def seeded(draw: int) -> int:
+        return int(np.random.SeedSequence((*seed, draw)).generate_state(1)[0])
+
+    for draw in range(_MOST_DRAWS):
+        study = make_study()
+        study.sampler = samplers.TPESampler(seed=seeded(draw), n_startup_trials=num_starts)
+        yield settings(study.ask(asked).params, ranges)
+    study = make_study()
+    study.sampler = samplers.RandomSampler(seed=seeded(_MOST_DRAWS))
+    for _ in range(_MOST_BLIND_DRAWS):
+        yield settings(study.ask(asked).params, ranges)
 
 
 def _study(
@@ -116,16 +134,25 @@ def importances(ranges: Sequence[Range], results: Sequence[Result], *, higher_is
     """Return how much of the difference between trials each setting makes, in [0, 1]; empty where none can be told.
 
     PED-ANOVA, which asks how the best trials differ from all. Settings that were the same in all trials make none.
+    It lays a grid over each range, here over what was tried of it: a preset's are so wide that all falls into one cell.
     """
     finished = [result for result in results if result.value is not None]
     varied = [r for r in ranges if len({json.dumps(result.trial.params[r.key]) for result in finished}) > 1]
     if len(finished) < _MOST_STARTS // 2 or not varied or len({result.value for result in finished}) < 2:
         return {}
     library = optuna()
-    study = _study(ranges, finished, higher_is_better=higher_is_better)
+    tried = [_narrowed(range_, finished) if range_ in varied else range_ for range_ in ranges]
+    study = _study(tried, finished, higher_is_better=higher_is_better)
     found = library.importance.get_param_importances(
         study,
         evaluator=library.importance.PedAnovaImportanceEvaluator(),
         params=[r.key for r in varied],
     )
     return {key: float(value) for key, value in found.items()}
+
+
+def _narrowed(range_: Range, results: Sequence[Result]) -> Range:
+    if range_.choices:
+        return range_
+    values = [result.trial.params[range_.key] for result in results]
+    return replace(range_, low=min(values), high=max(values), step=None)

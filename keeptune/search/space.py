@@ -94,7 +94,8 @@ def with_values(recipe: Mapping[str, Any], values: Mapping[str, Any]) -> dict[st
             place[section] = place.get(section) or {}
             place = place[section]
         place[name] = value
-    for method in filled.get("methods", {}).values():
+    methods = filled.get("methods")
+    for method in methods.values() if isinstance(methods, dict) else ():
         if isinstance(method, dict) and not method.get("replay_fraction"):
             method.pop("replay_kl", None)
     return filled
@@ -217,7 +218,7 @@ def _faults_of_scale(value: Mapping[str, Any]) -> list[str]:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _range(key: str, value: Mapping[str, Any], *, fractional: bool) -> Range:

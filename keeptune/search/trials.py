@@ -74,10 +74,14 @@ def ranked(results: Sequence[Result], *, higher_is_better: bool) -> list[Result]
 
 
 def dominated(result: Result, others: Sequence[Result], *, higher_is_better: bool) -> bool:
-    """Tell whether another trial is better in value and no worse in drift, or the other way round."""
+    """Tell whether another trial is better in value and no worse in drift, or the other way round.
+
+    A drift that was measured cannot be held against one that was not: neither trial dominates the other.
+    """
     mine = _costs(result, higher_is_better)
     rivals = (_costs(other, higher_is_better) for other in others if other.value is not None)
-    return any(theirs[0] <= mine[0] and theirs[1] <= mine[1] and theirs != mine for theirs in rivals)
+    alike = (theirs for theirs in rivals if (theirs[1] is None) is (mine[1] is None))
+    return any(theirs[0] <= mine[0] and (theirs[1] or 0.0) <= (mine[1] or 0.0) and theirs != mine for theirs in alike)
 
 
 def front(results: Sequence[Result], *, higher_is_better: bool) -> list[Result]:
@@ -86,9 +90,9 @@ def front(results: Sequence[Result], *, higher_is_better: bool) -> list[Result]:
     return [r for r in finished if not dominated(r, finished, higher_is_better=higher_is_better)]
 
 
-def _costs(result: Result, higher_is_better: bool, /) -> tuple[float, float]:
+def _costs(result: Result, higher_is_better: bool, /) -> tuple[float, float | None]:
     value = math.inf if result.value is None else _cost(result.value, higher_is_better)
-    return value, 0.0 if result.drift is None else result.drift
+    return value, result.drift
 
 
 def _cost(value: float, higher_is_better: bool, /) -> float:

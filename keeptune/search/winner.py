@@ -12,18 +12,26 @@ from keeptune.search.trials import Result, ranked
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One of the two best trials with its values for all seeds, the first one's first."""
+    """One of the two best trials with its values for all seeds, the first one's first.
+
+    `excess` is the mean over seeds of how far the worst suite is above its budget; None without a budget.
+    """
 
     name: str
     number: int
     params: Mapping[str, Any]
     values: tuple[float, ...]
-    feasible: bool
+    excess: float | None = None
 
     @property
     def mean(self) -> float:
         """The mean value over the seeds."""
         return sum(self.values) / len(self.values)
+
+    @property
+    def feasible(self) -> bool:
+        """Whether the budgets are kept on the probe, in the mean over the seeds."""
+        return self.excess is None or self.excess <= 0.0
 
     @property
     def spread(self) -> float:
@@ -66,17 +74,27 @@ def _contender(result: Result, results: Mapping[str, Result]) -> Contender:
     names = [f"{trial.name}-seed-{repeat}" for repeat in REPEATS]
     again = [results[name] for name in names if name in results]
     values = [r.value for r in (result, *again) if r.value is not None]
-    return Contender(trial.name, trial.number, trial.params, tuple(values), result.feasible)
+    excesses = [r.excess for r in (result, *again) if r.excess is not None]
+    excess = sum(excesses) / len(excesses) if excesses else None
+    return Contender(trial.name, trial.number, trial.params, tuple(values), excess)
+
+
+def best_first(contenders: Sequence[Contender], *, higher_is_better: bool) -> list[Contender]:
+    """Return those that keep the budgets by their mean over seeds, then the others, the nearest to the budgets first.
+
+    Equals stay in their order.
+    """
+    sign = -1.0 if higher_is_better else 1.0
+    return sorted(contenders, key=lambda c: (max(0.0, c.excess or 0.0), sign * c.mean))
 
 
 def decide(pair: Sequence[Contender], *, higher_is_better: bool, standard_error: float | None = None) -> Winner:
-    """Return the better of the two by its mean over seeds; one that keeps the budgets goes before one that does not.
+    """Return the better of the two by its mean over seeds, or the nearer one to the budgets where it is above them.
 
     `standard_error` is that of the mean difference over the validation records, paired.
     """
     if len(pair) == 1:
         return Winner(pair[0], None, None, None)
-    sign = 1.0 if higher_is_better else -1.0
-    chosen, second = sorted(pair, key=lambda c: (not c.feasible, -sign * c.mean, c.number))
+    chosen, second = best_first(pair, higher_is_better=higher_is_better)
     threshold = max(2.0 * (standard_error or 0.0), chosen.spread, second.spread)
     return Winner(chosen, second, chosen.mean - second.mean, threshold)

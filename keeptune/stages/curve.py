@@ -11,7 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keeptune.config import Recipe, make_recipe, read_sections
+from keeptune.config import Recipe, load_recipe, read_sections
 from keeptune.errors import RecipeError
 from keeptune.search.trials import Result, Trial
 from keeptune.stages.data import Data, prepare
@@ -51,8 +51,7 @@ def curve(
 
     # Refused before anything is prepared, where it is not installed.
     optuna()
-    sections = read_sections(path, overrides=overrides)
-    recipe = make_recipe(sections, path=path)
+    recipe, sections = load_recipe(path, overrides=overrides), read_sections(path, overrides=overrides)
     # What must not be lost decides nothing here.
     sections = {**sections, "retention": {**(sections.get("retention") or {}), "budget": {}}}
     sections["methods"] = sections.get("methods") or {"full": {}, "lora": {"peft_type": "LORA"}}

@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe, is_fractional, make_recipe, read_sections
-from keeptune.errors import RecipeError
+from keeptune.errors import FolderInUseError, RecipeError, raise_collected
+from keeptune.progress import noun
 from keeptune.search.space import Plan, plan_search
 from keeptune.search.trials import Result, Trial
 from keeptune.stages.certify import budgets_of
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
 # What a preset tries of replay; the base writes texts for it before the first trial.
 _REPLAYED = 0.05
-_LEAST_TRIALS_WITH_REPLAY = 4
 # PEFT's own defaults, from which a preset raises the rank.
 _RANK = {"r": 8, "lora_alpha": 8}
 
@@ -54,8 +54,8 @@ def search(
     for what it says. The same command goes on where an earlier one was stopped or killed.
 
     Raises:
-        RecipeError: a range or a setting is wrong, Optuna is missing, or no trial of a method came to its end.
-        FolderInUseError: the folder holds a search with other ranges, another recipe or other data.
+        RecipeError: a range or a setting is wrong, Optuna is missing, or no trial came to its end.
+        FolderInUseError: the folder holds a search with other ranges, another recipe, other data or another `halving`.
         Interrupted: a stop was asked for.
     """
     from keeptune.search.driver import Work, run_trials
@@ -113,11 +113,8 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
 
     recipe = run.recipe
     data = prepare(run)
-    inner = Run(
-        _with_replay(recipe) if how["num_trials"] >= _LEAST_TRIALS_WITH_REPLAY else recipe,
-        run.folder / FOLDER,
-        run.context,
-    )
+    # However few the trials are: more of them go on from these.
+    inner = Run(_with_replay(recipe), run.folder / FOLDER, run.context)
     remove_leftovers(inner.folder)
     texts = write_texts(inner, data)
     higher = higher_is_better(recipe)
@@ -132,6 +129,7 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
         search = Search(ranges, start, seed=recipe.seed, higher_is_better=higher, **how)
         keys[name] = study_key(recipe, data, texts, name=name, ranges=ranges)
         study = open_study(inner.folder / name, method=name, key=keys[name], ranges=ranges, higher_is_better=higher)
+        _refuse_other_shares(study, search)
         methods[name] = (study, search)
     shares = {share for _, search in methods.values() for share in search.shares}
     parts = write_parts(inner, data, texts, trials=[Trial(0, {}, share=share) for share in sorted(shares)])
@@ -140,6 +138,18 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
         for result in study.results().values():
             clear_trial(study, result.trial)
     return job
+
+
+def _refuse_other_shares(study: Study, search: Search) -> None:
+    """Refuse to go on with halving where there was none, or the other way round: names would stand for other trials."""
+    known = study.trials().values()
+    before = any(trial.share < 1.0 for trial in known)
+    if known and before is not search.halving:
+        found, remedy = ("with", "Add") if before else ("without", "Leave out")
+        raise FolderInUseError(
+            f"{study.folder}: found a search {found} --halving; expected the same to go on. "
+            f"{remedy} --halving, or choose another output_dir."
+        )
 
 
 def _start_of(recipe: Recipe, name: str, *, can_replay: bool) -> Start:
@@ -192,10 +202,15 @@ def _short(value: Any) -> str:
 
 
 def _refuse_nothing_finished(job: Job) -> None:
-    for name, (study, _) in job.methods.items():
-        results = list(study.results().values())
-        if not any(result.value is not None for result in results):
-            raise RecipeError(
-                f"methods.{name}: found {len(results)} trials and none that came to its end (the last: "
-                f"{results[-1].reason}); expected one or more. Mend what it says, and remove {study.folder}."
-            )
+    """Refuse to choose where no trial of any method has a value; one method that has none is named in the table."""
+    results = {name: list(study.results().values()) for name, (study, _) in job.methods.items()}
+    if any(result.value is not None for found in results.values() for result in found):
+        return
+    raise_collected(
+        RecipeError,
+        [
+            f"methods.{name}: found {len(found)} {noun(len(found), 'trials')} and none that came to its end (the last: "
+            f"{found[-1].reason}); expected one or more. Mend what it says, and remove {job.methods[name][0].folder}."
+            for name, found in results.items()
+        ],
+    )

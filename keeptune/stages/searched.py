@@ -37,12 +37,16 @@ class Job:
 
 
 def finish(job: Job) -> Path:
-    """Write the best settings of each method, the best recipe, the table with the winners, and the page."""
+    """Write the best settings of each method, the best recipe, the table with the winners, and the page.
+
+    A method of which no trial came to its end has none.
+    """
     from keeptune.report.page import write_search_report
 
-    winners = {name: _winner(job, study) for name, (study, _) in job.methods.items()}
-    for name, (study, _) in job.methods.items():
-        write_atomic(study.folder / BEST, write_yaml(_best_recipe(job, winners, [name], first=name)))
+    found = {name: _winner(job, study) for name, (study, _) in job.methods.items()}
+    winners = {name: winner for name, winner in found.items() if winner is not None}
+    for name in winners:
+        write_atomic(job.methods[name][0].folder / BEST, write_yaml(_best_recipe(job, winners, [name], first=name)))
     write_summary(job, winners=winners)
     first = _best_method(job, winners)
     write_atomic(
@@ -52,11 +56,13 @@ def finish(job: Job) -> Path:
     return job.run.folder / FOLDER / SUMMARY
 
 
-def _winner(job: Job, study: Study) -> Winner:
+def _winner(job: Job, study: Study) -> Winner | None:
     from keeptune.search.winner import decide, repeated
 
     higher = higher_is_better(job.run.recipe)
     pair = repeated(study.results(), higher_is_better=higher)
+    if not pair:
+        return None
     error = _paired_error(job, study, [contender.name for contender in pair]) if len(pair) > 1 else None
     return decide(pair, higher_is_better=higher, standard_error=error)
 
@@ -82,9 +88,12 @@ def _paired_error(job: Job, study: Study, names: Sequence[str]) -> float | None:
 
 
 def _best_method(job: Job, winners: Mapping[str, Winner]) -> str:
-    """Return the method whose best trial is best; one that keeps the budgets goes before one that does not."""
-    sign = 1.0 if higher_is_better(job.run.recipe) else -1.0
-    return max(winners, key=lambda name: (winners[name].chosen.feasible, sign * winners[name].chosen.mean))
+    """Return the method whose chosen trial is best, or the nearest to the budgets where none keeps them."""
+    from keeptune.search.winner import best_first
+
+    chosen = [winner.chosen for winner in winners.values()]
+    best = best_first(chosen, higher_is_better=higher_is_better(job.run.recipe))[0]
+    return next(name for name, winner in winners.items() if winner.chosen is best)
 
 
 def _together(job: Job, winners: Mapping[str, Winner]) -> list[str]:
@@ -145,7 +154,7 @@ def _row(result: Result) -> dict[str, Any]:
 def _said(winner: Winner) -> dict[str, Any]:
     contenders = [c for c in (winner.chosen, winner.second) if c is not None]
     return {
-        "contenders": [{**asdict(contender), "mean": contender.mean} for contender in contenders],
+        "contenders": [{**asdict(c), "mean": c.mean, "feasible": c.feasible} for c in contenders],
         "difference": winner.difference,
         "threshold": winner.threshold,
         "is_real": winner.is_real,

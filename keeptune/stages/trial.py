@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ def run_trial(run: Run, parts: Path, *, subset: str) -> None:
         return
     (name,) = run.recipe.methods
     shown = Parts(parts)
+    run = _with_limit(run, shown.limits.validation)
     data = shown.data(run.recipe, cache=run.folder, subset=subset)
     texts = shown.texts
     train(run, data=data, texts=keep_texts(run.recipe, data, texts))
@@ -49,7 +51,7 @@ def run_trial(run: Run, parts: Path, *, subset: str) -> None:
         )
     model = load_at(run, data, artifact_folder(run.folder / name, method), name=name)
     _answer_validation(run, data, model, name=name)
-    answer_probe(run, data, texts, model=lambda: model, folder=run.folder / PROBE, key=shown.key)
+    answer_probe(run, data, shown, model=lambda: model, folder=run.folder / PROBE)
     drops, excess = probe_drops(run.recipe, parts.parent / BASE, run.folder / PROBE)
     result: Mapping[str, Any] = {
         "value": facts["best_value"],
@@ -59,6 +61,11 @@ def run_trial(run: Run, parts: Path, *, subset: str) -> None:
         "seconds": facts["train_seconds"],
     }
     write_json(run.folder / RESULT, result)
+
+
+def _with_limit(run: Run, limit: int) -> Run:
+    evaluation = run.recipe.evaluation.model_copy(update={"max_new_tokens": limit})
+    return replace(run, recipe=run.recipe.model_copy(update={"evaluation": evaluation}))
 
 
 def _answer_validation(run: Run, data: Data, model: nn.Module, *, name: str) -> None:

@@ -9,22 +9,24 @@ import hashlib
 import math
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from keeptune.config import Recipe
-from keeptune.data.record import OTHER_TASKS, PartName, SplitName, record_to_json
+from keeptune.data.record import OTHER_TASKS, PartName, SplitName
 from keeptune.search.trials import Trial
 from keeptune.stages.certify import budgets_of
-from keeptune.stages.data import Data, read_base
+from keeptune.stages.data import Data, max_new_tokens, read_base
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.training import fit_model, make_bench
 from keeptune.stages.way import BASE, load_base
-from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
+from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_lines
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import nn
 
     from keeptune.evaluation.evaluate import Split
@@ -37,6 +39,17 @@ _KINDS = ("tasks", "texts")
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """Tokens of an answer at most, to validation and to the probe: those that all train records need.
+
+    A trial on some of the records would take other limits from them, and not be comparable.
+    """
+
+    validation: int
+    probe: int
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     """The folder that trials are given."""
 
@@ -46,6 +59,11 @@ class Parts:
     def key(self) -> str:
         """The hash of the data and texts that the parts were taken from."""
         return read_json(self.folder / _FACTS)["key"]
+
+    @property
+    def limits(self) -> Limits:
+        """How long answers may be."""
+        return Limits(**read_json(self.folder / _FACTS)["limits"])
 
     def data(self, recipe: Recipe, *, cache: Path, subset: str) -> Data:
         """Return the data with the train records of a subset."""
@@ -67,46 +85,51 @@ def write_parts(run: Run, data: Data, texts: Texts | None, *, trials: Sequence[T
     The base model answers the probe of suites under a budget here, once for all trials.
     """
     folder = run.folder / "parts"
-    names = sorted({trial.subset for trial in trials})
-    key = stage_key(data=data.key, texts=texts.key if texts is not None else None, subsets=names)
+    names, limits = sorted({trial.subset for trial in trials}), _limits(run.recipe, data)
+    texts_key = texts.key if texts is not None else None
+    key = stage_key(data=data.key, texts=texts_key, subsets=names, limits=asdict(limits))
     if not is_done(folder, key):
         with staged_folder(folder, facts={"key": key}) as staging:
             for name, positions in subsets(data, trials, seed=run.recipe.seed).items():
                 _write_subset(data, staging / name, positions=positions)
             if texts is not None:
                 _link(texts.folder, staging / "texts")
-            write_json(staging / _FACTS, {"key": key, "data": data.key, "texts": texts.key if texts else None})
-    answer_probe(run, data, texts, model=lambda: load_base(run, data), folder=run.folder / BASE, key=key)
-    return Parts(folder)
+            facts = {"key": key, "data": data.key, "texts": texts_key, "limits": asdict(limits)}
+            write_json(staging / _FACTS, facts)
+    parts = Parts(folder)
+    answer_probe(run, data, parts, model=lambda: load_base(run, data), folder=run.folder / BASE)
+    return parts
 
 
-def answer_probe(
-    run: Run, data: Data, texts: Texts | None, *, model: Callable[[], nn.Module], folder: Path, key: str
-) -> None:
-    """Let a model answer the probe records of suites under a budget into `folder`, unless its answers stand there.
-
-    The limit of an answer is what train and probe completions need.
-    """
+def _limits(recipe: Recipe, data: Data) -> Limits:
+    """Return how long answers may be: on the probe what its own completions need too, where there is no limit set."""
     import numpy as np
 
-    from keeptune.evaluation.evaluate import evaluate_model
     from keeptune.evaluation.generate import auto_max_new_tokens
+
+    limit = max_new_tokens(recipe, data)
+    if recipe.evaluation.max_new_tokens != "auto" or not (data.folder / "probe.jsonl").is_file():
+        return Limits(limit, limit)
+    longest = float(np.quantile(data.table("probe").completion_lengths, 0.99))
+    return Limits(limit, auto_max_new_tokens(data.table("train").completion_lengths, at_least_p99=longest))
+
+
+def answer_probe(run: Run, data: Data, parts: Parts, *, model: Callable[[], nn.Module], folder: Path) -> None:
+    """Let a model answer the probe records of suites under a budget into `folder`, unless its answers stand there."""
+    from keeptune.evaluation.evaluate import evaluate_model
     from keeptune.model.load import pick_device
 
-    waiting = [(kind, split) for kind, split in _probes(run.recipe, data, texts) if not is_done(folder / kind, key)]
+    probes, key = _probes(run.recipe, data, parts.texts), parts.key
+    waiting = [(kind, split) for kind, split in probes if not is_done(folder / kind, key)]
     if not waiting:
         return
     asked = model()
     fit = fit_model(asked, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
     for kind, split in waiting:
-        limit = run.recipe.evaluation.max_new_tokens
-        if limit == "auto":
-            longest = float(np.quantile(data.table("probe").completion_lengths, 0.99)) if kind == "tasks" else 0.0
-            limit = auto_max_new_tokens(data.table("train").completion_lengths, at_least_p99=longest)
         evaluate_model(
             asked,
             split=split,
-            bench=make_bench(run, data, asked, fit=fit, max_new_tokens=limit),
+            bench=make_bench(run, data, asked, fit=fit, max_new_tokens=parts.limits.probe),
             metrics=run.recipe.evaluation.metrics if kind == "tasks" else (),
             name="probe",
             shots=0,
@@ -176,7 +199,7 @@ def _write_audit(data: Data, folder: Path) -> None:
     write_json(folder / "audit.json", {"untrained_tasks": sorted(data.untrained_tasks)})
 
 
-def _write_subset(data: Data, folder: Path, *, positions: Sequence[int]) -> None:
+def _write_subset(data: Data, folder: Path, *, positions: NDArray[np.int64]) -> None:
     """Write the data with some of the train records alone: those at `positions` of their table, which rise."""
     from keeptune.text.table import TokenTable
     from keeptune.text.tokens import Tokenized
@@ -189,34 +212,37 @@ def _write_subset(data: Data, folder: Path, *, positions: Sequence[int]) -> None
     with storage_errors(folder):
         (folder / "train.jsonl").unlink()
         shutil.rmtree(folder / "tokens" / "train.arrow")
-    by_id: dict[str, Any] = {record.id: record for record in data.records("train")}
-    rows = [
+    # The table has the same records in the same order; neither is read as a whole.
+    chosen, prompts, completions = data.stored("train").at(positions), table.prompt_lengths, table.completion_lengths
+    rows = (
         Tokenized(
-            by_id[table.record_ids[i]],
+            record,
             table[i],
             truncated=False,
             completion_cut=False,
-            prompt_tokens=int(table.prompt_lengths[i]),
-            completion_tokens=int(table.completion_lengths[i]),
+            prompt_tokens=int(prompts[i]),
+            completion_tokens=int(completions[i]),
         )
-        for i in positions
-    ]
+        for record, i in zip(chosen, positions.tolist(), strict=True)
+    )
     TokenTable.write(folder / "tokens" / "train.arrow", rows)
-    write_jsonl(folder / "train.jsonl", (record_to_json(row.record) for row in rows))
+    write_lines(folder / "train.jsonl", chosen.lines())
 
 
-def subsets(data: Data, trials: Iterable[Trial], *, seed: int) -> dict[str, list[int]]:
+def subsets(data: Data, trials: Iterable[Trial], *, seed: int) -> dict[str, NDArray[np.int64]]:
     """Return the train records of each subset that trials ask for, as rising positions in their table, by its name.
 
     A share is of the records whose ids, which are hashes, come first; more records of the same seed hold the fewer.
     """
-    ids = data.table("train").record_ids
+    import numpy as np
+
+    ids = list(data.table("train").record_ids)
     found = {}
     for trial in trials:
         number = trial.num_records or max(1, math.ceil(trial.share * len(ids)))
         salt = "" if trial.num_records is None else f"{seed + trial.repeat}:"
         order = sorted(range(len(ids)), key=lambda i: _hash(salt + ids[i]) if salt else ids[i])
-        found[trial.subset] = sorted(order[:number])
+        found[trial.subset] = np.sort(np.array(order[:number], dtype=np.int64))
     return found
 
 

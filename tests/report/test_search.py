@@ -101,9 +101,10 @@ def test_the_words_say_whether_the_winner_is_real(tmp_path: Path) -> None:
 
 def test_methods_that_need_another_training_are_named(tmp_path: Path) -> None:
     value = summary()
-    value["methods"]["full"] = {"trials": [row(0, 2.0, rate=1e-3)], "winner": None}
+    only = {"name": "trial-0000", "params": {RATE: 1e-3}, "values": [2.0], "mean": 2.0, "feasible": True}
+    value["methods"]["full"] = {"trials": [row(0, 2.0, rate=1e-3)], "winner": {"contenders": [only]}}
     assert read(tmp_path, value).sentences[1:] == (
-        "full: 1 trial so far.",
+        "full: of 1 trial, trial-0000 is chosen (learning_rate 0.001).",
         "The best method by loss on validation is lora.",
         "best.yaml holds lora; full did best with other settings of the training, which a recipe has one of: see "
         "search/full/best.yaml.",
@@ -113,10 +114,29 @@ def test_methods_that_need_another_training_are_named(tmp_path: Path) -> None:
     assert read(tmp_path, {"metric": "loss"}).headline == "No trial yet."
 
 
+def test_a_method_of_which_no_trial_came_to_its_end_is_said_to_have_none(tmp_path: Path) -> None:
+    value = summary()
+    value["methods"]["full"] = {"trials": [row(0, None, rate=1e-3), row(1, None, rate=3e-3)], "winner": None}
+    assert read(tmp_path, value).sentences[1:] == (
+        "full: 2 trials and none that came to its end.",
+        "The best method by loss on validation is lora.",
+    )
+    value["methods"]["full"] = {"trials": [row(0, None, rate=1e-3), row(1, 2.0, rate=3e-3)], "winner": None}
+    assert read(tmp_path, value).sentences[1] == "full: 2 trials so far."
+
+
 def test_where_no_trial_keeps_the_budgets_the_words_say_so(tmp_path: Path) -> None:
     value = summary()
     value["methods"]["lora"]["winner"]["contenders"][0]["feasible"] = False
     assert read(tmp_path, value).sentences[0].endswith(" No trial kept the budgets; it comes nearest.")
+    for trial, excess in zip(value["methods"]["lora"]["trials"], (0.1, 0.2, None, 0.3, 0.5, 0.4), strict=True):
+        trial["excess"] = excess
+    # The nearest to the budgets first, whatever its value; a failure last.
+    assert [trial.excess for trial in read(tmp_path, value).methods[0].trials] == [0.1, 0.2, 0.3, 0.4, 0.5, None]
+    value["methods"]["lora"]["trials"][1]["excess"] = -0.1
+    assert (
+        read(tmp_path, value).sentences[0].endswith(" In the mean over its seeds it loses more than a budget allows.")
+    )
 
 
 def test_the_figures_hold_rates_settings_and_importance(tmp_path: Path) -> None:

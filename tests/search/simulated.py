@@ -85,6 +85,7 @@ class _Ended:
 
     returncode: int
     stuck: bool = False
+    stdin: None = None
 
     def poll(self) -> int | None:
         return None if self.stuck else self.returncode

@@ -26,7 +26,7 @@ def test_a_law_without_noise_is_found_again() -> None:
     assert found.doubling.num_records == 2000
     assert found.doubling.value == pytest.approx(truth, abs=1e-3)
     assert found.doubling.gain == pytest.approx(truth - (0.9 - 3.0 * 1000**-0.5), abs=1e-3)
-    assert found.doubling.is_worth_it and found.seed_spread == pytest.approx(0.0, abs=1e-12)
+    assert found.doubling.gain_low > 0.0 and found.seed_spread == pytest.approx(0.0, abs=1e-12)
 
 
 def test_a_loss_falls_to_its_limit_and_its_gain_is_positive() -> None:
@@ -45,6 +45,17 @@ def test_the_fit_is_that_of_scipy() -> None:
     error = ((y - (found.limit + found.scale * x**-found.exponent)) ** 2).sum()
     least = ((y - (reference[0] + reference[1] * x ** -reference[2])) ** 2).sum()
     assert error == pytest.approx(least, rel=0.01)
+
+
+def test_at_the_best_score_there_is_the_fit_is_the_best_of_those_that_stay_below() -> None:
+    points = measured((1.02, -2.0, 0.8))
+    found = fit_curve(points, higher_is_better=True, bounds=(0.0, 1.0), seed=0)
+    x, y = np.array([p.num_records for p in points], float), np.array([p.value for p in points])
+    assert found.limit == 1.0
+    error = ((y - (found.limit + found.scale * x**-found.exponent)) ** 2).sum()
+    # Through 1, the slope that fits best for each exponent.
+    fits = [np.linalg.lstsq((x**-c)[:, None], y - 1.0, rcond=None) for c in np.geomspace(0.05, 3.0, 400)]
+    assert error == pytest.approx(min(float(squares[0]) for _, squares, *_ in fits), rel=0.01)
 
 
 def test_a_loss_that_falls_by_orders_is_fitted_where_it_is_small() -> None:
@@ -70,7 +81,7 @@ def test_no_score_is_foretold_beyond_the_best_there_is() -> None:
 def test_scores_that_fall_with_more_records_give_a_level_law() -> None:
     points = [Measured(n, s, 0.9 - n / 5000) for n in SIZES for s in SEEDS]
     found = fit_curve(points, higher_is_better=True, bounds=(0.0, 1.0), seed=0)
-    assert found.scale == 0.0 and found.doubling.gain == 0.0 and not found.doubling.is_worth_it
+    assert found.scale == found.doubling.gain == found.doubling.gain_low == 0.0
 
 
 def test_the_spread_between_seeds_is_pooled_over_the_sizes() -> None:

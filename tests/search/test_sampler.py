@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from keeptune.search.sampler import importances, next_settings
 from keeptune.search.space import Range
 from keeptune.search.trials import Result, Trial
@@ -63,6 +65,25 @@ def test_what_was_tried_is_not_tried_again_and_a_small_space_comes_to_its_end() 
     assert next_settings(choices, before, num_next=5, **how) == []
 
 
+def test_of_few_settings_every_one_is_tried_though_few_of_them_do_well() -> None:
+    ranges = (Range("methods.lora.r", choices=("4", "8", "16", "32")), Range("training.num_train_epochs", 1, 3))
+    before: list[Result] = []
+    while new := next_settings(ranges, before, num_next=1, num_trials=99, seed=0, higher_is_better=False):
+        value = abs(new[0]["methods.lora.r"] - 16) / 10 + new[0]["training.num_train_epochs"]
+        before.append(Result(Trial(len(before), new[0]), "finished", value=value))
+    assert len(before) == len({tuple(result.trial.params.values()) for result in before}) == 12
+
+
+def test_a_setting_with_a_step_is_one_of_its_steps() -> None:
+    ranges = (Range("methods.full.l2_base", 0.00125, 0.09925, step=0.001),)
+    before: list[Result] = []
+    for i in range(4):
+        (new,) = next_settings(ranges, before, num_next=1, num_trials=4, seed=1, higher_is_better=False)
+        steps = (new["methods.full.l2_base"] - 0.00125) / 0.001
+        assert steps == pytest.approx(round(steps), abs=1e-6)
+        before.append(Result(Trial(i, new), "finished", value=float(i)))
+
+
 def test_settings_that_break_a_budget_are_left_for_those_that_keep_it() -> None:
     rates = [s["methods.lora.learning_rate"] for s in asked(results(20, with_budget=True), num_next=12)]
     free = [s["methods.lora.learning_rate"] for s in asked(results(20, with_budget=True, known=False), num_next=12)]
@@ -80,8 +101,12 @@ def test_with_drift_as_a_second_objective_settings_of_little_drift_are_tried_too
     }
     # Little drift comes with a low rate here, a good value with a high one.
     assert sum(rate < 1e-3 for rate in rates[True]) > sum(rate < 1e-3 for rate in rates[False])
-    undrifted = [replace(result, drift=None) for result in before]
-    assert len(next_settings(RANGES, undrifted, against_drift=True, **how)) == 12
+
+
+def test_where_no_drift_was_measured_the_value_alone_counts() -> None:
+    how: dict[str, Any] = {"num_next": 4, "num_trials": 20, "seed": 0, "higher_is_better": False}
+    alone = next_settings(RANGES, results(12), **how)
+    assert next_settings(RANGES, results(12), against_drift=True, **how) == alone
 
 
 def test_failed_trials_are_no_results() -> None:
@@ -98,3 +123,18 @@ def test_the_setting_that_makes_the_difference_is_the_most_important_and_one_tha
     alike = [Result(Trial(i, {RANGES[0].key: 1e-3}), "finished", value=float(i)) for i in range(8)]
     assert importances(RANGES[:1], alike, higher_is_better=False) == {}
     assert importances(RANGES, results(3), higher_is_better=False) == {}
+
+
+def test_importance_does_not_depend_on_how_much_wider_a_range_is_than_what_was_tried() -> None:
+    rate, epochs, rank = "methods.lora.learning_rate", "training.num_train_epochs", "methods.lora.r"
+    settings = [(2e-4, 3, 8), (6e-5, 3, 8), (6e-4, 3, 8), (3e-4, 3, 8), (1e-4, 3, 8), (2e-4, 6, 8), (2e-4, 1, 8),
+                (2e-4, 6, 32), (3e-4, 6, 8), (1e-4, 6, 8)]  # fmt: skip
+    tried = [
+        Result(Trial(i, {rate: r, epochs: e, rank: k}), "finished", value=3.0 / e + 0.05 * (k > 8) + 10 * abs(r - 2e-4))
+        for i, (r, e, k) in enumerate(settings)
+    ]
+    ranges = (Range(rate, 1e-12, 1e3, log=True), Range(epochs, 1, 1_000_000), Range(rank, 1, 1_000_000))
+    found = importances(ranges, tried, higher_is_better=False)
+    # With ranges that hold no more than what was tried.
+    narrow = (Range(rate, 6e-5, 6e-4, log=True), Range(epochs, 1, 6), Range(rank, 8, 32))
+    assert found == pytest.approx(importances(narrow, tried, higher_is_better=False))

@@ -101,6 +101,8 @@ def test_a_weight_of_replay_goes_where_nothing_is_replayed() -> None:
         ({"low": 1}, "found a range without high; expected low and high, or choices. Add it."),
         ({"low": 2, "high": 2}, "found a range from 2 to 2, which is empty; expected low < high. Mend the range."),
         ({"low": "a", "high": 2}, "found a range from 'a' to 2; expected numbers. Mend them, or use choices."),
+        ({"low": 0.0, "high": float("inf")}, "found a range from 0.0 to inf; expected numbers. Mend them, or use"),
+        ({"low": float("nan"), "high": 1.0}, "found a range from nan to 1.0; expected numbers. Mend them, or use"),
         ({"low": 0, "high": 2, "log": True}, "found log: true with low: 0; expected low > 0, which has a logarithm."),
         ({"low": 1, "high": 2, "log": "yes"}, "found log: 'yes'; expected true or false. Mend it."),
         ({"low": 1, "high": 2, "log": True, "step": 1}, "found log and step in one range; expected one of them."),
@@ -129,6 +131,12 @@ def test_every_wrong_range_is_told_at_once() -> None:
         "r.yaml: seed",
     ]  # fmt: skip
     assert "the data, the splits and what is measured are the same in every trial" in str(error.value)
+
+
+def test_methods_that_are_no_section_are_left_for_the_recipe_to_refuse() -> None:
+    for methods in (["full"], "full"):
+        with pytest.raises(RecipeError, match=r"r\.yaml: methods: found .*full.*; expected a section"):
+            make_recipe(plan(methods).recipe, path=Path("r.yaml"))  # pyright: ignore[reportArgumentType]
 
 
 def test_a_run_refuses_ranges_and_names_the_command_that_takes_them(tmp_path: Path) -> None:

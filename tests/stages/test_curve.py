@@ -24,17 +24,19 @@ SHORT = {"num_train_epochs": 1, "tokens_per_step": 256, "tokens_per_micro_batch"
 class Ended:
     """A process that is at its end."""
 
-    returncode = 0
+    returncode, stdin = 0, None
 
     def poll(self) -> int:
         return self.returncode
 
+    wait = poll
+
 
 class Launcher:
-    """Trains in this process where `trains`, else writes a loss of 2 + 8 / √n, and notes what it was given."""
+    """Trains the one in `trained` in this process, writes a loss of 2 + 8 / √n for others; notes what it was given."""
 
-    def __init__(self, *, trains: bool = False) -> None:
-        self.trains = trains
+    def __init__(self, *, trained: str = "") -> None:
+        self.trained = trained
         self.given: dict[str, tuple[int, list[str]]] = {}
 
     def __call__(self, recipe: Path, *, parts: Path, subset: str, log: Path) -> subprocess.Popen[bytes]:
@@ -42,7 +44,7 @@ class Launcher:
         loaded = load_recipe(recipe)
         self.given[f"{recipe.parent.name}/{recipe.stem}"] = (loaded.seed, [json.loads(line)["id"] for line in lines])
         with stages.open_run(loaded, context=world.context()) as run:
-            if self.trains:
+            if recipe.stem == self.trained:
                 stages.run_trial(run, parts, subset=subset)
             else:
                 value = 2.0 + 8.0 * len(lines) ** -0.5 + 0.001 * loaded.seed
@@ -96,8 +98,13 @@ def test_further_sizes_add_to_a_curve_and_the_same_are_not_trained_again(tmp_pat
 
 def test_a_training_of_a_curve_is_a_real_one_without_test(tmp_path: Path, base: Path) -> None:
     path = recipe(tmp_path, base)
-    found = read_json(curved(path, Launcher(trains=True), sizes="4,8,16"))["methods"]["full"]
-    assert len(found["measured"]) == 9 and all(2.0 < one["value"] < 12.0 for one in found["measured"])
+    launch = Launcher(trained="records-8-seed-2")
+    found = {
+        (one["num_records"], one["seed"]): one["value"]
+        for one in read_json(curved(path, launch, sizes="4,8,16"))["methods"]["full"]["measured"]
+    }
+    training = read_json(tmp_path / "run" / "curve" / "full" / "records-8-seed-2" / "full" / "training.json")
+    assert len(found) == 9 and found[8, 2] == training["best_value"] != found[8, 1]
     assert not list((tmp_path / "run" / "curve").rglob("*test*"))
     # Weights of a training are of no use any more.
     assert not list((tmp_path / "run" / "curve" / "full").rglob("*.safetensors"))
@@ -133,6 +140,12 @@ def test_the_report_of_the_run_holds_the_curve(tmp_path: Path, base: Path) -> No
 def test_sizes_that_cannot_be_used_are_refused(tmp_path: Path, base: Path, sizes: str, message: str) -> None:
     with pytest.raises(RecipeError, match=message):
         curved(recipe(tmp_path, base), Launcher(), sizes=sizes)
+
+
+def test_ranges_are_for_a_search(tmp_path: Path, base: Path) -> None:
+    methods = {"lora": {"peft_type": "LORA", "r": {"choices": [2, 4]}}}
+    with pytest.raises(RecipeError, match=r"methods\.lora\.r: found a range; expected a value, as only a search takes"):
+        curved(recipe(tmp_path, base, methods=methods), Launcher())
 
 
 def test_a_curve_of_another_recipe_is_refused(tmp_path: Path, base: Path) -> None:

@@ -7,7 +7,7 @@ import math
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,12 +17,14 @@ import pytest
 import torch
 import yaml
 
-from keeptune import stages
-from keeptune.config import load_recipe
+from keeptune import cli, invocation, stages
+from keeptune.config import Recipe, load_recipe
 from keeptune.errors import FolderInUseError, KeeptuneError, RecipeError
+from keeptune.evaluation.generate import auto_max_new_tokens
 from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.report.reading import RunFolder
 from keeptune.report.search import read_search
+from keeptune.stages.data import Data, max_new_tokens, open_table
 from keeptune.storage import read_json, write_json, write_jsonl
 from tests.stages import world
 
@@ -40,9 +42,12 @@ SHORT = {"num_train_epochs": 1, "tokens_per_step": 256, "tokens_per_micro_batch"
 @dataclass
 class _Ended:
     returncode: int
+    stdin: None = None
 
     def poll(self) -> int:
         return self.returncode
+
+    wait = poll
 
 
 @dataclass
@@ -52,6 +57,7 @@ class Launcher:
     recipes: dict[str, dict[str, Any]] = field(default_factory=dict)
     faults: dict[str, KeeptuneError] = field(default_factory=dict)
     trained: frozenset[str] = frozenset()
+    excess_of: Callable[[float], float] | None = None
 
     def __call__(self, recipe: Path, *, parts: Path, subset: str, log: Path) -> subprocess.Popen[bytes]:
         name = f"{recipe.parent.name}/{recipe.stem}"
@@ -63,14 +69,14 @@ class Launcher:
                 if name in self.trained:
                     stages.run_trial(run, parts, subset=subset)
                 else:
-                    simulate(run)
+                    simulate(run, excess_of=self.excess_of)
         except KeeptuneError as error:
             log.write_text(f"keeptune: {error}\n")
             return cast("subprocess.Popen[bytes]", _Ended(error.exit_code))
         return cast("subprocess.Popen[bytes]", _Ended(0))
 
 
-def simulate(run: stages.Run) -> None:
+def simulate(run: stages.Run, *, excess_of: Callable[[float], float] | None = None) -> None:
     """Write the result of a trial that is the better the nearer its learning rate is to 0.004, and its answers."""
     (method,) = run.recipe.methods.values()
     assert method.learning_rate is not None
@@ -84,14 +90,14 @@ def simulate(run: stages.Run) -> None:
             "",
             ("",),
             True,
-            {"loss": value + 0.3 * ((i * i + round(1000 * value)) % 3), "rougeL": 0.0},
+            {"loss": value + 0.3 * ((i * i + round(1000 * value)) % 3), "rougeL": 0.0, "exact_match": 0.0},
             4,
         )
         for i in range(9)
     ]
     (run.folder / "validation").mkdir()
     write_jsonl(run.folder / "validation" / "samples.jsonl", map(answer_to_json, answers))
-    facts = {"drift": 0.1, "drops": {}, "excess": None, "seconds": 1.5}
+    facts = {"drift": 0.1, "drops": {}, "excess": excess_of(value) if excess_of else None, "seconds": 1.5}
     write_json(run.folder / "result.json", {"value": value, **facts})
 
 
@@ -277,7 +283,7 @@ def test_the_test_split_cannot_be_reached_from_a_trial(kept: tuple[Path, Launche
     secret = {record["messages"][0]["content"] for record in lines(run / "data" / "test.jsonl")}
     given = {path.relative_to(parts).as_posix() for path in parts.rglob("*") if path.is_file()}
     assert {name for name in given if name.endswith(".jsonl")} == {
-        "data/train.jsonl", "data/validation.jsonl", "data/probe.jsonl", "texts/probe.jsonl"
+        "data/train.jsonl", "data/validation.jsonl", "data/probe.jsonl", "texts/probe.jsonl", "texts/replay.jsonl"
     }  # fmt: skip
     assert not [name for name in given if "test" in name or "certify" in name]
     shown = {record["messages"][0]["content"] for path in parts.glob("data/*.jsonl") for record in lines(path)}
@@ -315,6 +321,53 @@ def test_under_a_budget_the_preset_replays_texts_that_the_base_wrote_before(tmp_
     assert texts == {"probe.jsonl", "replay.jsonl"}
 
 
+def test_where_no_trial_keeps_the_budget_the_nearest_is_chosen_of_each_method_and_of_all(
+    tmp_path: Path, base: Path
+) -> None:
+    path = recipe(tmp_path, base, methods={**ONE, "better": {"learning_rate": 3e-3}})
+    summary = read_json(searched(path, Launcher(excess_of=lambda value: 1.0 / value), trials=2))
+    for found in summary["methods"].values():
+        nearest, second = found["winner"]["contenders"]
+        assert nearest["excess"] < second["excess"] and nearest["mean"] > second["mean"]
+        assert (nearest["feasible"], second["feasible"]) == (False, False)
+    assert summary["best"] == "full"
+
+
+def test_under_a_budget_more_trials_go_on_from_a_few(tmp_path: Path, base: Path) -> None:
+    retention = {"self_texts": 8, "text_tokens": 16, "budget": {"self": "0.5 nats"}}
+    path = recipe(tmp_path, base, methods={"full": {"learning_rate": 4e-3}}, retention=retention)
+    launch = Launcher()
+    searched(path, launch, trials=2)
+    searched(path, launch, trials=4)
+    first = [name for name in launch.recipes if "seed" not in name]
+    assert first == [f"full/trial-{i:04d}" for i in range(4)]
+
+
+def test_a_method_of_which_every_trial_fails_does_not_keep_the_others_from_their_end(
+    tmp_path: Path, base: Path
+) -> None:
+    launch = Launcher(faults={f"wide/trial-{i:04d}": RecipeError("a: found b; expected c. Mend it.") for i in (0, 1)})
+    written = searched(recipe(tmp_path, base, methods={**ONE, "wide": {"learning_rate": 1.0}}), launch, trials=2)
+    summary = read_json(written)
+    assert (summary["best"], summary["together"]) == ("full", ["full"])
+    assert summary["methods"]["wide"]["winner"] is None
+    assert set(load_recipe(written.with_name("best.yaml")).methods) == {"full"}
+    assert not (written.parent / "wide" / "best.yaml").exists()
+
+
+def test_a_search_goes_on_with_halving_only_where_it_began_with_it(tmp_path: Path, base: Path) -> None:
+    path = recipe(tmp_path, base, methods={"full": RANGES["full"]})
+    searched(path, Launcher(), trials=2)
+    with pytest.raises(FolderInUseError, match=r"search/full: found a search without --halving; expected the same to"):
+        searched(path, Launcher(), trials=2, halving=True)
+    shutil.rmtree(tmp_path / "run")
+    searched(path, Launcher(), trials=2, halving=True)
+    with pytest.raises(
+        FolderInUseError, match=r"found a search with --halving; expected .*\. Add --halving, or choose"
+    ):
+        searched(path, Launcher(), trials=2)
+
+
 def test_a_trial_that_fails_is_a_row_and_where_all_fail_the_reason_is_told(tmp_path: Path, base: Path) -> None:
     path = recipe(tmp_path, base)
     fault = RecipeError("a: found b; expected c. Mend it.")
@@ -328,14 +381,29 @@ def test_a_trial_that_fails_is_a_row_and_where_all_fail_the_reason_is_told(tmp_p
     assert [trial.remark for trial in found.methods[0].trials] == ["best", f"failed: keeptune: {fault}"]
     failing = Launcher(faults={f"full/trial-{i:04d}": fault for i in range(2)})
     other = recipe(tmp_path / "other", base) if (tmp_path / "other").mkdir() is None else path
-    with pytest.raises(RecipeError, match=r"methods\.full: found 1 trials and none that came to its end \(the last: k"):
+    with pytest.raises(RecipeError, match=r"methods\.full: found 1 trial and none that came to its end \(the last: k"):
         searched(other, failing, trials=1)
 
 
-def test_halving_trains_on_a_share_of_the_records_with_a_schedule_of_its_own(tmp_path: Path, base: Path) -> None:
+def test_halving_trains_on_a_share_of_the_records_with_a_schedule_of_its_own(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: set[int] = set()
+
+    def noted(of: Recipe, data: Data) -> int:
+        asked.add(max_new_tokens(of, data))
+        return max_new_tokens(of, data)
+
+    for module in ("trial", "training"):
+        monkeypatch.setattr(f"keeptune.stages.{module}.max_new_tokens", noted)
     launch = Launcher(trained=frozenset({"full/trial-0000-short-9"}))
-    methods = {"full": RANGES["full"]}
-    summary = read_json(searched(recipe(tmp_path, base, methods=methods), launch, trials=3, halving=True))
+    evaluation = {"metrics": ["exact_match"], "select_by": "exact_match", "num_validation_records": 4}
+    path = recipe(tmp_path, base, methods={"full": RANGES["full"]}, evaluation=evaluation)
+    rows = [
+        {**row, "completion": " ".join(["red"] * (1 + i // 6))} for i, row in enumerate(lines(tmp_path / "data.jsonl"))
+    ]
+    write_jsonl(tmp_path / "data.jsonl", rows)
+    summary = read_json(searched(path, launch, trials=3, halving=True))
     rows = summary["methods"]["full"]["trials"]
     assert {row["share"] for row in rows} == {1 / 9, 1 / 3, 1.0}
     events = tmp_path / "run" / "search" / "full" / "trial-0000-short-9" / "full" / "events.jsonl"
@@ -349,6 +417,10 @@ def test_halving_trains_on_a_share_of_the_records_with_a_schedule_of_its_own(tmp
         for part in (9, 3)
     )
     assert short < third
+    # How long an answer may be is not for the few records to say.
+    parts = tmp_path / "run" / "search" / "parts"
+    limits = [auto_max_new_tokens(open_table(parts / f"data{part}", "train").completion_lengths) for part in ("", "-9")]
+    assert limits[0] > limits[1] and asked == {limits[0]}
 
 
 def test_a_metric_chooses_in_its_own_direction_and_one_that_is_not_computed_is_refused(
@@ -360,6 +432,26 @@ def test_a_metric_chooses_in_its_own_direction_and_one_that_is_not_computed_is_r
     assert (summary["metric"], summary["higher_is_better"]) == ("rougeL", True)
     with pytest.raises(RecipeError, match="found select_by: bleu; expected loss or one of metrics. Add it to metrics"):
         searched(path, Launcher(), overrides=["evaluation.select_by=bleu"])
+
+
+def test_the_command_makes_a_trial_in_a_process_of_its_own_and_names_the_best_recipe(
+    tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(invocation._Signals, "install", lambda signals: None)
+    monkeypatch.setattr(sys, "argv", ["keeptune", "search", str(recipe(tmp_path, base)), "--trials", "1", "-q"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 0
+    folder = tmp_path / "run" / "search"
+    (row,) = read_json(folder / "search.json")["methods"]["full"]["trials"]
+    assert row["value"] == read_json(folder / "full" / "trial-0000" / "full" / "training.json")["best_value"]
+    assert (folder / "full" / "trial-0000.log").read_text() == ""
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[0].strip() == "full: trials on validation"
+    assert shown[-2] == f"Report: {folder / 'report.html'}"
+    assert shown[-1].startswith(f"Best: {folder / 'best.yaml'}. Next: ") and shown[-1].endswith(
+        f" run {folder / 'best.yaml'}"
+    )
 
 
 def test_without_optuna_nothing_is_prepared(tmp_path: Path, base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
