@@ -2,8 +2,8 @@
 
     python benchmarks/search.py --out FOLDER [--only grid search kills] [--trials 12] [--kills 10] [--jobs 2]
 
-The lab's base model learns to answer questions on its world from 300 examples, at keeptune's own learning rates to begin
-with. It cannot know every answer, so that the loss keeps a floor: on tasks that the lab's models learn wholly, the loss
+The lab's base model learns to answer questions on its world from 300 examples, starting from keeptune's own learning
+rates. It cannot know every answer, so the loss keeps a floor: on tasks that the lab's models learn wholly, the loss
 ends at a thousandth of a nat at half of the rates, and 5 % of that is noise.
 The grid trains each method at every rate, four a decade, with `keeptune train`. A search is killed with its trials at
 random moments, the driver alone and a trial alone in turn, and started again until it ends; its trials are then held
