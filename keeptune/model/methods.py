@@ -24,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.model.folder import Quantization
+from keeptune.model.memory import lacks_memory
 
 _OWN_ARGUMENTS = frozenset(field.name for field in dataclasses.fields(PeftConfig))
 # What a recipe's method has beside PEFT's arguments.
@@ -72,6 +73,7 @@ _MODULE_LISTS = ("target_modules", "exclude_modules", "feedforward_modules", "mo
 _NO_VALUES = re.compile(r"meta tensor", re.IGNORECASE)
 # A module that stands in a list, as each layer and all that is inside it do.
 _IN_A_LIST = re.compile(r"\.\d+\.")
+_OTHER_THAN_CONV1D = "Set {}.peft_type=LORA, which adapts this model's Conv1D layers."
 _PEFT_ERRORS = (ValueError, TypeError, KeyError, AttributeError, IndexError, RuntimeError, ImportError, AssertionError)
 
 
@@ -244,13 +246,18 @@ def _peft_errors(method: Method) -> Iterator[None]:
     """Turn what PEFT raises about its arguments into a `RecipeError` about the method."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except _PEFT_ERRORS as error:
-        detail = " ".join(str(error).split()) or type(error).__name__
+        if lacks_memory(error):
+            raise
+        detail, where = " ".join(str(error).split()) or type(error).__name__, f"methods.{method.name}"
+        remedy = f"Change the keys of {where}."
+        if "Conv1D" in detail:
+            remedy = _OTHER_THAN_CONV1D.format(where)
+        elif "specify `target_modules`" in detail:
+            remedy = f"Name the modules that it is to adapt in {where}.target_modules."
         raise RecipeError(
-            f"methods.{method.name}: PEFT refuses this {method.peft_type} for this model: {detail[:500].rstrip('.')}; "
-            f"expected arguments that fit. Change the keys of methods.{method.name}."
+            f"{where}: PEFT refuses this {method.peft_type} for this model: {detail[:500].rstrip('.')}; "
+            f"expected arguments that fit. {remedy}"
         ) from error
 
 
@@ -286,10 +293,9 @@ def apply_method(model: PreTrainedModel, method: Method, *, seed: int) -> nn.Mod
         _freeze(model, method)
     trained = [parameter for parameter in adapted.parameters() if parameter.requires_grad]
     if not trained:
-        raise RecipeError(
-            f"methods.{method.name}: found no weight that would train; expected at least one. "
-            f"Set methods.{method.name}.target_modules=all-linear."
-        )
+        where = f"methods.{method.name}"
+        remedy = _OTHER_THAN_CONV1D.format(where) if _has_conv1d(model) else f"Set {where}.target_modules=all-linear."
+        raise RecipeError(f"{where}: found no weight that would train; expected at least one. {remedy}")
     for parameter in trained:
         parameter.data = parameter.data.float()
     return adapted
@@ -343,11 +349,15 @@ def _model_defaults(model: PreTrainedModel, method: Method) -> dict[str, Any]:
     """Return what PEFT would find out by itself with a warning, or show as a progress bar."""
     known = {field.name for field in dataclasses.fields(_config_class(method))}
     defaults: dict[str, Any] = {}
-    if "fan_in_fan_out" in known and any(isinstance(module, Conv1D) for module in model.modules()):
+    if "fan_in_fan_out" in known and _has_conv1d(model):
         defaults["fan_in_fan_out"] = True
     if "progressbar" in known:
         defaults["progressbar"] = False
     return defaults
+
+
+def _has_conv1d(model: nn.Module) -> bool:
+    return any(isinstance(module, Conv1D) for module in model.modules())
 
 
 def _check_modules(model: PreTrainedModel, method: Method) -> None:
