@@ -53,7 +53,7 @@ class ModelCard:
     limits: tuple[str, ...]
     versions: Mapping[str, str]
     quantization: Quantization | None = None
-    """In how many bits the base model's weights stood beside the adapter, where they were quantised as they were read."""
+    """In how many bits the base model's weights were read beside the adapter, where they were quantised for it."""
 
 
 def card_to_json(card: ModelCard) -> dict[str, Any]:

@@ -40,9 +40,9 @@ def check_methods(recipe: Recipe) -> None:
         method = method_of(recipe, name)
         if method.peft_type in NOT_RECOMPUTED and recipe.training.gradient_checkpointing:
             problems.append(
-                f"training.gradient_checkpointing: found true with methods.{name}, a {method.peft_type}, whose keys and "
-                "values recomputed layers do not read; expected false. Set training.gradient_checkpointing=false, or "
-                "give the method a recipe of its own."
+                f"training.gradient_checkpointing: found true with methods.{name}, a {method.peft_type}, whose keys "
+                "and values recomputed layers do not read; expected false. Set training.gradient_checkpointing=false, "
+                "or give the method a recipe of its own."
             )
         try:
             check_method(method, encoder_decoder=facts.encoder_decoder, quantised=quantised)
