@@ -121,8 +121,9 @@ def _quantised(
             require_quantization()
         return placed
     require_quantization()
-    computed = {"bnb_4bit_compute_dtype": dtype} if quantization == "4bit" else {}
-    return {**placed, "quantization_config": BitsAndBytesConfig(**BITSANDBYTES[quantization], **computed)}
+    # 8-bit layers have no use for a type to compute in.
+    asked = BitsAndBytesConfig(**BITSANDBYTES[quantization], bnb_4bit_compute_dtype=dtype)
+    return {**placed, "quantization_config": asked}
 
 
 def empty_model(folder: Path) -> PreTrainedModel:
