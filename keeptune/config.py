@@ -95,7 +95,7 @@ class MethodFields(BaseModel):
         if self.peft_type is not None and self.l2_base:
             raise ValueError(
                 "found l2_base with peft_type; expected it for full fine-tuning alone. Use training.weight_decay, "
-                "which pulls an adapter to the base model already"
+                "which pulls LoRA's factors, and with them the model, to the base model"
             )
         if self.replay_kl and not self.replay_fraction:
             raise ValueError(

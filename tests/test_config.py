@@ -99,7 +99,7 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         (
             "methods: {lora: {peft_type: LORA, l2_base: 1e-3}}\n",
             "methods.lora: found l2_base with peft_type; expected it for full fine-tuning alone. Use "
-            "training.weight_decay, which pulls an adapter to the base model already.",
+            "training.weight_decay, which pulls LoRA's factors, and with them the model, to the base model.",
         ),
         (
             "methods: {full: {replay_kl: 0.1}}\n",

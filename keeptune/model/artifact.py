@@ -27,9 +27,10 @@ from keeptune.model.attention import base_of, uses_virtual_tokens
 from keeptune.model.folder import ADAPTER_CONFIG, Quantization, adapter_base, resolve_model
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
-from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
+from keeptune.model.methods import quiet_peft
 from keeptune.model.modes import evaluating
 from keeptune.model.ranks import note_ranks_
+from keeptune.model.served import refuse_unserved_adapter
 from keeptune.storage import read_json, staged_folder, storage_errors, write_atomic, write_json
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer

@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from keeptune.model.folder import BITSANDBYTES, Quantization
 from keeptune.storage import write_atomic
 
 
@@ -51,6 +52,8 @@ class ModelCard:
     recipe: str
     limits: tuple[str, ...]
     versions: Mapping[str, str]
+    quantization: Quantization | None = None
+    """In how many bits the base model's weights were read beside the adapter, where they were quantised for it."""
 
 
 def card_to_json(card: ModelCard) -> dict[str, Any]:
@@ -126,15 +129,22 @@ def _usage(card: ModelCard, *, adapter: bool) -> str:
     library, loader = ("peft", f"AutoPeftModelFor{kind}") if adapter else ("transformers", f"AutoModelFor{kind}")
     answer = "output[0]" if card.encoder_decoder else 'output[0, inputs["input_ids"].shape[1] :]'
     imports = [f"from {library} import {loader}", "from transformers import AutoTokenizer"]
+    bits, quantised = [], ""
     if not adapter:
         imports = [f"from transformers import {loader}, AutoTokenizer"]
+    elif card.quantization is not None:
+        imports[1] += ", BitsAndBytesConfig"
+        settings = ", ".join(f"{name}={value!r}" for name, value in BITSANDBYTES[card.quantization].items())
+        bits = ["# The base model's weights as they were in training.", f"bits = BitsAndBytesConfig({settings})"]
+        quantised = ", quantization_config=bits"
     return "\n".join(
         [
             *imports,
             "",
             'folder = "."  # this folder',
             "tokenizer = AutoTokenizer.from_pretrained(folder)",
-            f"model = {loader}.from_pretrained(folder)",
+            *bits,
+            f"model = {loader}.from_pretrained(folder{quantised})",
             "# A prompt of the kind that the model was trained on.",
             f"messages = {[dict(message) for message in card.prompt]!r}",
             "inputs = tokenizer.apply_chat_template(",

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keeptune.errors import RecipeError, import_extra, relative_start
-from keeptune.storage import file_sha256, read_json, storage_errors
+from keeptune.storage import MANIFEST, file_sha256, read_json, storage_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -27,6 +27,12 @@ _CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 # Bits of a weight of the base model's linear layers, its output layer apart, as bitsandbytes stores them.
 Quantization = Literal["4bit", "8bit"]
+# What bitsandbytes is asked for. 4-bit weights are as QLoRA has them: NormalFloat, and the scales quantised too
+# (Dettmers et al. 2023, arXiv 2305.14314).
+BITSANDBYTES: dict[Quantization, dict[str, Any]] = {
+    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
+    "8bit": {"load_in_8bit": True},
+}
 T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
 _ENCODER_DECODERS = T5_FAMILY | {"bart", "mbart", "pegasus", "marian", "blenderbot", "led"}
 _MAX_HEADER_BYTES = 100_000_000
@@ -38,7 +44,8 @@ class ModelFacts:
 
     model_type: str
     encoder_decoder: bool
-    quantised: bool
+    quantised: Quantization | bool
+    """Whether the weights are stored quantised, and in how many bits where bitsandbytes did it."""
     vocab_size: int
     max_positions: int | None
     """Tokens that the position embeddings were made for; None where the configuration names no limit."""
@@ -89,6 +96,12 @@ def adapter_base(folder: Path) -> str:
             "base_model_name_or_path; `keeptune export` also takes it with --base."
         )
     return f"{name}@{revision}" if revision else name
+
+
+def adapter_quantization(folder: Path) -> Quantization | None:
+    """Return in how many bits the base model's weights stood when keeptune trained an adapter; None: as it has them."""
+    path = folder / MANIFEST
+    return read_json(path).get("quantization") if path.exists() else None
 
 
 def _nearest(path: Path) -> str:
@@ -142,7 +155,7 @@ def check_model_folder(folder: Path) -> ModelFacts:
     return ModelFacts(
         model_type=model_type,
         encoder_decoder=encoder_decoder,
-        quantised="quantization_config" in config,
+        quantised=_stored_quantised(config),
         vocab_size=vocab_size,
         max_positions=_max_positions(text_config),
         weight_bytes=sum(file.stat().st_size for file in weights),
@@ -172,6 +185,13 @@ def _read_config(folder: Path) -> dict[str, Any]:
 
 def _is_encoder_decoder(config: dict[str, Any]) -> bool:
     return bool(config.get("is_encoder_decoder", config["model_type"] in _ENCODER_DECODERS))
+
+
+def _stored_quantised(config: dict[str, Any]) -> Quantization | bool:
+    stored = config.get("quantization_config")
+    if isinstance(stored, dict):
+        return next((bits for bits in BITSANDBYTES if stored.get(f"load_in_{bits}")), True)
+    return stored is not None
 
 
 def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ from transformers import (
 from transformers.utils import logging
 
 from keeptune.errors import RecipeError, import_extra
-from keeptune.model.folder import T5_FAMILY, Quantization
+from keeptune.model.folder import BITSANDBYTES, T5_FAMILY, Quantization
 from keeptune.storage import staged_folder, storage_errors
 
 # Buffers that older checkpoints carry and that are computed at construction.
@@ -121,17 +121,9 @@ def _quantised(
             require_quantization()
         return placed
     require_quantization()
-    # As QLoRA has it: 4-bit NormalFloat, and the scales quantised too (Dettmers et al. 2023, arXiv 2305.14314).
-    own = {
-        "4bit": {
-            "load_in_4bit": True,
-            "bnb_4bit_quant_type": "nf4",
-            "bnb_4bit_use_double_quant": True,
-            "bnb_4bit_compute_dtype": dtype,
-        },
-        "8bit": {"load_in_8bit": True},
-    }[quantization]
-    return {**placed, "quantization_config": BitsAndBytesConfig(**own)}
+    # 8-bit layers have no use for a type to compute in.
+    asked = BitsAndBytesConfig(**BITSANDBYTES[quantization], bnb_4bit_compute_dtype=dtype)
+    return {**placed, "quantization_config": asked}
 
 
 def empty_model(folder: Path) -> PreTrainedModel:

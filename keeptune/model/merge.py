@@ -24,7 +24,7 @@ from keeptune.model.artifact import (
     writing,
 )
 from keeptune.model.card import ModelCard, write_model_card
-from keeptune.model.folder import check_model_folder
+from keeptune.model.folder import adapter_quantization, check_model_folder
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft
@@ -68,9 +68,9 @@ def _check_place(adapter_folder: Path, *, base: Path, out: Path) -> None:
     if check_model_folder(base).quantised:
         raise RecipeError(
             f"{base}: found quantised weights; expected a base model in fp32 or bf16, as folding an adapter into "
-            "quantised weights rounds it away. Name the unquantised base model, or use the adapter as it is."
+            "quantised weights rounds it away. Use the adapter as it is, or train it on the unquantised model."
         )
-    quantization = _facts(adapter_folder).get("quantization")
+    quantization = adapter_quantization(adapter_folder)
     if quantization is not None:
         raise RecipeError(
             f"{adapter_folder}: found an adapter that was trained and scored over {quantization} weights; expected one "

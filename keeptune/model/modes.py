@@ -10,6 +10,9 @@ from torch import nn
 
 from keeptune.errors import RecipeError
 
+# Methods of PEFT that stand in a cache of keys and values, which layers do not read when they are recomputed.
+NOT_RECOMPUTED = frozenset({"CARTRIDGE", "PREFIX_TUNING"})
+
 
 @contextlib.contextmanager
 def training(model: nn.Module) -> Iterator[None]:

@@ -33,7 +33,8 @@ from keeptune.model.artifact import (
 from keeptune.model.attention import base_of
 from keeptune.model.folder import Quantization, check_model_folder
 from keeptune.model.load import load_model
-from keeptune.model.methods import quiet_peft, refuse_unserved_adapter
+from keeptune.model.methods import quiet_peft
+from keeptune.model.served import refuse_unserved_adapter
 from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, write_atomic
 
 # Where a tensor of an adapter starts: at a number, at the base model's own value, or at its trained value, unmoved.

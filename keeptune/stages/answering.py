@@ -155,12 +155,18 @@ def _answered_base(run: Path) -> str | None:
 
 def _own_base(entry: Entry, *, recipe: Recipe, is_adapter: bool, scratch: Path) -> Base:
     """Read the text side of a model, or of an adapter's base model; its template is the run's wording, or its own."""
-    from keeptune.model.folder import adapter_base
+    from keeptune.model.folder import adapter_base, adapter_quantization
+    from keeptune.model.load import require_quantization
 
     model = adapter_base(entry.folder) if is_adapter else entry.argument
+    quantization = adapter_quantization(entry.folder) if is_adapter else None
+    if quantization is not None:
+        require_quantization()
     # Alpaca and plain are the same words for every tokenizer; a chat template belongs to one.
     template = recipe.data.template if recipe.data.template in ("alpaca", "plain") else "auto"
-    own = {"model": model, "data": recipe.data.model_copy(update={"template": template})}
+    data = recipe.data.model_copy(update={"template": template})
+    # How the run quantises its own base model is nothing to another model.
+    own = {"model": model, "quantization": quantization, "data": data}
     try:
         return read_base(recipe.model_copy(update=own), cache=scratch)
     except RecipeError as error:

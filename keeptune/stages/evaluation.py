@@ -26,6 +26,7 @@ from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import artifact_folder, fit_model, make_bench, training_key
+from keeptune.stages.validation import higher_is_better
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_at, points, trained_facts
 from keeptune.storage import storage_errors, write_json
 
@@ -211,13 +212,11 @@ def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:
 
 def _select(run: Run, methods: list[Method]) -> Method:
     """Choose the method with the best value on validation, the first of equals, and write down why."""
-    from keeptune.evaluation.metrics import METRICS
-
-    metric = run.recipe.evaluation.select_by
     values = {method.name: trained_facts(run, method)["best_value"] for method in methods}
-    sign = 1.0 if metric != "loss" and METRICS[metric].higher_is_better else -1.0
+    sign = 1.0 if higher_is_better(run.recipe) else -1.0
     known = [method for method in methods if values[method.name] is not None]
     selected = max(known, key=lambda method: sign * values[method.name], default=methods[0])
+    metric = run.recipe.evaluation.select_by
     facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values}
     write_json(run.folder / "selection.json", facts)
     return selected

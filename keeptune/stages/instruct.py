@@ -78,6 +78,7 @@ def model_card(run: Run, data: Data, point: Point, *, limits: Sequence[str] = ()
             else "What the base model lost beyond the tasks above was not measured.",
         ),
         versions=read_json(run.folder / MANIFEST)["versions"],
+        quantization=data.base.facts.quantization,
     )
 
 

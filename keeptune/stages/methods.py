@@ -22,6 +22,7 @@ def check_methods(recipe: Recipe) -> None:
     from keeptune.model.folder import check_model_folder, resolve_model
     from keeptune.model.load import empty_model, pick_device, require_quantization
     from keeptune.model.methods import check_fit, check_method
+    from keeptune.model.modes import NOT_RECOMPUTED
 
     folder = resolve_model(recipe.model)
     facts = check_model_folder(folder)
@@ -37,6 +38,12 @@ def check_methods(recipe: Recipe) -> None:
         )
     for name in recipe.methods:
         method = method_of(recipe, name)
+        if method.peft_type in NOT_RECOMPUTED and recipe.training.gradient_checkpointing:
+            problems.append(
+                f"training.gradient_checkpointing: found true with methods.{name}, a {method.peft_type}, whose keys "
+                "and values recomputed layers do not read; expected false. Set training.gradient_checkpointing=false, "
+                "or give the method a recipe of its own."
+            )
         try:
             check_method(method, encoder_decoder=facts.encoder_decoder, quantised=quantised)
             if method.peft_type is not None or method.frozen_layers:

@@ -173,7 +173,7 @@ def _seconds(intended: Intended, *, num_tokens: int, num_steps: int) -> float | 
 
 def _remedy(recipe: Recipe, data: Data, intended: Intended, *, method: Method, machine: _Machine) -> str:
     """Return the first settings under which the method fits, else that the model is too large for it."""
-    for changed in _smaller(recipe):
+    for changed in _smaller(recipe, method):
         smaller = replace(intended, settings=replace(intended.settings, **changed))
         memory = estimate(recipe, data, smaller)
         if memory is not None and machine.holds(memory.total):
@@ -183,12 +183,14 @@ def _remedy(recipe: Recipe, data: Data, intended: Intended, *, method: Method, m
     return f"{method.name}: fits with no size of micro-batch. Choose {advice}."
 
 
-def _smaller(recipe: Recipe) -> Iterator[dict[str, int | bool]]:
+def _smaller(recipe: Recipe, method: Method) -> Iterator[dict[str, int | bool]]:
     """Yield training settings that take less memory, those that cost least time first."""
+    from keeptune.model.modes import NOT_RECOMPUTED
+
     sizes, tokens = [], recipe.training.tokens_per_micro_batch
     while (tokens := tokens // 2) >= _SMALLEST_MICRO_BATCH:
         sizes.append(tokens)
     yield from ({"tokens_per_micro_batch": size} for size in sizes)
-    if not recipe.training.gradient_checkpointing:
+    if not recipe.training.gradient_checkpointing and method.peft_type not in NOT_RECOMPUTED:
         yield {"gradient_checkpointing": True}
         yield from ({"gradient_checkpointing": True, "tokens_per_micro_batch": size} for size in sizes[-1:])

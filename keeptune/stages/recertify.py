@@ -28,7 +28,7 @@ from keeptune.stages.run import Run, stage_key
 from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import write_texts
 from keeptune.stages.way import load_at
-from keeptune.storage import read_json, storage_errors, write_json
+from keeptune.storage import MANIFEST, read_json, storage_errors, write_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -103,11 +103,17 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
 
 def _refuse_unlike(folder: Path, *, run: Run, data: Data) -> None:
     """Refuse what is no model, and a model that would be asked other tokens than the base was."""
-    from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, check_model_folder
+    from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, adapter_quantization, check_model_folder
     from keeptune.text.tokenizer import Tokenizer
 
     base, bits = data.base, data.base.facts.quantization
     if (folder / ADAPTER_CONFIG).is_file():
+        trained = adapter_quantization(folder)
+        if (folder / MANIFEST).is_file() and trained != bits:
+            raise RecipeError(
+                f"{folder}: found an adapter that was trained over {trained or 'unquantised'} weights; expected one "
+                f"over the run's {bits or 'unquantised'} ones. Certify it with a recipe of its own quantization."
+            )
         named = Path(adapter_base(folder)).expanduser()
         # A hub id is the run's own, or nothing shows that it has the same weights. The run's base may be quantised as
         # it is read; the hash says so.
@@ -172,15 +178,19 @@ def _at_chance(session: Session, base: Sequence[Answer]) -> dict[str, str]:
 
 
 def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str, opening: int) -> Walk:
+    from keeptune.model.folder import ADAPTER_CONFIG
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.walk import Candidate, walk
 
-    run = session.run
+    run, data = session.run, session.data
+    if not (folder / ADAPTER_CONFIG).is_file():
+        # A whole model is what its files hold, however the run reads its base.
+        data = replace(data, base=replace(data.base, facts=replace(data.base.facts, quantization=None)))
     loaded: list[nn.Module] = []
 
     def model() -> nn.Module:
         if not loaded:
-            loaded.append(load_at(run, session.data, folder, name=name))
+            loaded.append(load_at(run, data, folder, name=name))
         return loaded[0]
 
     def drops_at(_name: str, _alpha: float) -> Mapping[str, Drops]:

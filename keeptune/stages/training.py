@@ -300,7 +300,7 @@ def _run_loop(
         settings=intended.settings,
         folder=run.folder / name,
         validate=None if select_by == "loss" else validate,
-        higher_is_better=select_by != "loss" and METRICS[select_by].higher_is_better,
+        higher_is_better=METRICS[select_by].higher_is_better,
         world=SINGLE,
         device=fit.device,
         autocast=fit.autocast,

@@ -572,6 +572,15 @@ def test_the_card_fits_its_folder(
     assert ("## Limits" in text) == bool(changes.get("limits", True))
 
 
+def test_the_card_of_an_adapter_over_quantised_weights_reads_them_so(tmp_path: Path) -> None:
+    write_model_card(tmp_path, card=card(quantization="8bit"))
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "from transformers import AutoTokenizer, BitsAndBytesConfig\n" in text
+    assert "bits = BitsAndBytesConfig(load_in_8bit=True)\n" in text
+    assert "AutoPeftModelForCausalLM.from_pretrained(folder, quantization_config=bits)\n" in text
+    assert card_from_json(json.loads(json.dumps(card_to_json(card(quantization="8bit"))))).quantization == "8bit"
+
+
 def test_the_card_shows_tasks_that_were_not_trained_on_in_a_table_of_their_own(tmp_path: Path) -> None:
     one = CardScore("boolq", "rougeL", 0.5, 0.48, 0.52, 90, 0.25, trained=False)
     write_model_card(tmp_path, card=card(scores=(*card().scores, one)))

@@ -57,6 +57,9 @@ def test_a_quantised_model_and_a_nested_text_configuration_are_seen(tmp_path: Pa
     (path / "config.json").write_text(json.dumps(nested), encoding="utf-8")
     facts = check_model_folder(path)
     assert (facts.vocab_size, facts.max_positions, facts.quantised) == (7, 9, True)
+    stored = {**nested, "quantization_config": {"load_in_4bit": False, "load_in_8bit": True}}
+    (path / "config.json").write_text(json.dumps(stored), encoding="utf-8")
+    assert check_model_folder(path).quantised == "8bit"
 
 
 def test_the_hash_follows_configuration_and_weights(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from keeptune.errors import RecipeError
+from keeptune.model import methods
 from keeptune.model.methods import (
     Method,
     ParameterCounts,
@@ -31,6 +32,7 @@ from tests.model.tiny import CONFIGS, T5, make_model, trained_state
 
 # Pyright does not see through the decorator of transformers' `to`.
 META: Any = torch.device("meta")
+CONV1D = ["Set methods.mine.peft_type=LORA, which adapts this model's Conv1D layers."]
 
 
 def llama(**settings: Any) -> LlamaForCausalLM:
@@ -51,6 +53,10 @@ def t5(**settings: Any) -> T5ForConditionalGeneration:
     sizes = {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4, "vocab_size": 64}
     config = T5Config(**{**sizes, **settings})
     return T5ForConditionalGeneration(config).eval()
+
+
+def granite() -> PreTrainedModel:
+    return make_model(CONFIGS["granite"])
 
 
 def method(peft_type: str | None, name: str = "mine", **arguments: Any) -> Method:
@@ -180,6 +186,12 @@ def test_trained_weights_are_fp32_over_a_bf16_base(chosen: Method) -> None:
             method("ADALORA", init_r=8),
             ["methods.mine.init_r: found 8 with a target_r of 8", "ranks only shrink. Set methods.mine.init_r=13."],
         ),
+        (
+            method("PREFIX_TUNING"),
+            ["methods.mine.num_virtual_tokens: found nothing; expected how many input vectors train, from 1. Set"],
+        ),
+        (method("P_TUNING", num_virtual_tokens="4"), ["methods.mine.num_virtual_tokens: found '4'; expected how"]),
+        (method("PROMPT_TUNING", num_virtual_tokens=0), ["methods.mine.num_virtual_tokens: found 0; expected how"]),
         (method("POLY"), ["found 'POLY'", "number of a task"]),
         (method("XLORA"), ["found 'XLORA'", "trained before"]),
         (method("CPT"), ["found 'CPT'", "a loss of its own"]),
@@ -241,8 +253,12 @@ def test_methods_with_defaults_are_accepted(peft_type: str | None, encoder_decod
         ),
         (llama, method("LORA", modules_to_save=["lm_heads"]), ["mine.modules_to_save: found 'lm_heads'", "'lm_head'"]),
         (llama, method("LORA", target_modules="q_proj"), ["PEFT refuses this LORA", "q_proj"]),
-        (llama, method("PROMPT_TUNING"), ["PEFT refuses this PROMPT_TUNING", "Change the keys of methods.mine"]),
-        (gpt2, method("LOHA", target_modules="all-linear"), ["PEFT refuses this LOHA for this model", "Conv1D"]),
+        (llama, method("BOFT", boft_block_size=5), ["PEFT refuses this BOFT", "Change the keys of methods.mine"]),
+        (gpt2, method("LOHA"), ["PEFT refuses this LOHA for this model", "Conv1D", *CONV1D]),
+        (gpt2, method("OSF"), ["methods.mine: found no weight that would train; expected at least one.", *CONV1D]),
+        (llama, method("OSF", effective_rank=64), ["no weight that would train", "Lower methods.mine.effective_rank"]),
+        (granite, method("VERA"), ["Name the modules that it is to adapt in methods.mine.target_modules."]),
+        (llama, method("LORA", target_parameters=["x.y"]), ["target_parameters=['x.y'] were set but no parameter was"]),
         (t5, method("ADAPTION_PROMPT", adapter_len=2, adapter_layers=1), ["PEFT refuses this ADAPTION_PROMPT", "t5"]),
     ],
 )
@@ -309,6 +325,15 @@ def test_more_frozen_layers_than_there_are_are_refused(make: Callable[[], PreTra
         check_fit(make().to(META), chosen)
     assert str(caught.value) == f"methods.mine.frozen_layers: {parts}"
     check_fit(make().to(META), Method("mine", None, 1e-3, {}, frozen_layers=2))
+
+
+def test_a_lack_of_memory_is_no_fault_of_the_arguments(monkeypatch: pytest.MonkeyPatch) -> None:
+    def lacking(*_: Any) -> None:
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
+
+    monkeypatch.setattr(methods, "get_peft_model", lacking)
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        apply_method(llama(), method("LORA"), seed=0)
 
 
 def test_a_model_of_which_nothing_would_train_is_refused() -> None:

@@ -1,11 +1,16 @@
-"""A recipe's methods with their defaults."""
+"""A recipe's methods with their defaults, and what is held against the training before any data are prepared."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from keeptune import stages
 from keeptune.config import LEARNING_RATES, MethodFields
+from keeptune.errors import RecipeError
 from keeptune.stages.methods import learning_rate
+from tests.stages import world
 
 
 @pytest.mark.parametrize(
@@ -20,3 +25,16 @@ from keeptune.stages.methods import learning_rate
 )
 def test_a_method_has_the_learning_rate_of_its_kind(fields: MethodFields, expected: float) -> None:
     assert learning_rate(fields) == expected
+
+
+def test_a_prefix_is_not_recomputed(tmp_path: Path) -> None:
+    methods = {"prefix": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}, "lora": {"peft_type": "LORA"}}
+    path = world.recipe_file(tmp_path, model=world.llama(tmp_path / "base"), data=tmp_path / "none", methods=methods)
+    stages.check_methods(world.recipe(path))
+    with pytest.raises(RecipeError) as caught:
+        stages.check_methods(world.recipe(path, **{"training.gradient_checkpointing": True}))
+    assert str(caught.value) == (
+        "training.gradient_checkpointing: found true with methods.prefix, a PREFIX_TUNING, whose keys and values "
+        "recomputed layers do not read; expected false. Set training.gradient_checkpointing=false, or give the method "
+        "a recipe of its own."
+    )

@@ -112,6 +112,15 @@ def test_what_fits_under_no_setting_is_told_from_a_model_without_weights(
     assert full.seconds is None
 
 
+def test_a_prefix_that_does_not_fit_is_not_told_to_recompute(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cost, "available_memory_bytes", lambda _: 1_000)
+    prefix = {"prefix": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}}
+    # The weights are there, as quantised ones always are: what cannot be computed would be an error.
+    monkeypatch.setattr(import_module("keeptune.stages.plan"), "_ROOM_FACTOR", 0)
+    (planned_prefix,) = planned(path, methods=prefix).methods
+    assert planned_prefix.remedy == "prefix: fits with no size of micro-batch. Choose a smaller base model."
+
+
 def test_the_table_shows_kinds_times_and_remedies(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cost, "available_memory_bytes", lambda _: 1_000)
     console = Console(record=True, width=160, file=io.StringIO())

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,9 +13,13 @@ import torch
 
 from keeptune import stages
 from keeptune.errors import FolderInUseError, RecipeError
+from keeptune.model.artifact import load_artifact
 from keeptune.recipe_text import read_yaml
+from keeptune.stages import answering, way
 from keeptune.storage import read_json
+from tests.model.bases import logits
 from tests.stages import world
+from tests.stages.test_compare import other_model
 
 pytest.importorskip("bitsandbytes", reason="bitsandbytes, the extra `quantized`, is not installed")
 pytest.importorskip("accelerate", reason="accelerate, of the extra `quantized`, is not installed")
@@ -29,20 +35,63 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return world.recipe_file(folder, model=base, data=world.records(folder / "data.jsonl", number=40), methods=LORA)
 
 
-def test_a_run_trains_and_answers_over_quantised_weights(path: Path) -> None:
+@pytest.fixture(scope="module")
+def trained(path: Path) -> Path:
+    """Return the folder of a run over 4-bit weights."""
     with stages.open_run(world.recipe(path, quantization="4bit"), context=world.context()) as run:
         data = stages.prepare(run)
         stages.train(run, data=data)
         stages.evaluate(run, data=data)
-    folder = path.parent / "run"
-    assert read_yaml(folder / "recipe.yaml")["quantization"] == "4bit"
-    assert read_json(folder / "lora" / "adapter" / "manifest.json")["quantization"] == "4bit"
-    assert read_json(folder / "lora" / "training.json")["layout"] == "packed"
+    return path.parent / "run"
+
+
+def test_a_run_trains_and_answers_over_quantised_weights(trained: Path, path: Path) -> None:
+    assert read_yaml(trained / "recipe.yaml")["quantization"] == "4bit"
+    assert read_json(trained / "lora" / "adapter" / "manifest.json")["quantization"] == "4bit"
+    assert read_json(trained / "lora" / "training.json")["layout"] == "packed"
     with (
         pytest.raises(FolderInUseError, match=r"quantization was '4bit', now unset"),
         stages.open_run(world.recipe(path), context=world.context()),
     ):
         pass
+
+
+def test_compare_reads_each_model_over_the_bits_that_it_was_trained_over(
+    trained: Path, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter = shutil.copytree(trained / "lora" / "adapter", tmp_path / "adapter")
+    whole = other_model(tmp_path / "whole", base=path.parent / "base")
+    foreign = shutil.copytree(adapter, tmp_path / "foreign")
+    (foreign / "manifest.json").unlink()
+    read: dict[str, Any] = {}
+
+    def load_at(run: Any, data: Any, artifact: Path, *, name: str) -> Any:
+        read[name] = data.base.facts.quantization
+        return way.load_at(run, data, artifact, name=name)
+
+    monkeypatch.setattr(answering, "load_at", load_at)
+    models = [str(model) for model in (trained / "lora", adapter, whole, foreign)]
+    value = read_json(stages.compare(models, out=None, context=world.context()))
+    assert read == {"adapter": "4bit", "whole": None, "foreign": None}
+    same = [p for p in value["pairs"] if {p["model"], p["against"]} == {"run/lora", "adapter"}]
+    assert same and all(p["difference"] == 0.0 for p in same)
+    losses = [p for p in value["pairs"] if {p["model"], p["against"]} == {"run/lora", "foreign"}]
+    assert any(p["metric"] == "loss" and p["difference"] != 0.0 for p in losses)
+
+
+def test_the_card_of_the_delivered_adapter_shows_how_to_read_it(
+    trained: Path, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = trained / "instruct-model"
+    (shown,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(encoding="utf-8"), re.DOTALL)
+    # Else, where a processor multiplies bf16, bitsandbytes stores the weights anew, and these are too small for it.
+    monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: False)
+    monkeypatch.chdir(folder)
+    names: dict[str, Any] = {"print": lambda _: None}
+    exec(shown, names)
+    alike = {"base": path.parent / "base", "device": torch.device("cpu"), "dtype": torch.float32}
+    assert torch.equal(logits(names["model"]), logits(load_artifact(folder, quantization="4bit", **alike)))
+    assert not torch.equal(logits(names["model"]), logits(load_artifact(folder, **alike)))
 
 
 def test_a_plan_counts_quantised_weights_in_their_bits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import importlib
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -225,6 +226,44 @@ def test_an_adapter_on_another_base_is_refused(copied: Made, tmp_path: Path, mod
     adapter(tmp_path / "other", tmp_path / "adapter")
     with pytest.raises(RecipeError, match="found an adapter on .*other, whose weights are not those of the run's base"):
         certified(copied, tmp_path / "adapter")
+
+
+def test_an_adapter_over_other_bits_than_the_run_s_is_refused(copied: Made, tmp_path: Path, model: Path) -> None:
+    adapter(model, tmp_path / "adapter")
+    write_json(tmp_path / "adapter" / "manifest.json", {"quantization": "4bit"})
+    with pytest.raises(RecipeError) as caught:
+        certified(copied, tmp_path / "adapter")
+    assert str(caught.value) == (
+        f"{tmp_path / 'adapter'}: found an adapter that was trained over 4bit weights; expected one over the run's "
+        "unquantised ones. Certify it with a recipe of its own quantization."
+    )
+    write_json(tmp_path / "adapter" / "manifest.json", {"key": "another run's"})
+    assert certified(copied, tmp_path / "adapter")[0]["verdict"] == "CERTIFIED"
+
+
+@pytest.mark.parametrize(("name", "bits"), [("tuned", None), ("adapter", "4bit")])
+def test_a_whole_model_is_read_as_it_lies_and_an_adapter_over_the_run_s_bits(
+    name: str, bits: str | None, copied: Made, tuned: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    adapter(model, tuned.parent / "adapter")
+    read: list[str | None] = []
+
+    def prepared(run: Any) -> Any:
+        data = stages.prepare(run)
+        return replace(data, base=replace(data.base, facts=replace(data.base.facts, quantization="4bit")))
+
+    def load_at(_run: Any, data: Any, *_: Any, **__: Any) -> None:
+        read.append(data.base.facts.quantization)
+        raise RecipeError("far enough")
+
+    recertify = importlib.import_module("keeptune.stages.recertify")
+    monkeypatch.setattr(recertify, "prepare", prepared)
+    monkeypatch.setattr(recertify, "load_at", load_at)
+    monkeypatch.setattr(recertify, "base_answers", lambda session: [])
+    monkeypatch.setattr(recertify, "_at_chance", lambda session, base: {})
+    with pytest.raises(RecipeError, match="far enough"):
+        certified(copied, tuned.parent / name)
+    assert read == [bits]
 
 
 def test_an_adapter_on_a_hub_id_that_is_not_the_run_s_is_refused(copied: Made, tmp_path: Path, model: Path) -> None:
