@@ -96,8 +96,8 @@ def _read_into(file: Any, view: memoryview) -> None:
 class Records(Sequence[Record]):
     """Records on the disk by number; one block of them stays in memory."""
 
-    def __init__(self, file: RecordFile, rows: Indices) -> None:
-        self._file, self._rows = file, rows
+    def __init__(self, file: RecordFile, rows: NDArray[np.integer]) -> None:
+        self._file, self._rows = file, rows.astype(np.int32)
         self._number, self._block = -1, list[Record]()
 
     def __len__(self) -> int:
@@ -148,13 +148,13 @@ class RecordFile:
         self._starts.append(len(self._bytes))
         return len(self) - 1
 
-    def lines(self, rows: Indices) -> list[bytes]:
+    def lines(self, rows: NDArray[np.integer]) -> list[bytes]:
         """Read the lines of the given rows."""
         starts = np.frombuffer(self._starts, np.int64)
         joined = self._bytes.ranges(starts[rows], starts[rows + 1] - starts[rows]).tobytes()
         return joined.splitlines(keepends=True)
 
-    def read(self, rows: Indices) -> list[Record]:
+    def read(self, rows: NDArray[np.integer]) -> list[Record]:
         """Read the records of the given rows."""
         texts = (line.decode("utf-8", "surrogatepass") for line in self.lines(rows))
         numbered = zip(texts, rows.tolist(), strict=True)

@@ -7,6 +7,7 @@ import hashlib
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any, overload
@@ -90,21 +91,25 @@ class TokenTable:
 
     counts: TokenCounts
     record_ids: Sequence[str]
-    lengths: NDArray[np.int64]
-    """Tokens of each example, of both sides together where there is an encoder."""
-    num_targets: NDArray[np.int64]
-    """Tokens of each example that carry loss."""
 
     def __init__(self, mapped: mmap.mmap, *, counts: TokenCounts) -> None:
         self.counts = counts
         self._mapped, self._num_reads = mapped, 0
         self._table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
         self.record_ids = _Ids(self._table["id"])
-        self.num_targets = self._numbers("num_targets")
         self._chunks = [_Chunk.of(batch) for batch in self._table.to_batches()]
         sizes = [len(chunk.offsets) - 1 for chunk in self._chunks]
         self._first_rows = np.cumsum([0, *sizes])
-        self.lengths = self._joined(np.diff(chunk.offsets) for chunk in self._chunks)
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example, of both sides together where there is an encoder."""
+        return self._joined(np.diff(chunk.offsets) for chunk in self._chunks)
+
+    @cached_property
+    def num_targets(self) -> NDArray[np.int64]:
+        """Tokens of each example that carry loss."""
+        return self._numbers("num_targets")
 
     @property
     def prompt_lengths(self) -> NDArray[np.int64]:
@@ -162,7 +167,7 @@ class TokenTable:
         return largest
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return int(self._first_rows[-1])
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
