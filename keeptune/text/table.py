@@ -10,12 +10,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from keeptune.data.on_demand import OnDemand
 from keeptune.errors import StorageError
 from keeptune.storage import read_json, staged_folder, storage_errors, verify_folder, write_json
 from keeptune.text.tokens import Example, Tokenized
@@ -195,7 +196,7 @@ class TokenTable:
         self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
-class _Ids(Sequence[str]):
+class _Ids(OnDemand[str]):
     """The column of ids, read as they are asked for."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -204,13 +205,7 @@ class _Ids(Sequence[str]):
     def __len__(self) -> int:
         return len(self._column)
 
-    @overload
-    def __getitem__(self, index: int, /) -> str: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> list[str]: ...
-    def __getitem__(self, index: int | slice, /) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _entry(self, index: int) -> str:
         return self._column[index].as_py()
 
     def __iter__(self) -> Iterator[str]:
