@@ -7,7 +7,6 @@ import hashlib
 import mmap
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -101,16 +100,22 @@ class TokenTable:
         self._chunks = [_Chunk.of(batch) for batch in self._table.to_batches()]
         sizes = [len(chunk.offsets) - 1 for chunk in self._chunks]
         self._first_rows = np.cumsum([0, *sizes])
+        self._lengths: NDArray[np.int64] | None = None
+        self._num_targets: NDArray[np.int64] | None = None
 
-    @cached_property
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each example, of both sides together where there is an encoder."""
-        return self._joined(np.diff(chunk.offsets) for chunk in self._chunks)
+        if self._lengths is None:
+            self._lengths = self._joined(np.diff(chunk.offsets) for chunk in self._chunks)
+        return self._lengths
 
-    @cached_property
+    @property
     def num_targets(self) -> NDArray[np.int64]:
         """Tokens of each example that carry loss."""
-        return self._numbers("num_targets")
+        if self._num_targets is None:
+            self._num_targets = self._numbers("num_targets")
+        return self._num_targets
 
     @property
     def prompt_lengths(self) -> NDArray[np.int64]:
