@@ -23,7 +23,7 @@ from keeptune.data.audit import (
 from keeptune.data.clean import NearDuplicates, near_duplicates
 from keeptune.data.disk import Records, Texts, chosen
 from keeptune.data.groups import Members
-from keeptune.data.heap import give_back_freed
+from keeptune.data.heap import gives_back_freed
 from keeptune.data.leaks import LEAK_KINDS, LeakKind, Leaks, find_leaks
 from keeptune.data.ngrams import Hashes, Indices
 from keeptune.data.reading import Ledger, Placed, TaskSource, read_sources
@@ -46,6 +46,7 @@ class Prepared:
     test_groups: Hashes
 
 
+@gives_back_freed
 def prepare_records(
     sources: Sequence[TaskSource],
     *,
@@ -73,7 +74,6 @@ def prepare_records(
     ledger = Ledger()
     how = {"drop_incomplete": drop_incomplete, "duplicates": duplicates}
     placed, num_copies = _read_once(sources, ledger=ledger, progress=progress, scratch=scratch, **how)
-    give_back_freed()
     keys, num_records = placed.prompt_keys, len(placed.records)
     progress.start("Auditing for near-duplicates", total=num_records, unit="records")
     names = list(dict.fromkeys(source.name for source in sources))
@@ -125,6 +125,7 @@ def _kept_rows(splits: SplitNumbers, *, leaking: Members) -> dict[SplitName, Ind
     return {split: np.flatnonzero(is_kept & (splits == i)) for i, split in enumerate(SPLIT_NAMES)}
 
 
+@gives_back_freed
 def _read_once(
     sources: Sequence[TaskSource],
     *,

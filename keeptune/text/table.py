@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,7 @@ from keeptune.errors import StorageError
 from keeptune.storage import read_json, staged_folder, storage_errors, verify_folder, write_json
 from keeptune.text.tokens import Example, Tokenized
 
+_Part = TypeVar("_Part")
 _EXAMPLES = "examples.arrow"
 _COUNTS = "counts.json"
 _ROWS_PER_CHUNK = 1000
@@ -95,7 +96,9 @@ class TokenTable:
     def __init__(self, mapped: mmap.mmap, *, counts: TokenCounts) -> None:
         self.counts = counts
         self._mapped, self._num_reads = mapped, 0
-        self._table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
+        batches = self._giving_back(map(reader.get_batch, range(reader.num_record_batches)))
+        self._table = pa.Table.from_batches(batches, _SCHEMA)
         self.record_ids = _Ids(self._table["id"])
         self._chunks = [_Chunk.of(batch) for batch in self._table.to_batches()]
         sizes = [len(chunk.offsets) - 1 for chunk in self._chunks]
@@ -188,13 +191,15 @@ class TokenTable:
         return self._joined(chunk.to_numpy() for chunk in self._table[name].chunks)
 
     def _joined(self, parts: Iterable[NDArray[np.int32]]) -> NDArray[np.int64]:
-        joined = [np.zeros(0, np.int64)]
+        return np.concatenate([np.zeros(0, np.int64), *self._giving_back(part.astype(np.int64) for part in parts)])
+
+    def _giving_back(self, parts: Iterable[_Part]) -> Iterator[_Part]:
+        """Yield the parts as they are read, and let go of the file's pages now and then."""
         for number, part in enumerate(parts):
-            joined.append(part.astype(np.int64))
+            yield part
             if number % _PARTS_PER_GIVING_BACK == 0:
                 self._give_back()
         self._give_back()
-        return np.concatenate(joined)
 
     def _give_back(self) -> None:
         """Let go of the file's pages; those of examples in use are mapped again when they are looked at."""
