@@ -43,7 +43,7 @@ _COVER_WORDS, _COVER_SHARE, _LONG_WORDS = 8, 0.5, 13
 _LEAST_COMPLETION_WORDS = 20
 _STOCK_FRACTION = 0.1
 _MAX_WITNESSES = 16
-_WORDS_PER_BATCH = 1 << 18
+_WORDS_PER_BATCH = 1 << 17
 _WORDS_PER_CHUNK = 1 << 20
 _OVERLAPS_PER_BATCH = 1 << 19
 # A table of 16 MiB tells which n-grams train cannot share: ten million of held-out records fill a twelfth of its bits.
