@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
+import itertools
+import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from keeptune.data.leaks import LEAK_KINDS, LeakKind
 from keeptune.data.record import PART_NAMES, SPLIT_NAMES, PartName, SplitName
 
-Lengths = Sequence[int] | NDArray[np.int64]
 MAX_EXAMPLES = 20
 TOO_LONG = "too_long"
 # Rows that the recipe does not ask for; every other reason takes out a row that was asked for.
@@ -227,35 +226,53 @@ def _sum(tasks: Iterable[SplitCounts]) -> SplitCounts:
     return SplitCounts(*(sum(getattr(counts, split) for counts in parts) for split in SPLIT_NAMES))
 
 
-def quantiles(values: Lengths) -> Quantiles:
-    """Return the quantiles of token counts; all are 0 where there are none."""
-    if not len(values):
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """How many records have how many tokens, before any cut: in the prompt, in the completion, in both.
+
+    `untrained_completion` counts the records of tasks that are not trained on once more.
+    """
+
+    prompt: Counter[int] = field(default_factory=Counter[int])
+    completion: Counter[int] = field(default_factory=Counter[int])
+    total: Counter[int] = field(default_factory=Counter[int])
+    untrained_completion: Counter[int] = field(default_factory=Counter[int])
+
+    def add(self, prompt_tokens: int, completion_tokens: int, *, trained: bool = True) -> None:
+        """Count a record."""
+        self.prompt[prompt_tokens] += 1
+        self.completion[completion_tokens] += 1
+        self.total[prompt_tokens + completion_tokens] += 1
+        if not trained:
+            self.untrained_completion[completion_tokens] += 1
+
+
+def quantiles(counts: Mapping[int, int]) -> Quantiles:
+    """Return the quantiles of token counts, given how often each occurs; all are 0 where there are none."""
+    number = sum(counts.values())
+    if not number:
         return Quantiles(0, 0, 0, 0, 0.0)
-    p50, p90, p99, largest = np.quantile(np.asarray(values), [0.5, 0.9, 0.99, 1.0], method="inverted_cdf")
-    return Quantiles(int(p50), int(p90), int(p99), int(largest), float(np.mean(values)))
+    ascending = sorted(counts)
+    ends = list(itertools.accumulate(counts[value] for value in ascending))
+    p50, p90, p99 = (ascending[bisect.bisect_left(ends, math.ceil(q * number))] for q in (0.5, 0.9, 0.99))
+    mean = sum(value * count for value, count in counts.items()) / number
+    return Quantiles(p50, p90, p99, ascending[-1], mean)
 
 
 def token_audit(
-    prompt_tokens: Lengths,
-    completion_tokens: Lengths,
-    *,
-    truncated: int,
-    completion_cut: int,
-    too_long: int,
-    supervised_tokens: int,
-    untrained_completion_tokens: Lengths = (),
+    lengths: Lengths, *, truncated: int, completion_cut: int, too_long: int, supervised_tokens: int
 ) -> TokenAudit:
-    """Return the token part of an audit from one prompt and completion length a record, those before any cut."""
-    total = np.add(prompt_tokens, completion_tokens)
+    """Return the token part of an audit from the lengths of the records that are kept."""
+    untrained = lengths.untrained_completion
     return TokenAudit(
-        prompt=quantiles(prompt_tokens),
-        completion=quantiles(completion_tokens),
-        total=quantiles(total),
+        prompt=quantiles(lengths.prompt),
+        completion=quantiles(lengths.completion),
+        total=quantiles(lengths.total),
         truncated=truncated,
         completion_cut=completion_cut,
         too_long=too_long,
         supervised_tokens=supervised_tokens,
-        untrained_completion=quantiles(untrained_completion_tokens) if len(untrained_completion_tokens) else None,
+        untrained_completion=quantiles(untrained) if untrained else None,
     )
 
 

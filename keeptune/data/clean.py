@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from keeptune.data.disk import DiskArray
 from keeptune.data.groups import Members, roots, union
-from keeptune.data.heap import give_back_freed
+from keeptune.data.heap import gives_back_freed
 from keeptune.data.minhash import GRAMS_PER_BATCH, GramSets, verified_links
 from keeptune.data.ngrams import (
     Hashes,
@@ -75,6 +75,7 @@ def key_numbers(digests: bytes | bytearray | NDArray[np.uint8]) -> Hashes:
     return np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2)
 
 
+@gives_back_freed
 def near_duplicates(
     texts: Sequence[str],
     *,
@@ -92,7 +93,6 @@ def near_duplicates(
     with tempfile.TemporaryDirectory(dir=scratch, prefix="near-") as folder:
         sets, keys = _gram_sets(texts, tasks=tasks, scratch=Path(folder))
         links = verified_links(sets, threshold=threshold, scratch=Path(folder))
-    give_back_freed()
     parents = first_of_equals(keys)
     twins = np.flatnonzero(parents != np.arange(len(texts))).astype(np.int32)
     pairs, similarities = [np.stack([parents[twins], twins], axis=1)], [np.ones(len(twins))]

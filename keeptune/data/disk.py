@@ -10,12 +10,13 @@ import json
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Generic, TypeVar, overload
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.data.ngrams import Indices
+from keeptune.data.on_demand import OnDemand
 from keeptune.data.record import Record, record_from_json, record_to_json
 from keeptune.storage import storage_errors
 
@@ -93,24 +94,18 @@ def _read_into(file: Any, view: memoryview) -> None:
         view = view[count:]
 
 
-class Records(Sequence[Record]):
+class Records(OnDemand[Record]):
     """Records on the disk by number; one block of them stays in memory."""
 
-    def __init__(self, file: RecordFile, rows: Indices) -> None:
-        self._file, self._rows = file, rows
+    def __init__(self, file: RecordFile, rows: NDArray[np.integer]) -> None:
+        self._file, self._rows = file, rows.astype(np.int32)
         self._number, self._block = -1, list[Record]()
 
     def __len__(self) -> int:
         return len(self._rows)
 
-    @overload
-    def __getitem__(self, index: int, /) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> list[Record]: ...
-    def __getitem__(self, index: int | slice, /) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        number, place = divmod(range(len(self))[index], _ROWS_PER_BLOCK)
+    def _entry(self, index: int) -> Record:
+        number, place = divmod(index, _ROWS_PER_BLOCK)
         if number != self._number:
             start = number * _ROWS_PER_BLOCK
             self._block = self._file.read(self._rows[start : start + _ROWS_PER_BLOCK])
@@ -148,20 +143,20 @@ class RecordFile:
         self._starts.append(len(self._bytes))
         return len(self) - 1
 
-    def lines(self, rows: Indices) -> list[bytes]:
+    def lines(self, rows: NDArray[np.integer]) -> list[bytes]:
         """Read the lines of the given rows."""
         starts = np.frombuffer(self._starts, np.int64)
         joined = self._bytes.ranges(starts[rows], starts[rows + 1] - starts[rows]).tobytes()
         return joined.splitlines(keepends=True)
 
-    def read(self, rows: Indices) -> list[Record]:
+    def read(self, rows: NDArray[np.integer]) -> list[Record]:
         """Read the records of the given rows."""
         texts = (line.decode("utf-8", "surrogatepass") for line in self.lines(rows))
         numbered = zip(texts, rows.tolist(), strict=True)
         return [record_from_json(json.loads(text), where=f"{self._path}:{row + 1}") for text, row in numbered]
 
 
-class Texts(Sequence[str]):
+class Texts(OnDemand[str]):
     """One text of each of some records, as they are read."""
 
     def __init__(self, records: Sequence[Record], part: Callable[[Record], str]) -> None:
@@ -170,13 +165,7 @@ class Texts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._records)
 
-    @overload
-    def __getitem__(self, index: int, /) -> str: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> list[str]: ...
-    def __getitem__(self, index: int | slice, /) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self._part(record) for record in self._records[index]]
+    def _entry(self, index: int) -> str:
         return self._part(self._records[index])
 
 

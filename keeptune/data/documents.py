@@ -7,7 +7,6 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import overload
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from keeptune.data.clean import digest, first_of_equals, key_numbers, near_dupli
 from keeptune.data.leaks import LEAK_KINDS, find_leaks
 from keeptune.data.lines import Problem, decoded, json_kind, read_lines
 from keeptune.data.ngrams import normalised
+from keeptune.data.on_demand import OnDemand
 from keeptune.data.record import SPLIT_NAMES, Message, PartName, Record, SplitName, record_id
 from keeptune.data.source import Row, read_rows
 from keeptune.data.split import TRAIN, part_name
@@ -108,7 +108,7 @@ def _overlapping(documents: Sequence[Record], *, train: Sequence[Record]) -> set
         leaking |= {records[int(i)].id for i in found}
 
 
-class _AsPrompts(Sequence[Record]):
+class _AsPrompts(OnDemand[Record]):
     """Prompts and completions of train records, then documents, each as the prompt of a record of its own."""
 
     def __init__(self, train: Sequence[Record], documents: Sequence[Record]) -> None:
@@ -117,13 +117,7 @@ class _AsPrompts(Sequence[Record]):
     def __len__(self) -> int:
         return 2 * len(self._train) + len(self._documents)
 
-    @overload
-    def __getitem__(self, index: int, /) -> Record: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> list[Record]: ...
-    def __getitem__(self, index: int | slice, /) -> Record | list[Record]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _entry(self, index: int) -> Record:
         place = index - 2 * len(self._train)
         if place >= 0:
             return _as_prompt(self._documents[place], self._documents[place].completion)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from keeptune.data.clean import STOCK_FLOOR, jaccard
 from keeptune.data.disk import DiskArray, chosen
 from keeptune.data.groups import Members
-from keeptune.data.heap import give_back_freed
+from keeptune.data.heap import gives_back_freed
 from keeptune.data.ngrams import (
     Hashes,
     Indices,
@@ -43,7 +43,7 @@ _COVER_WORDS, _COVER_SHARE, _LONG_WORDS = 8, 0.5, 13
 _LEAST_COMPLETION_WORDS = 20
 _STOCK_FRACTION = 0.1
 _MAX_WITNESSES = 16
-_WORDS_PER_BATCH = 1 << 18
+_WORDS_PER_BATCH = 1 << 17
 _WORDS_PER_CHUNK = 1 << 20
 _OVERLAPS_PER_BATCH = 1 << 19
 # A table of 16 MiB tells which n-grams train cannot share: ten million of held-out records fill a twelfth of its bits.
@@ -135,6 +135,7 @@ class _Runs:
     grams: Indices
 
 
+@gives_back_freed
 def find_leaks(
     records: Sequence[Record], *, keys: Hashes, groups: Members, splits: SplitNumbers, scratch: Path | None = None
 ) -> Leaks:
@@ -168,7 +169,6 @@ def find_leaks(
                 found.kinds[covering] = LEAK_KINDS.index(kind)
                 found.held_out[covering] = witnesses[covering]
                 found.overlap_fractions[covering] = shares[covering]
-    give_back_freed()
     return found.leaks()
 
 

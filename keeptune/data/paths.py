@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -41,10 +42,9 @@ def expanded(path: str | Sequence[str], *, base_folder: Path | None) -> list[str
     if isinstance(path, str):
         if not _PATTERN.search(path) or local_path(path, base_folder=base_folder).exists():
             return [path]
-        pattern = Path(path).expanduser()
-        start = Path(pattern.anchor) if pattern.is_absolute() else base_folder or Path()
-        matches = [match for match in start.glob(str(pattern.relative_to(pattern.anchor))) if match.name[0] != "."]
-        found = sorted(str(match if pattern.is_absolute() else match.relative_to(start)) for match in matches)
+        # Path.glob looks into hidden folders, and raises what it likes at `**` beside other letters.
+        matches = glob.glob(str(Path(path).expanduser()), root_dir=base_folder, recursive=True)  # noqa: PTH207
+        found = sorted(str(Path(match)) for match in matches)
         if not found:
             raise DataError(f"{path}: found no file of such a name; expected one or more. Check the pattern.")
         return found

@@ -23,6 +23,7 @@ from keeptune.data.audit import (
 from keeptune.data.clean import NearDuplicates, near_duplicates
 from keeptune.data.disk import Records, Texts, chosen
 from keeptune.data.groups import Members
+from keeptune.data.heap import gives_back_freed
 from keeptune.data.leaks import LEAK_KINDS, LeakKind, Leaks, find_leaks
 from keeptune.data.ngrams import Hashes, Indices
 from keeptune.data.reading import Ledger, Placed, TaskSource, read_sources
@@ -45,6 +46,7 @@ class Prepared:
     test_groups: Hashes
 
 
+@gives_back_freed
 def prepare_records(
     sources: Sequence[TaskSource],
     *,
@@ -62,7 +64,7 @@ def prepare_records(
     Records of own validation and test files are neither capped nor deduplicated. Those of a task that is not trained
     on are for test alone, and what its own test file makes needless is dropped as `not_trained`. Which records are
     kept, and in which split, depends on their content and the seed, never on the order of the rows. Texts lie in the
-    folder `scratch`, which must stand for as long as the records are read; memory holds about sixty bytes of each.
+    folder `scratch`, which must stand for as long as the records are read; memory holds about fifty bytes of each.
 
     Raises:
         DataError: a source cannot be read, no record is left, or rows are no valid records and `drop_incomplete` is
@@ -70,10 +72,9 @@ def prepare_records(
         StorageError: the disk refuses.
     """
     ledger = Ledger()
-    placed = read_sources(sources, drop_incomplete=drop_incomplete, ledger=ledger, progress=progress, scratch=scratch)
-    placed, num_copies = _without_copies(placed, duplicates=duplicates, ledger=ledger)
-    keys = placed.prompt_keys
-    num_records = len(placed.records)
+    how = {"drop_incomplete": drop_incomplete, "duplicates": duplicates}
+    placed, num_copies = _read_once(sources, ledger=ledger, progress=progress, scratch=scratch, **how)
+    keys, num_records = placed.prompt_keys, len(placed.records)
     progress.start("Auditing for near-duplicates", total=num_records, unit="records")
     names = list(dict.fromkeys(source.name for source in sources))
     prompts = Texts(placed.records, lambda record: record.prompt)
@@ -103,9 +104,7 @@ def prepare_records(
         dropped_rows=tuple(ledger.dropped_rows),
         exact_duplicates=num_copies,
         near_duplicates=_near_audit(placed.records, near=near, keys=keys),
-        groups=GroupAudit(
-            assigned.num_groups, assigned.num_joined, assigned.num_moved, largest_group=assigned.largest_group
-        ),
+        groups=GroupAudit(assigned.num_groups, assigned.num_joined, assigned.num_moved, assigned.largest_group),
         tasks=split_counts(
             ((names[task], split) for split, members in rows.items() for task in placed.tasks[members]), tasks=names
         ),
@@ -126,13 +125,24 @@ def _kept_rows(splits: SplitNumbers, *, leaking: Members) -> dict[SplitName, Ind
     return {split: np.flatnonzero(is_kept & (splits == i)) for i, split in enumerate(SPLIT_NAMES)}
 
 
-def _without_copies(placed: Placed, *, duplicates: Literal["drop", "keep"], ledger: Ledger) -> tuple[Placed, int]:
-    """Return the records without copies inside their task, and the number of copies; the smallest id of equals stays.
+@gives_back_freed
+def _read_once(
+    sources: Sequence[TaskSource],
+    *,
+    drop_incomplete: bool,
+    duplicates: Literal["drop", "keep"],
+    ledger: Ledger,
+    progress: Progress,
+    scratch: Path,
+) -> tuple[Placed, int]:
+    """Read the records without copies inside their task; return the number of copies too.
 
-    Records of own validation and test files stay as they are.
+    Of equals the one with the smallest id stays. Records of own validation and test files stay as they are.
     """
+    how = {"drop_incomplete": drop_incomplete, "ledger": ledger, "progress": progress, "scratch": scratch}
+    placed, whole_keys = read_sources(sources, **how)
     train_side = np.flatnonzero(placed.in_train_side)
-    columns = (placed.ids, placed.whole_keys[:, 1], placed.whole_keys[:, 0], placed.tasks)
+    columns = (placed.ids, whole_keys[:, 1], whole_keys[:, 0], placed.tasks)
     # Equals stand side by side, the smallest id first.
     order = train_side[np.lexsort([column[train_side] for column in columns])]
     equals_last = np.ones(max(len(order) - 1, 0), np.bool_)

@@ -50,20 +50,19 @@ class TaskSource:
 class Placed:
     """Records on the disk, and of each its id as a number, its source, and the split of the own file it comes from.
 
-    `prompt_keys` and `whole_keys`, (number of records, 2), are those of `prompt_key` and `exact_key`.
+    `prompt_keys`, (number of records, 2), are those of `prompt_key`.
     """
 
     records: Records
     ids: NDArray[np.uint64]
     prompt_keys: Hashes
-    whole_keys: Hashes
     tasks: NDArray[np.int32]
     fixed: SplitNumbers
 
     def at(self, kept: NDArray[np.bool_]) -> Placed:
         """Return the records that are marked as true."""
-        keys = {"prompt_keys": self.prompt_keys[kept], "whole_keys": self.whole_keys[kept]}
-        return Placed(self.records.at(kept), self.ids[kept], tasks=self.tasks[kept], fixed=self.fixed[kept], **keys)
+        records, tasks, fixed = self.records.at(kept), self.tasks[kept], self.fixed[kept]
+        return Placed(records, self.ids[kept], self.prompt_keys[kept], tasks=tasks, fixed=fixed)
 
     @property
     def in_train_side(self) -> NDArray[np.bool_]:
@@ -190,8 +189,10 @@ class _Store:
 
 def read_sources(
     sources: Sequence[TaskSource], *, drop_incomplete: bool, ledger: Ledger, progress: Progress, scratch: Path
-) -> Placed:
+) -> tuple[Placed, Hashes]:
     """Read the sources and write their records into `scratch`; what is dropped is counted in the ledger.
+
+    Beside the records come the keys of `exact_key`, (number of records, 2).
 
     A source's cap keeps the records with the smallest ids. Those of own validation and test files are not capped. Of a
     task that is not trained on, every record is for test, and what its own test file makes needless is dropped as
@@ -223,14 +224,14 @@ def read_sources(
             f"data.tasks: found no valid record in {ledger.rows_in:,} rows ({reasons}); expected at least one. "
             "Mend the rows, or name their columns with `columns` in the task."
         )
-    return Placed(
+    placed = Placed(
         Records(store.file, chosen),
         ids=np.array(store.ids, np.uint64)[chosen],
         prompt_keys=key_numbers(store.prompt_keys.whole())[chosen],
-        whole_keys=key_numbers(store.whole_keys.whole())[chosen],
         tasks=np.concatenate(tasks),
         fixed=np.array(store.fixed, np.int8)[chosen],
     )
+    return placed, key_numbers(store.whole_keys.whole())[chosen]
 
 
 def _stored(

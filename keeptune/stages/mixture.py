@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from dataclasses import asdict
+from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from keeptune.config import Recipe
 from keeptune.config_data import MixtureFields
@@ -32,9 +34,9 @@ def train_examples(recipe: Recipe, data: Data) -> Examples:
     table, mixture = data.table("train"), recipe.data.mixture
     if mixture is None:
         return table
-    numbers = {name: i for i, name in enumerate(task.name for task in recipe.data.tasks if task.train)}
-    tasks = np.fromiter((numbers[task] for task in _tasks(data)), np.int64, len(table))
-    counts = dict(zip(numbers, np.bincount(tasks, minlength=len(numbers)).tolist(), strict=True))
+    names = tuple(task.name for task in recipe.data.tasks if task.train)
+    tasks = _task_numbers(data.folder / "train.jsonl", names=names, key=data.key)
+    counts = dict(zip(names, np.bincount(tasks, minlength=len(names)).tolist(), strict=True))
     return Mixture(table, tasks=tasks, shares=task_shares(counts, **_rule(mixture)), seed=recipe.seed)
 
 
@@ -105,12 +107,15 @@ def task_scores(run: Run, name: str, *, model: nn.Module, split: Split, bench: B
     }
 
 
-def _tasks(data: Data) -> Iterator[str]:
-    """Yield the task of each train record, a line at a time: the table has the same records in the same order."""
-    path = data.folder / "train.jsonl"
+@lru_cache(maxsize=1)
+def _task_numbers(path: Path, *, names: tuple[str, ...], key: str) -> NDArray[np.int32]:
+    """Return which of `names` is the task of each record of a file, whose content the path and `key` tell.
+
+    The table has the same records in the same order. A training asks several times.
+    """
+    numbers = {name: i for i, name in enumerate(names)}
     with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
-        for line in file:
-            yield json.loads(line)["task"]
+        return np.fromiter((numbers[json.loads(line)["task"]] for line in file), np.int32)
 
 
 def _rule(mixture: MixtureFields | str) -> dict[str, Any]:

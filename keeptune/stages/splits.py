@@ -6,8 +6,7 @@ import itertools
 import tempfile
 from array import array
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ from keeptune.stages.data import (
     length_policy,
     max_length,
     max_positions,
-    open_table,
     rendering,
     require_embeddings,
 )
@@ -30,6 +28,7 @@ from keeptune.storage import storage_errors, write_json, write_lines
 if TYPE_CHECKING:
     from keeptune.data.audit import Audit
     from keeptune.data.disk import Records
+    from keeptune.text.table import TokenCounts
     from keeptune.text.tokens import Tokenized
 
 
@@ -59,15 +58,16 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
                 f"data.max_length lowered from {data.max_length} to {room}: the model has room for no more tokens"
             )
         (folder / "tokens").mkdir()
-        fates: dict[SplitName | PartName, _Fates] = {
-            split: _write_split(recipe, base, folder, split=split, records=records, progress=progress)
+        fates = _Fates(untrained_tasks=prepared.audit.untrained_tasks)
+        counts = [
+            _write_split(recipe, base, folder, split=split, records=records, fates=fates, progress=progress)
             for split, records in divided(recipe, prepared).items()
-        }
-    audit = _with_tokens(prepared.audit, folder, fates=fates)
+        ]
+    audit = _with_tokens(prepared.audit, counts=counts, fates=fates)
     _require_every_split(audit)
-    for task, counts in audit.tasks.items():
+    for task, of_task in audit.tasks.items():
         wanted = ("test",) if task in audit.untrained_tasks else SPLIT_NAMES
-        empty = [split for split in wanted if not getattr(counts, split)]
+        empty = [split for split in wanted if not getattr(of_task, split)]
         if empty:
             progress.say(f"{task}: no record in {' and '.join(empty)}; it is not scored there")
     progress.say(audit.summary())
@@ -75,77 +75,83 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
     return audit
 
 
-@dataclass(frozen=True, slots=True)
 class _Fates:
-    """What became of the records of a split, in their order: the task of each, and whether it is kept."""
+    """What becomes of records, counted by task and split: those that are kept, and those too long, as they pass."""
 
-    tasks: list[str]
-    numbers: array[int]
-    kept: array[int]
+    def __init__(self, *, untrained_tasks: Collection[str]) -> None:
+        from keeptune.data.audit import Lengths
 
-    def counts(self, *, kept: bool) -> Counter[str]:
-        """Return how many records of each task were kept, or dropped for their length."""
-        return Counter(self.tasks[i] for i, stays in zip(self.numbers, self.kept, strict=True) if stays == kept)
+        self.kept: Counter[tuple[str, SplitName | PartName]] = Counter()
+        self.too_long: Counter[tuple[str, SplitName | PartName]] = Counter()
+        self.lengths = Lengths()
+        self._untrained_tasks = frozenset(untrained_tasks)
+
+    def count(self, item: Tokenized, *, split: SplitName | PartName) -> None:
+        """Count a record."""
+        task = item.record.task
+        (self.too_long if item.example is None else self.kept)[task, split] += 1
+        if item.example is not None:
+            trained = task not in self._untrained_tasks
+            self.lengths.add(item.prompt_tokens, item.completion_tokens, trained=trained)
+
+    @property
+    def parts(self) -> dict[str, dict[PartName, int]]:
+        """The records that are kept in each part of a suite, by suite."""
+        parts: dict[str, dict[PartName, int]] = {}
+        for part in PART_NAMES:
+            for (task, split), number in self.kept.items():
+                if split == part:
+                    parts.setdefault(task, {})[part] = number
+        return parts
 
 
 def _write_split(
-    recipe: Recipe, base: Base, folder: Path, *, split: SplitName | PartName, records: Records, progress: Progress
-) -> _Fates:
-    """Write the tokens and the records of a split; return what became of each record."""
+    recipe: Recipe,
+    base: Base,
+    folder: Path,
+    *,
+    split: SplitName | PartName,
+    records: Records,
+    fates: _Fates,
+    progress: Progress,
+) -> TokenCounts:
+    """Write the tokens and the records of a split; return what was counted of the tokens."""
     from keeptune.data.heap import give_back_freed
     from keeptune.text.table import TokenTable
     from keeptune.text.tokens import tokenize
 
     progress.start(f"Tokenising {split}", total=len(records), unit="records")
     limits = {**length_policy(recipe, base), "max_positions": max_positions(recipe, base)}
-    numbers: dict[str, int] = {}
-    task_numbers, kept = array("i"), array("b")
+    kept = array("b")
 
-    def noted(items: Iterable[Tokenized]) -> Iterator[Tokenized]:
+    def counted(items: Iterable[Tokenized]) -> Iterator[Tokenized]:
         for item in items:
             progress.advance()
-            task_numbers.append(numbers.setdefault(item.record.task, len(numbers)))
+            fates.count(item, split=split)
             kept.append(item.example is not None)
             yield item
 
     tokenized = tokenize(records, **rendering(recipe, base), **limits)
-    table = TokenTable.write(folder / "tokens" / f"{split}.arrow", noted(tokenized))
+    table = TokenTable.write(folder / "tokens" / f"{split}.arrow", counted(tokenized))
     progress.finish()
     give_back_freed()
     require_embeddings(table, base=base)
     write_lines(folder / f"{split}.jsonl", itertools.compress(records.lines(), kept))
-    return _Fates(list(numbers), task_numbers, kept)
+    return table.counts
 
 
-def _with_tokens(audit: Audit, folder: Path, *, fates: Mapping[SplitName | PartName, _Fates]) -> Audit:
+def _with_tokens(audit: Audit, *, counts: Sequence[TokenCounts], fates: _Fates) -> Audit:
     """Return the audit with its token part and what was dropped for its length."""
-    import numpy as np
-
     from keeptune.data.audit import token_audit
 
-    tables = {split: open_table(folder, split) for split in fates}
-    too_long: Counter[tuple[str, SplitName | PartName]] = Counter()
-    parts: dict[str, dict[PartName, int]] = {}
-    untrained = [np.zeros(0, np.int64)]
-    for split, fate in fates.items():
-        too_long.update({(task, split): number for task, number in fate.counts(kept=False).items()})
-        is_untrained = np.array([task in audit.untrained_tasks for task in fate.tasks], np.bool_)
-        numbers = np.array(fate.numbers)[np.array(fate.kept, np.bool_)]
-        untrained.append(tables[split].completion_lengths[is_untrained[numbers]])
-    for part in PART_NAMES:
-        for task, number in fates[part].counts(kept=True).items() if part in fates else ():
-            parts.setdefault(task, {})[part] = number
-    counts = [table.counts for table in tables.values()]
     tokens = token_audit(
-        np.concatenate([table.prompt_lengths for table in tables.values()]),
-        np.concatenate([table.completion_lengths for table in tables.values()]),
+        fates.lengths,
         truncated=sum(count.num_truncated for count in counts),
         completion_cut=sum(count.num_completions_cut for count in counts),
         too_long=sum(count.num_dropped for count in counts),
         supervised_tokens=sum(count.num_targets for count in counts),
-        untrained_completion_tokens=np.concatenate(untrained),
     )
-    return audit.with_tokens(tokens, too_long=too_long, parts=parts)
+    return audit.with_tokens(tokens, too_long=fates.too_long, parts=fates.parts)
 
 
 def _require_every_split(audit: Audit) -> None:

@@ -8,12 +8,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, overload
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.data.ngrams import batches
+from keeptune.data.on_demand import OnDemand
 from keeptune.text.tokens import Example, Teacher
 
 Layout = Literal["packed", "padded", "pairs"]
@@ -54,7 +55,7 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EpochPlan(Sequence[Step]):
+class EpochPlan(OnDemand[Step]):
     """The steps of an epoch, each made when it is asked for; memory holds four bytes an example.
 
     Step i takes the examples of `order` between entries i and i + 1 of `bounds`.
@@ -79,15 +80,8 @@ class EpochPlan(Sequence[Step]):
     def __len__(self) -> int:
         return len(self.bounds) - 1
 
-    @overload
-    def __getitem__(self, index: int, /) -> Step: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> list[Step]: ...
-    def __getitem__(self, index: int | slice, /) -> Step | list[Step]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        place = range(len(self))[index]
-        step = self.order[self.bounds[place] : self.bounds[place + 1]]
+    def _entry(self, index: int) -> Step:
+        step = self.order[self.bounds[index] : self.bounds[index + 1]]
         sizes, targets = self.lengths[step].tolist(), self.num_targets[step].tolist()
         decoder = targets if self.layout == "pairs" else [0] * len(sizes)
         sides = {i: (size - part, part) for i, size, part in zip(step.tolist(), sizes, decoder, strict=True)}

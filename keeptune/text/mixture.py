@@ -10,6 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from keeptune.data.on_demand import OnDemand
 from keeptune.errors import DataError
 from keeptune.text.batches import epoch_order
 from keeptune.text.tokens import Example, Examples, Teacher
@@ -68,7 +69,7 @@ class Mixture:
     num_targets: NDArray[np.int64]
     record_ids: Sequence[str]
 
-    def __init__(self, table: Examples, *, tasks: NDArray[np.int64], shares: Sequence[Share], seed: int) -> None:
+    def __init__(self, table: Examples, *, tasks: NDArray[np.integer], shares: Sequence[Share], seed: int) -> None:
         """`tasks` says of each example which of `shares` is that of its task."""
         self._table, self._tasks, self._seed = table, tasks, seed
         self.shares = tuple(shares)
@@ -115,7 +116,7 @@ class Chosen:
 
     lengths: NDArray[np.int64]
     num_targets: NDArray[np.int64]
-    record_ids: list[str]
+    record_ids: Sequence[str]
 
     def __init__(
         self, table: Examples, positions: NDArray[np.int64], *, teachers: Sequence[Teacher] | None = None
@@ -125,8 +126,7 @@ class Chosen:
         self.positions = positions
         self.lengths = table.lengths[positions]
         self.num_targets = table.num_targets[positions]
-        ids = table.record_ids
-        self.record_ids = [ids[int(i)] for i in positions]
+        self.record_ids = _IdsAt(table.record_ids, positions)
 
     @property
     def share(self) -> Share:
@@ -155,6 +155,19 @@ class Chosen:
         """Return the same examples with `teachers`, one for each of the different ones, in their order."""
         assert len(teachers) == self.num_distinct
         return Chosen(self._table, self.positions, teachers=teachers)
+
+
+class _IdsAt(OnDemand[str]):
+    """The ids at some positions, looked up as they are asked for."""
+
+    def __init__(self, ids: Sequence[str], positions: NDArray[np.int64]) -> None:
+        self._ids, self._positions = ids, positions
+
+    def __len__(self) -> int:
+        return len(self._positions)
+
+    def _entry(self, index: int) -> str:
+        return self._ids[int(self._positions[index])]
 
 
 class Mixed:

@@ -9,16 +9,18 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from keeptune.data.on_demand import OnDemand
 from keeptune.errors import StorageError
 from keeptune.storage import read_json, staged_folder, storage_errors, verify_folder, write_json
 from keeptune.text.tokens import Example, Tokenized
 
+_Part = TypeVar("_Part")
 _EXAMPLES = "examples.arrow"
 _COUNTS = "counts.json"
 _ROWS_PER_CHUNK = 1000
@@ -90,21 +92,33 @@ class TokenTable:
 
     counts: TokenCounts
     record_ids: Sequence[str]
-    lengths: NDArray[np.int64]
-    """Tokens of each example, of both sides together where there is an encoder."""
-    num_targets: NDArray[np.int64]
-    """Tokens of each example that carry loss."""
 
     def __init__(self, mapped: mmap.mmap, *, counts: TokenCounts) -> None:
         self.counts = counts
         self._mapped, self._num_reads = mapped, 0
-        self._table = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped))).read_all()
+        reader = pa.ipc.open_file(pa.BufferReader(pa.py_buffer(mapped)))
+        batches = self._giving_back(map(reader.get_batch, range(reader.num_record_batches)))
+        self._table = pa.Table.from_batches(batches, _SCHEMA)
         self.record_ids = _Ids(self._table["id"])
-        self.num_targets = self._numbers("num_targets")
         self._chunks = [_Chunk.of(batch) for batch in self._table.to_batches()]
         sizes = [len(chunk.offsets) - 1 for chunk in self._chunks]
         self._first_rows = np.cumsum([0, *sizes])
-        self.lengths = self._joined(np.diff(chunk.offsets) for chunk in self._chunks)
+        self._lengths: NDArray[np.int64] | None = None
+        self._num_targets: NDArray[np.int64] | None = None
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each example, of both sides together where there is an encoder."""
+        if self._lengths is None:
+            self._lengths = self._joined(np.diff(chunk.offsets) for chunk in self._chunks)
+        return self._lengths
+
+    @property
+    def num_targets(self) -> NDArray[np.int64]:
+        """Tokens of each example that carry loss."""
+        if self._num_targets is None:
+            self._num_targets = self._numbers("num_targets")
+        return self._num_targets
 
     @property
     def prompt_lengths(self) -> NDArray[np.int64]:
@@ -162,7 +176,7 @@ class TokenTable:
         return largest
 
     def __len__(self) -> int:
-        return len(self.lengths)
+        return int(self._first_rows[-1])
 
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < len(self):
@@ -177,20 +191,22 @@ class TokenTable:
         return self._joined(chunk.to_numpy() for chunk in self._table[name].chunks)
 
     def _joined(self, parts: Iterable[NDArray[np.int32]]) -> NDArray[np.int64]:
-        joined = [np.zeros(0, np.int64)]
+        return np.concatenate([np.zeros(0, np.int64), *self._giving_back(part.astype(np.int64) for part in parts)])
+
+    def _giving_back(self, parts: Iterable[_Part]) -> Iterator[_Part]:
+        """Yield the parts as they are read, and let go of the file's pages now and then."""
         for number, part in enumerate(parts):
-            joined.append(part.astype(np.int64))
+            yield part
             if number % _PARTS_PER_GIVING_BACK == 0:
                 self._give_back()
         self._give_back()
-        return np.concatenate(joined)
 
     def _give_back(self) -> None:
         """Let go of the file's pages; those of examples in use are mapped again when they are looked at."""
         self._mapped.madvise(mmap.MADV_DONTNEED)
 
 
-class _Ids(Sequence[str]):
+class _Ids(OnDemand[str]):
     """The column of ids, read as they are asked for."""
 
     def __init__(self, column: pa.ChunkedArray) -> None:
@@ -199,13 +215,7 @@ class _Ids(Sequence[str]):
     def __len__(self) -> int:
         return len(self._column)
 
-    @overload
-    def __getitem__(self, index: int, /) -> str: ...
-    @overload
-    def __getitem__(self, index: slice, /) -> list[str]: ...
-    def __getitem__(self, index: int | slice, /) -> str | list[str]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
+    def _entry(self, index: int) -> str:
         return self._column[index].as_py()
 
     def __iter__(self) -> Iterator[str]:

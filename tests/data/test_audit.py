@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +17,7 @@ from keeptune.data.audit import (
     DroppedRow,
     GroupAudit,
     LeakExample,
+    Lengths,
     NearAudit,
     NearPair,
     Quantiles,
@@ -44,13 +47,11 @@ AUDIT = Audit(
 
 
 def tokens(*, truncated: int = 0, completion_cut: int = 0, too_long: int = 0) -> TokenAudit:
+    lengths = Lengths()
+    for prompt_tokens, completion_tokens in ((10, 1), (20, 2), (30, 3)):
+        lengths.add(prompt_tokens, completion_tokens, trained=prompt_tokens < 30)
     return token_audit(
-        [10, 20, 30],
-        [1, 2, 3],
-        truncated=truncated,
-        completion_cut=completion_cut,
-        too_long=too_long,
-        supervised_tokens=6,
+        lengths, truncated=truncated, completion_cut=completion_cut, too_long=too_long, supervised_tokens=6
     )
 
 
@@ -84,6 +85,7 @@ def test_rows_are_whole_truncated_or_dropped_in_json() -> None:
     assert value["tokens"]["truncated_fraction"] == 2 / 8
     assert value["tokens"]["prompt"] == {"p50": 20, "p90": 30, "p99": 30, "max": 30, "mean": 20.0}
     assert value["tokens"]["total"]["max"] == 33
+    assert value["tokens"]["untrained_completion"] == {"p50": 3, "p90": 3, "p99": 3, "max": 3, "mean": 3.0}
     assert value["splits"] == {"train": 7, "validation": 1, "test": 0}
     assert value["tasks"]["a"] == {"train": 5, "validation": 1, "test": 0}
     assert value["near_duplicates"]["examples"] == [{"first": "a.jsonl:1", "second": "a.jsonl:9", "jaccard": 0.9}]
@@ -115,9 +117,15 @@ def test_the_summary_is_the_sum() -> None:
 
 
 def test_quantiles_are_lengths_that_occur() -> None:
-    assert quantiles(list(range(1, 101))) == Quantiles(50, 90, 99, 100, 50.5)
-    assert quantiles([7]) == Quantiles(7, 7, 7, 7, 7.0)
-    assert quantiles([]) == Quantiles(0, 0, 0, 0, 0.0)
+    assert quantiles(Counter(range(1, 101))) == Quantiles(50, 90, 99, 100, 50.5)
+    assert quantiles({7: 1}) == Quantiles(7, 7, 7, 7, 7.0)
+    assert quantiles({}) == Quantiles(0, 0, 0, 0, 0.0)
+
+
+@given(st.lists(st.integers(0, 60), min_size=1, max_size=300))
+def test_quantiles_of_counts_are_those_of_the_values(values: list[int]) -> None:
+    expected = np.quantile(values, [0.5, 0.9, 0.99, 1.0], method="inverted_cdf").tolist()
+    assert quantiles(Counter(values)) == Quantiles(*expected, mean=float(np.mean(values)))
 
 
 def test_leaks_that_are_kept_are_counted_and_only_twenty_are_listed() -> None:

@@ -430,13 +430,18 @@ def three_files(folder: Path) -> None:
         (["other.jsonl", "news_a.jsonl"], ["other.jsonl:1", "news_a.jsonl:1"]),
         (["other.jsonl", "news_*.jsonl"], ["other.jsonl:1", "news_a.jsonl:1", "news_b.jsonl:1"]),
         (["other.jsonl"], ["other.jsonl:1"]),
+        ("./news**.jsonl", ["news_a.jsonl:1", "news_b.jsonl:1"]),
+        ("**/news_*.jsonl", ["news_a.jsonl:1", "news_b.jsonl:1"]),
+        ("sub/../other.js*", ["sub/../other.jsonl:1"]),
     ],
 )
 def test_a_list_or_pattern_of_files_is_one_source(path: str | list[str], expected: list[str], tmp_path: Path) -> None:
     three_files(tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / ".news_c.jsonl").write_text("hidden", encoding="utf-8")
     rows = list(read_rows(path, revision=None, validation=None, test=None, base_folder=tmp_path))
     assert [row.origin for row in rows] == expected
-    assert [row.value["prompt"] for row in rows] == [origin.split(".")[0] for origin in expected]
+    assert [row.value["prompt"] for row in rows] == [Path(origin).name.split(".")[0] for origin in expected]
     assert all(row.split is None for row in rows)
 
 

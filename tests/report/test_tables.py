@@ -225,6 +225,9 @@ def test_the_audit_is_read_as_the_data_room_writes_it(tmp_path: Path) -> None:
 
 
 def test_an_audit_of_the_data_room_itself_is_read(tmp_path: Path) -> None:
+    lengths = data_audit.Lengths()
+    lengths.add(5, 2)
+    lengths.add(7, 2)
     written = data_audit.Audit(
         rows_in=12,
         kept=10,
@@ -235,7 +238,7 @@ def test_an_audit_of_the_data_room_itself_is_read(tmp_path: Path) -> None:
         groups=data_audit.GroupAudit(10, 0, 0, 1),
         tasks={"a": data_audit.SplitCounts(8, 1, 1)},
         leaks=data_audit.leak_audits({}, [], removed=frozenset()),
-        tokens=data_audit.token_audit([5, 7], [2, 2], truncated=3, completion_cut=0, too_long=0, supervised_tokens=4),
+        tokens=data_audit.token_audit(lengths, truncated=3, completion_cut=0, too_long=0, supervised_tokens=4),
     )
     write_json(tmp_path / "data/audit.json", written.to_json())
     read = read_report(tmp_path).audit

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from keeptune import stages
-from keeptune.errors import FolderInUseError
+from keeptune.errors import FolderInUseError, StorageError
 from keeptune.recipe_text import read_yaml, write_yaml
 from keeptune.stages.data import _data_key, source_hashes  # pyright: ignore[reportPrivateUsage]
 from keeptune.stages.mixture import train_examples
@@ -101,6 +102,20 @@ def test_what_is_trained_on_is_what_the_epochs_show(done: tuple[Path, Path, worl
         ]
     origins = {Path(record.origin).name.split(":")[0] for record in records.values()}
     assert origins == {"large.jsonl", "small_1.jsonl", "small_2.jsonl"}
+
+
+def test_the_tasks_of_the_same_data_are_read_once(done: tuple[Path, Path, world.Notes]) -> None:
+    path, run, _ = done
+    train, aside = run / "data" / "train.jsonl", run / "train.jsonl"
+    with stages.open_run(world.recipe(path), context=world.context()) as opened:
+        data = stages.prepare(opened)
+        expected = [epoch_positions(train_examples(opened.recipe, data), epoch).tolist() for epoch in (0, 1)]
+        train.rename(aside)
+        again = train_examples(opened.recipe, data)
+        with pytest.raises(StorageError, match=r"train\.jsonl: no such file"):
+            train_examples(opened.recipe, replace(data, key="other"))
+        aside.rename(train)
+    assert [epoch_positions(again, epoch).tolist() for epoch in (0, 1)] == expected
 
 
 def test_check_and_plan_know_the_steps_of_a_mixture(
