@@ -1,13 +1,14 @@
 """What a search finds and what kills do to it: `search` against a dense grid in the lab, and a search killed ten times.
 
     python benchmarks/search.py --out FOLDER [--only grid search kills] [--trials 12] [--kills 10] [--jobs 2]
+    python benchmarks/search.py --out FOLDER --only    # writes the tables of docs/search.md from the results alone
 
 The lab's base model learns to answer questions on its world from 300 examples, starting from keeptune's own learning
 rates. It cannot know every answer, so the loss keeps a floor: on tasks that the lab's models learn wholly, the loss
 ends at a thousandth of a nat at half of the rates, and 5 % of that is noise.
 The grid trains each method at every rate, four a decade, with `keeptune train`. A search is killed with its trials at
 random moments, the driver alone and a trial alone in turn, and started again until it ends; its trials are then held
-against those of the search that nobody killed. Results: `benchmarks/results/search.json`.
+against those of the search that nobody killed. Results: `benchmarks/results/search.json`, tables: docs/search.md.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -30,6 +32,7 @@ from keeptune.progress import Silent
 from keeptune.storage import read_json
 
 RESULTS = Path(__file__).parent / "results" / "search.json"
+PAGE = Path(__file__).parents[1] / "docs" / "search.md"
 METHODS: dict[str, dict[str, Any]] = {"full": {}, "lora": {"peft_type": "LORA", "r": 16, "lora_alpha": 32}}
 PER_DECADE = 4
 DECADES = {"full": (-5, -2), "lora": (-4, -1)}
@@ -161,6 +164,36 @@ def compared(results: dict[str, Any]) -> dict[str, Any]:
     return found
 
 
+def tables(results: dict[str, Any]) -> str:
+    """Return the grid's losses, the best of grid and search, and what the kills did, in Markdown."""
+    lines = ["| learning rate | " + " | ".join(METHODS) + " |", "|---|" + "---|" * len(METHODS)]
+    losses = {name: {row["learning_rate"]: row["loss"] for row in results["grid"][name]} for name in METHODS}
+    for rate in sorted(set().union(*losses.values())):
+        cells = [f"{found[rate]:.3f}" if rate in found else "" for found in losses.values()]
+        lines.append(f"| {rate:.2g} | {' | '.join(cells)} |")
+    lines += ["", "| | learning rate | loss | against the grid's best |", "|---|---|---|---|"]
+    for name, found in results["compared"].items():
+        grid, rate, chosen = found["grid"], found["rate"], found["chosen"]
+        settings = ", ".join(f"{key.split('.')[-1]} {value:g}" for key, value in chosen["params"].items())
+        lines += [
+            f"| {name}: best of the grid | {grid['learning_rate']:.2g} | {grid['loss']:.3f} | |",
+            f"| {name}: best rate of the search, all else as in the grid | {rate['learning_rate']:.2g} | "
+            f"{rate['loss']:.3f} | {found['rate_over_the_grids_best']:+.1%} |",
+            f"| {name}: chosen ({settings}) | | {chosen['loss']:.3f} | {found['chosen_over_the_grids_best']:+.1%} |",
+        ]
+    if "kills" in results:
+        kills = results["kills"]
+        killed = " and ".join(
+            f"{'the driver' if what == 'driver' else 'a trial'} {n} times" for what, n in kills["killed"].items()
+        )
+        same = "the same" if kills["same"] else "NOT the same"
+        lines += [
+            "",
+            f"Killed {killed}, a search of {kills['num_trials']} trials ended with {same} settings and values.",
+        ]
+    return "\n".join(lines) + "\n"
+
+
 def main() -> None:
     """Measure what was asked for and add it to the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -176,10 +209,11 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     arguments = parser.parse_args()
     out = arguments.out
-    write_lab(out / "lab", progress=Silent())
     how = {"task": arguments.task, "records": arguments.records, "epochs": arguments.epochs}
     tried = {"trials": arguments.trials, "jobs": arguments.jobs, **how}
     results = read_json(arguments.results) if arguments.results.exists() else {}
+    if arguments.only:
+        write_lab(out / "lab", progress=Silent())
     for name in arguments.only:
         if name == "grid":
             results[name] = grid(out, **how)
@@ -191,6 +225,11 @@ def main() -> None:
             results["compared"] = compared(results)
         arguments.results.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
         print(f"{name}: {arguments.results}")
+    if "compared" in results:
+        page = PAGE.read_text(encoding="utf-8")
+        made = tables(results)
+        page = re.sub(r"(<!-- search -->\n).*?(<!-- end -->)", lambda m: m[1] + made + m[2], page, flags=re.DOTALL)
+        PAGE.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":
