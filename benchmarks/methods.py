@@ -275,8 +275,10 @@ def rates_table() -> str:
         if peft_type in {None, "LORA"}:
             source = "a usual rate" + (f"; best in the lab {best[name]:g}" if name in best else "")
         elif name in best:
-            ratio = 2e-4 * best[name] / best["lora"]
-            source = f"best in the lab {best[name]:g}, which gives {ratio:.1g}"
+            # OSF trains whole weights.
+            like = "full" if peft_type == "OSF" else "lora"
+            rate = LEARNING_RATES[None if like == "full" else "LORA"] * best[name] / best[like]
+            source = f"best in the lab {best[name]:g}, which gives {rate:.1g}"
         lines.append(_line([f"`{peft_type}`" if peft_type else "none: full", f"{default:g}", source]))
     return "\n".join(lines)
 

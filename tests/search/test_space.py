@@ -54,9 +54,18 @@ def test_a_range_ends_at_its_last_step() -> None:
     assert [range_.high for range_ in ranges] == [5, pytest.approx(0.2)]
 
 
-def test_auto_is_ten_times_higher_for_lora_than_for_full_fine_tuning() -> None:
-    found = plan({"full": {"learning_rate": "auto"}, "lora": {"peft_type": "lora", "learning_rate": "auto"}}).ranges
-    assert [(range_.low, range_.high, range_.log) for range_ in found] == [(1e-5, 1e-3, True), (1e-4, 1e-2, True)]
+@pytest.mark.parametrize(
+    ("method", "low", "high"),
+    [
+        ({}, 1e-5, 1e-3),
+        ({"peft_type": "lora"}, 1e-4, 1e-2),
+        ({"peft_type": "IA3"}, 1e-4, 1e-1),
+        ({"peft_type": "PROMPT_TUNING"}, 1e-3, 1.0),
+    ],
+)
+def test_auto_is_a_range_of_the_method(method: dict[str, str], low: float, high: float) -> None:
+    (found,) = plan({"a": {**method, "learning_rate": "auto"}}).ranges
+    assert (found.low, found.high, found.log) == (low, high, True)
 
 
 def test_auto_of_the_training_keeps_its_own_meaning() -> None:
