@@ -10,7 +10,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,30 +18,12 @@ from keeptune import cli, invocation
 from keeptune.errors import DataError
 from tests.stages import world
 
-Keeptune = Callable[..., subprocess.CompletedProcess[str]]
-
 
 def process(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
     """Give a command as a user does, in a process of its own: seconds of imports."""
     command = [sys.executable, "-m", "keeptune.cli", *map(str, arguments)]
     limits = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", **environment}
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **limits}, check=False)
-
-
-@pytest.fixture
-def keeptune(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Keeptune:
-    """Return what gives a command in this process, all but its signals."""
-    monkeypatch.setattr(invocation.signal, "signal", lambda *_: None)
-
-    def give(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-        command = [str(cli.__file__), *map(str, arguments)]
-        monkeypatch.setattr(sys, "argv", command)
-        with pytest.raises(SystemExit) as stop:
-            cli.main()
-        assert isinstance(stop.value.code, int)
-        return subprocess.CompletedProcess(command, stop.value.code, *capsys.readouterr())
-
-    return give
 
 
 @pytest.fixture(scope="module")
@@ -78,14 +59,14 @@ def test_a_fault_is_one_message_and_its_exit_code(path: Path) -> None:
     ],
 )
 def test_each_kind_of_fault_has_its_exit_code(
-    path: Path, keeptune: Keeptune, command: str, override: str, code: int, message: str
+    path: Path, keeptune: world.Keeptune, command: str, override: str, code: int, message: str
 ) -> None:
     result = keeptune(command, path, "--quiet", "--set", override, "--set", f"seed={code}")
     assert (result.returncode, message in result.stderr) == (code, True), result.stderr
     assert "Traceback" not in result.stderr
 
 
-def test_a_run_prints_its_outcome_and_quiet_prints_less(path: Path, keeptune: Keeptune) -> None:
+def test_a_run_prints_its_outcome_and_quiet_prints_less(path: Path, keeptune: world.Keeptune) -> None:
     loud = keeptune("run", path)
     assert loud.returncode == 0, loud.stderr
     assert "Selected on validation:" in loud.stdout
@@ -122,7 +103,7 @@ def test_a_signal_saves_says_how_to_go_on_and_exits_143(path: Path) -> None:
     assert list((path.parent / "stopped" / "full" / "checkpoints").glob("step-*"))
 
 
-def test_check_prints_audit_mask_and_tokens(path: Path, keeptune: Keeptune) -> None:
+def test_check_prints_audit_mask_and_tokens(path: Path, keeptune: world.Keeptune) -> None:
     result = keeptune("check", path)
     assert result.returncode == 0, result.stderr
     assert "Template: chat" in result.stdout
@@ -172,7 +153,7 @@ def test_help_names_what_an_argument_is() -> None:
     assert "--method NAME" in process("train", "--help").stdout
 
 
-def test_a_quiet_check_prints_its_outcome_alone(path: Path, keeptune: Keeptune) -> None:
+def test_a_quiet_check_prints_its_outcome_alone(path: Path, keeptune: world.Keeptune) -> None:
     result = keeptune("check", path, "-q")
     assert (result.returncode, result.stderr) == (0, "")
     assert re.fullmatch(
@@ -201,7 +182,7 @@ def test_an_interrupted_check_does_not_look_like_a_success(monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("command", ["report", "evaluate"])
-def test_what_is_no_run_is_neither_reported_nor_made(path: Path, keeptune: Keeptune, command: str) -> None:
+def test_what_is_no_run_is_neither_reported_nor_made(path: Path, keeptune: world.Keeptune, command: str) -> None:
     folder = path.parent / "nowhere"
     result = keeptune(command, path, "--set", f"output_dir={folder}")
     assert (result.returncode, result.stdout) == (2, "")
@@ -211,7 +192,7 @@ def test_what_is_no_run_is_neither_reported_nor_made(path: Path, keeptune: Keept
 
 @pytest.mark.parametrize("command", ["run", "train", "prepare"])
 def test_a_model_without_weights_leaves_no_output_folder(
-    path: Path, tmp_path: Path, keeptune: Keeptune, command: str
+    path: Path, tmp_path: Path, keeptune: world.Keeptune, command: str
 ) -> None:
     base = shutil.copytree(path.parent / "base", tmp_path / "base")
     (base / "model.safetensors").unlink()

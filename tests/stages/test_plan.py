@@ -15,7 +15,6 @@ from keeptune import stages, terminal_plan
 from keeptune.storage import read_json
 from keeptune.training import cost
 from tests.stages import world
-from tests.stages.test_cli import keeptune
 
 torch.set_num_threads(1)
 FULL: dict[str, Any] = {"full": {"learning_rate": 1e-3}}
@@ -135,7 +134,7 @@ def test_the_table_shows_kinds_times_and_remedies(path: Path, monkeypatch: pytes
     assert terminal_plan.plan_lines(outcome)[0].endswith("; does not fit")
 
 
-def test_the_command_prints_one_line_a_method_when_quiet(path: Path) -> None:
+def test_the_command_prints_one_line_a_method_when_quiet(path: Path, keeptune: world.Keeptune) -> None:
     result = keeptune("plan", path, "--quiet", "--set", "methods={full: {learning_rate: 1.0e-3}}")
     assert (result.returncode, result.stderr) == (0, "")
     assert result.stdout.startswith("full: ") and result.stdout.count("\n") == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from keeptune.stages import Context
 from keeptune.text.tokenizer import Tokenizer
 from tests.tiny import chatml_tokenizer, t5_tokenizer
 
+Keeptune = Callable[..., subprocess.CompletedProcess[str]]
+"""Gives a command line, and returns its exit code and what it printed."""
 WORDS = ["red", "blue", "green", "black", "white", "brown"]
 
 
