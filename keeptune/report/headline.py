@@ -54,6 +54,18 @@ def series(names: Sequence[str], *, of: str = "tasks") -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
+def shown(report: Report, unit: str) -> str:
+    """Return the number of train records that a training shows, as so many `unit`, and of how many if not of all.
+
+    A mixture may show a part of them only; without a number for lack of an audit.
+    """
+    number, left_out = report.audit.num_train, report.num_never_shown
+    if number is None:
+        return unit
+    of_all = f"{count(number)} {noun(number, unit)}"
+    return f"{count(number - left_out)} of {of_all}" if left_out else of_all
+
+
 def headline(report: Report) -> tuple[Phrase, ...]:
     """Return what was trained, on what, what it gained and at what cost, as far as the run folder tells."""
     method = report.selection.selected
@@ -109,10 +121,9 @@ def _unfinished(report: Report) -> str:
 
 
 def _trained(report: Report, method: str) -> str:
-    num_train = report.audit.num_train
     tasks = report.tasks or report.audit.trained_tasks
-    records = f"{count(num_train)} {noun(num_train, 'records')}" if num_train is not None else "records"
-    data = f" on {records}{f' of {series(tasks)}' if tasks else ''}" if num_train is not None or tasks else ""
+    of = f" of {series(tasks)}" if tasks else ""
+    data = f" on {shown(report, 'records')}{of}" if report.audit.num_train is not None or tasks else ""
     cost = report.cost(method)
     kind = f" ({cost.peft_type})" if cost and cost.peft_type and cost.peft_type.lower() != method.lower() else ""
     delivered = report.forgotten.delivered

@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,11 @@ def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
         "This run measured none of that: it has no task with train: false.",
     ):
         assert words in " ".join(" ".join(sentences).split())
+    # Of many methods, the least and the most that are added.
+    report = read_report(run)
+    added = [replace(report.costs[1], model=f"m{i}", trained_parameters=n) for i, n in enumerate((900, 50, 70, 8))]
+    for number, words in ((3, "of 900, 50 and 70 parameters."), (4, "of 8 to 900 parameters.")):
+        assert words in " ".join(guide(replace(report, costs=tuple(added[:number]))))
     # Where nothing is known of the run, nothing is made up.
     empty = " ".join(guide(read_report(tmp_path / "none")))
     assert "the base model (“base” on this page), was shown examples: prompts" in empty
