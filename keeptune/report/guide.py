@@ -84,7 +84,7 @@ def _what_is_shown(report: Report) -> Iterator[str]:
     )
     yield (
         "Where the interval of a difference holds 0, the test is too small to tell better from worse, and the page "
-        "says unclear."
+        "says unclear; where the score of no record changed, it says that."
     )
 
 

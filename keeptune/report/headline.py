@@ -23,6 +23,15 @@ from keeptune.report.wording import (
     seconds,
 )
 
+_FOUND = {"unclear": "shows no clear change", "same": "changes no record’s score"}
+_FOUND_ELSEWHERE = {"better": "gains", "worse": "loses", **_FOUND}
+_FOUND_BESIDE_SHOTS = {
+    "better": "beats that",
+    "worse": "does worse",
+    "unclear": "shows no clear difference from that",
+    "same": "does the same on every record",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
@@ -147,7 +156,7 @@ def others_sentence(report: Report) -> tuple[Phrase, ...]:
         return (*phrases, Phrase(f"reaches {label} {reached}; the base was not scored there."))
     places = decimals_for(score.mean, base.mean)
     verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
-    found = {"better": "gains", "worse": "loses", "unclear": "shows no clear change"}[verdict]
+    found = _FOUND_ELSEWHERE[verdict]
     if base.mean == 0 == score.mean and report.higher_is_better(metric):
         found = "has no score to lose"
     change = f"difference {decimal(paired.difference, places, signed=True)}"
@@ -176,7 +185,7 @@ def shots_sentence(report: Report) -> tuple[Phrase, ...]:
     which = f"the {number} most like the question" if best.is_nearest else number
     middle = f" (the middle one of {count(best.num_draws)} random choices)" if best.num_draws > 1 else ""
     verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
-    found = {"better": "beats that", "worse": "does worse", "unclear": "shows no clear difference from that"}[verdict]
+    found = _FOUND_BESIDE_SHOTS[verdict]
     delivered = report.forgotten.delivered
     whole = ", trained to the end," if delivered is not None and delivered[1] < 1.0 else ""
     doubt = f"95 % interval {interval(paired.low, paired.high, places, signed=True)}"
@@ -205,8 +214,9 @@ def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:
     span = f"{decimal(base.mean, places)} to {decimal(score.mean, places)}"
     doubt = f" (95 % interval {interval(paired.low, paired.high, places, signed=True)})"
     change = decimal(paired.difference, places, signed=True)
-    if paired.verdict(higher_is_better=report.higher_is_better(metric)) == "unclear":
-        found = [Phrase("shows no clear change", strong=True), Phrase(f" in {label} on {records}: {span}, ")]
+    verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
+    if verdict in _FOUND:
+        found = [Phrase(_FOUND[verdict], strong=True), Phrase(f" in {label} on {records}: {span}, ")]
     else:
         verb = "raises" if paired.difference > 0 else "lowers"
         found = [Phrase(f"{verb} {label} on {records} from "), Phrase(span, strong=True), Phrase(", a difference of ")]

@@ -16,8 +16,14 @@ from keeptune.report.tables import Metric, Paired, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 
 _NUM_COLOURS = 6
-_VERDICTS = {"better": "▲ better", "worse": "▼ worse", "unclear": "≈ unclear", "nothing": "no score to lose"}
-_MARKS = {"better": "▲", "worse": "▼", "unclear": "≈", "nothing": "∅"}
+_VERDICTS = {
+    "better": "▲ better",
+    "worse": "▼ worse",
+    "unclear": "≈ unclear",
+    "same": "= no score changed",
+    "nothing": "∅ no score to lose",
+}
+_MARKS = {verdict: words[0] for verdict, words in _VERDICTS.items()}
 
 
 @dataclass(frozen=True, slots=True)

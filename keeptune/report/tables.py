@@ -59,7 +59,9 @@ class Paired:
     worse: int | None
 
     def verdict(self, *, higher_is_better: bool) -> str:
-        """Return "better" or "worse" where the interval excludes 0, else "unclear"."""
+        """Return "better" or "worse" where the interval excludes 0, "same" where no record differs, else "unclear"."""
+        if self.better == 0 == self.worse:
+            return "same"
         if self.low is None or self.high is None or not (self.low > 0 or self.high < 0):
             return "unclear"
         return "better" if (self.low > 0) == higher_is_better else "worse"

@@ -412,6 +412,22 @@ def test_a_loss_that_is_worse_is_called_worse_and_a_doubtful_gain_unclear(tmp_pa
     assert "▼ worse" in page.words
 
 
+def test_a_method_that_changes_no_score_is_not_called_unclear(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("news", "qa"), others=("boolq",), num_steps=1)
+    same = {"model": "lora", "against": "base", "metric": "rougeL", "better": 0, "worse": 0}
+    pairs = [same | {"task": task, "difference": 0.0, "low": 0.0, "high": 0.0} for task in ("all", "news", "others")]
+    write_json(run / "paired.json", {"paired": pairs})
+    page = page_of(run)
+    for words in (
+        "on 1,624 records of news and qa, changes no record’s score in ROUGE-L on 200 test records: 0.118 to",
+        "On another task, boolq, which it was not trained on, it changes no record’s score: ROUGE-L went from",
+        "0 0 = no score changed",
+        "≈ unclear, = no record’s score changed, ∅ both have 0, and the base had no score to lose.",
+    ):
+        assert words in page.words, words
+    assert "≈ unclear 0" not in page.words and "0 ≈ unclear" not in page.words
+
+
 def test_a_base_that_was_not_scored_is_said_in_the_headline(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     (run / "paired.json").unlink()
