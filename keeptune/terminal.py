@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from keeptune.data.audit import unused_and_removed
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report import comparison
-from keeptune.report.wording import decimals_for
+from keeptune.report.scores import Score
+from keeptune.report.wording import decimal, decimals_for
 from keeptune.storage import read_json
 
 _PLAIN_SECONDS = 15.0
@@ -192,8 +194,8 @@ def show_scores(console: Console, report: Path) -> None:
         difference = ""
         if gain is not None:
             places = decimals_for(gain["difference"])
-            interval = "" if gain["low"] is None else f" [{gain['low']:+.{places}f}, {gain['high']:+.{places}f}]"
-            difference = f"{gain['difference']:+.{places}f}{interval}"
+            interval = "" if gain["low"] is None else _ends(gain["low"], gain["high"], places=places)
+            difference = f"{_signed(gain['difference'], places)}{interval}"
         rows.append((score["model"], score["metric"], _with_doubt(score), difference))
     title = "Test split; ± and [ ] show the 95 % interval"
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
@@ -219,9 +221,12 @@ def _with_doubt(score: Mapping[str, Any]) -> str:
     if mean is None or low is None or high is None:
         return "not finite" if mean is None else f"{mean:.3f}"
     places = decimals_for(mean)
-    # Perplexity's interval is not symmetric.
-    ends = f"[{low:.{places}f}, {high:.{places}f}]"
-    return f"{mean:.{places}f} {ends if score['metric'] == 'perplexity' else f'± {(high - low) / 2:.{places}f}'}"
+    found = Score(**{field.name: score.get(field.name) for field in fields(Score)})
+    if low == high:
+        return ", ".join(filter(None, [f"{mean:.{places}f}", found.agreement.partition(";")[0]]))
+    # Perplexity's interval is not symmetric, nor is one that ends where the metric does.
+    half = found.half_width
+    return f"{mean:.{places}f} {f'[{low:.{places}f}, {high:.{places}f}]' if half is None else f'± {half:.{places}f}'}"
 
 
 def _show_few_shot(console: Console, value: Mapping[str, Any]) -> None:
@@ -295,8 +300,17 @@ def _show_lost(console: Console, value: Mapping[str, Any]) -> None:
 
 def _lost(row: Mapping[str, Any]) -> str:
     places = decimals_for(row["forgetting"])
-    ends = "" if row["low"] is None else f" [{row['low']:+.{places}f}, {row['high']:+.{places}f}]"
-    return f"{row['forgetting']:+.{places}f}{ends}"
+    ends = "" if row["low"] is None else _ends(row["low"], row["high"], places=places)
+    return f"{_signed(row['forgetting'], places)}{ends}"
+
+
+def _ends(low: float, high: float, *, places: int) -> str:
+    return f" [{_signed(low, places)}, {_signed(high, places)}]"
+
+
+def _signed(value: float, places: int) -> str:
+    """Return a difference with its sign, and a zero without one."""
+    return decimal(value, places, signed=True).replace("\u2212", "-")
 
 
 def _with_mean(tasks: Sequence[str], mean: str) -> list[str]:

@@ -262,6 +262,30 @@ def test_the_interval_of_a_perplexity_has_two_ends(tmp_path: Path) -> None:
     assert "7.389 [2.773, 19.687]" in scores_of(run)
 
 
+def test_records_that_all_agree_have_no_interval_of_no_width_and_a_zero_has_no_sign(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("news", "qa"), num_steps=1)
+    for place in ("base/zero-shot", "lora/test"):
+        value = json.loads((run / place / "scores.json").read_text(encoding="utf-8"))
+        same = {"mean": 1.0, "standard_error": 0.0, "num_records": 17, "num_clusters": 15}
+        value["scores"] = [row | same if row["metric"] == "rougeL" else row for row in value["scores"]]
+        write_json(run / place / "scores.json", value)
+    pair = {"model": "lora", "against": "base", "task": "all", "metric": "rougeL", "better": 0, "worse": 0}
+    write_json(run / "paired.json", {"paired": [pair | {"difference": -1e-9, "low": -1e-5, "high": 0.071}]})
+    rows = [cells(line) for line in scores_of(run).splitlines()]
+    assert ["lora", "rougeL", "1.000, all 17 in 15 clusters agree", "0.000 [0.000, +0.071]"] in rows
+    by_task = {row[0]: row[-1] for row in rows if len(row) == 4 and "→" in row[-1]}
+    assert by_task["news"] == "1.000 → 1.000, all 17 in 15 clusters agree"
+    assert by_task["mean of the tasks"] == "1.000 → 1.000"
+
+
+def test_an_interval_that_ends_where_the_metric_does_has_two_ends(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    value = json.loads((run / "lora/test/scores.json").read_text())
+    rows = [row | {"mean": 0.98, "standard_error": 0.05} for row in value["scores"] if row["metric"] == "rougeL"]
+    write_json(run / "lora/test/scores.json", value | {"scores": rows})
+    assert "0.980 [0.882, 1.000]" in scores_of(run)
+
+
 def test_the_audit_has_no_empty_header(tmp_path: Path) -> None:
     console = plain()
     show_audit(console, audit(("ag_news",)))

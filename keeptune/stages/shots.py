@@ -82,10 +82,12 @@ def split_behind(
         return behind, exemplars, left_out
     if exemplars.num_fitted:
         refused = f" ({exemplars.num_refused:,} of these, since the template refuses: {refusal})" if refusal else ""
-        run.progress.say(
-            f"{row.name}: {exemplars.num_fitted:,} of {total:,} records show fewer than {row.num_shots} examples, as "
-            f"many as there are or have room (mean {exemplars.num_shown_mean:.2f}); {without:,} show none{refused}"
+        fewer = (
+            f"fewer than {row.num_shots} examples, as many as there are or have room (mean "
+            f"{exemplars.num_shown_mean:.2f}); {without:,} show none"
         )
+        shown = fewer if row.num_shots > 1 else "no example, as there is none or no room for it"
+        run.progress.say(f"{row.name}: {exemplars.num_fitted:,} of {total:,} records show {shown}{refused}")
     return behind, exemplars, ""
 
 

@@ -220,6 +220,10 @@ def test_an_interval_stays_within_what_the_metric_can_be_and_one_without_width_s
     near, all_right = read_scores({"scores": [row, row | {"mean": 1.0, "standard_error": 0.0, "num_records": 96}]})
     assert near.high == 1.0 and near.half_width is None and near.agreement == ""
     assert all_right.agreement == "all 96 agree; true mean above 0.969"
+    # What is bounded is the number of inputs; those that agree are the records.
+    shared = row | {"mean": 0.0, "standard_error": 0.0, "num_records": 17, "num_clusters": 15}
+    (all_wrong,) = read_scores({"scores": [shared]})
+    assert all_wrong.agreement == "all 17 in 15 clusters agree; true mean below 0.2"
 
 
 def test_six_perfect_answers_are_not_called_the_worst(tmp_path: Path) -> None:

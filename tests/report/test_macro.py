@@ -86,6 +86,16 @@ def test_records_that_a_mixture_never_shows_are_not_said_to_be_trained_on(tmp_pa
     assert "was shown 1,136 of 1,624 examples of news and qa:" in words
 
 
+def test_a_mean_of_tasks_that_leave_no_doubt_has_no_interval_of_no_width(tmp_path: Path) -> None:
+    run = mixed_run(tmp_path)
+    path = run / "lora/test/scores.json"
+    value = json.loads(path.read_text())
+    value["scores"] = [row | {"standard_error": 0.0} for row in value["scores"]]
+    write_json(path, value)
+    # The tuned model's is without an interval, the base's keeps its own.
+    assert "mean of the tasks 0.080 (0.071 to 0.089) 0.273 (0.243 to 0.304) +0.193 0.293 +0.213" in page_of(run).words
+
+
 def test_a_run_without_a_mixture_shows_none(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     page = page_of(run)
