@@ -141,6 +141,14 @@ class DataFields(Section):
     ) = None
     """How many examples of each task an epoch shows, `equal` for as many of each; null: every train record once."""
 
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _a_form_of_mixture(cls, value: Any) -> Any:
+        if value is None or value == "equal" or isinstance(value, dict | MixtureFields):
+            return value
+        forms = "equal, {cap: K, temperature: T} or {weights: {task: number}}"
+        raise ValueError(f"found {value!r}; expected {forms}. Write one of these")
+
     @model_validator(mode="after")
     def _consistent(self) -> DataFields:
         names = [task.name for task in self.tasks]
@@ -157,7 +165,21 @@ class DataFields(Section):
             raise ValueError("found validation_fraction + test_fraction >= 1; expected a rest to train on. Lower them")
         if isinstance(self.mixture, MixtureFields) and self.mixture.weights is not None:
             self._refuse_weights_of_other_tasks(self.mixture.weights)
+        if sum(task.train for task in self.tasks) == 1:
+            self._refuse_parts_of_one_task()
         return self
+
+    def _refuse_parts_of_one_task(self) -> None:
+        """Of a mixture, only a cap does anything to a single task."""
+        found = "equal" if self.mixture == "equal" else ""
+        if isinstance(self.mixture, MixtureFields):
+            parts = {"weights": self.mixture.weights is not None, "temperature": self.mixture.temperature != 1.0}
+            found = next((key for key, is_given in parts.items() if is_given), "")
+        if found:
+            raise ValueError(
+                f"found {found} as mixture, and one task that is trained on, where it has no effect; expected several "
+                "such tasks. Remove it"
+            )
 
     def _refuse_weights_of_other_tasks(self, weights: dict[str, float]) -> None:
         trained = [task.name for task in self.tasks if task.train]

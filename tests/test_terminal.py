@@ -26,6 +26,7 @@ from keeptune.terminal import (
 )
 from keeptune.terminal_change import show_change
 from keeptune.terminal_check import show_check, show_tokens
+from keeptune.text.mixture import Share
 from keeptune.text.tokens import PreviewToken
 from tests.report.run_folder import audit, write_certificate, write_forgetting, write_json, write_run, write_shots
 from tests.stages.world import Notes
@@ -328,6 +329,16 @@ def test_a_check_names_the_methods_and_the_tasks_of_which_it_shows_nothing() -> 
     assert (
         "No record shown of: boolq (812 train records), one (1 train record). With --records 3, one of each task is.\n"
     ) in text_of(console)
+
+
+def test_a_check_says_what_an_epoch_of_the_mixture_shows_of_each_task() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    shares = [Share("news", 1_460, 60), Share("qa", 12, 60)]
+    show_check(console, CheckOutcome(audit(("news",)), "plain", [], {}, [], [], shares, "temperature has no effect"))
+    rows = [cells(line) for line in text_of(console).splitlines()]
+    assert ["task", "train records", "an epoch shows", "of these again"] in rows
+    assert ["news", "1,460", "60", "0"] in rows and ["qa", "12", "60", "48"] in rows
+    assert "\ntemperature has no effect.\n" in text_of(console)
 
 
 def test_control_characters_cannot_steer_the_terminal() -> None:
