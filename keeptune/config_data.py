@@ -15,6 +15,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS, SELF_TEXTS})
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+LEAST_LENGTH = 8
+"""Tokens that an example has room for at least."""
 
 
 class Section(BaseModel):
@@ -120,7 +122,7 @@ class DataFields(Section):
     """Expected share of each task that is opened once, at the end."""
     template: Literal["auto", "chat", "chatml", "alpaca", "plain"] = "auto"
     """How messages become text; auto: the tokenizer's chat template, else alpaca (encoder-decoder: plain)."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
+    max_length: Annotated[int, Field(ge=LEAST_LENGTH)] = 1024
     """Tokens of an example at most (encoder-decoder: of each side)."""
     over_length: Literal["error", "drop", "cut"] = "error"
     """A longer record stops the run, is dropped, or loses the middle of its prompt."""
