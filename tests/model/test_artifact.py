@@ -444,6 +444,18 @@ def test_merging_into_a_quantised_base_is_refused(bases: Callable[..., Base], tm
     assert not (tmp_path / "merged").exists()
 
 
+def test_an_adapter_over_a_model_that_is_stored_quantised_merges_into_no_other(
+    bases: Callable[..., Base], tmp_path: Path
+) -> None:
+    base = bases("llama")
+    model = trained(base, "LORA")
+    model.get_base_model().config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    folder = save(model, tmp_path / "adapter", base)
+    with pytest.raises(RecipeError, match=r"adapter: found an adapter that was trained and scored over quantised weig"):
+        merge_adapter(folder, base=base.folder, out=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
 @pytest.mark.filterwarnings("ignore:.*merging LoRA weights won't be possible")
 @pytest.mark.filterwarnings("ignore:Adapter 'default'.* invalid shape.*lora_B.bias")
 @pytest.mark.parametrize(
