@@ -31,7 +31,7 @@ _OVERLAPS = {
     "exact": "the same prompt",
     "near": "a near-duplicate prompt",
     "ngram_cover": "more than half of its words, in runs of 8",
-    "ngram_13": "a run of 13 words",
+    "ngram_13": "others, with no more than a run of 13 words",
 }
 # The rows of means in the table of tasks.
 _MEANS = {ALL_TASKS: "all together", OTHER_TASKS: "others together"}
@@ -181,7 +181,8 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     parts = ("prompt", "completion", "total")
     quantiles = {"p50": "median", "p90": "90 % have at most", "p99": "99 % have at most", "max": "longest"}
     lengths = [(part, *(f"{audit['tokens'][part][q]:,}" for q in quantiles)) for part in parts]
-    show_table(console, "Tokens of a record", ("", *quantiles.values()), rows=lengths)
+    title = "Tokens of a record" + (", before cutting" if audit["truncated"] else "")
+    show_table(console, title, ("", *quantiles.values()), rows=lengths)
 
 
 def show_scores(console: Console, report: Path) -> None:

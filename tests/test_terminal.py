@@ -309,9 +309,14 @@ def test_the_audit_tells_what_was_not_asked_for_from_what_was_taken_out_and_over
     assert rows[first + 1 : first + 4] == [
         ["a near-duplicate prompt", "4, removed"],
         ["more than half of its words, in runs of 8", "2, removed"],
-        ["a run of 13 words", "31, kept"],
+        ["others, with no more than a run of 13 words", "31, kept"],
     ]
     assert ["", "median", "90 % have at most", "99 % have at most", "longest"] in rows
+    # What is over the limit is longest before it is cut.
+    assert "Tokens of a record, before cutting" in text_of(console)
+    whole = plain()
+    show_audit(whole, {**value, "truncated": 0})
+    assert "Tokens of a record\n" in re.sub(" +\n", "\n", text_of(whole))
 
 
 def test_a_check_names_the_methods_and_the_tasks_of_which_it_shows_nothing() -> None:

@@ -291,6 +291,17 @@ def test_the_frontier_stands_on_the_first_screen(tmp_path: Path) -> None:
     assert html.index('aria-label="Score over what was lost"') < html.index("How to read this page")
 
 
+def test_the_frontiers_legend_explains_what_is_drawn_alone(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    ring, dotted = "Ring: the delivered model.", "Dotted: each method’s way from near the base"
+    words = page_of(run).words
+    assert ring in words and dotted in words
+    value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    write_json(run / "forgetting.json", value | {"rows": [row for row in value["rows"] if row["alpha"] == 1.0]})
+    words = page_of(run).words
+    assert "Bars: 95 % intervals." in words and ring not in words and dotted not in words
+
+
 def test_every_point_of_the_frontier_has_its_interval(tmp_path: Path) -> None:
     run = write_shots(a_run(tmp_path, verdict="CERTIFIED"))
     found = frontier(read_report(run))

@@ -412,6 +412,17 @@ def test_a_loss_that_is_worse_is_called_worse_and_a_doubtful_gain_unclear(tmp_pa
     assert "▼ worse" in page.words
 
 
+def test_what_the_audit_counts_says_of_what(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    words = page_of(run).words
+    assert "Lengths tokens, before cutting Part" in words
+    assert "Overlap of train with validation and test each record once, under the first kind that holds Kind" in words
+    assert "More than half in common runs of 8 words 2 2 No more than a common run of 13 words (no leak) 31 0" in words
+    value = json.loads((run / "data/audit.json").read_text(encoding="utf-8"))
+    write_json(run / "data/audit.json", value | {"truncated": 0})
+    assert "Lengths tokens Part" in page_of(run).words
+
+
 def test_a_method_that_changes_no_score_is_not_called_unclear(tmp_path: Path) -> None:
     run = write_run(tmp_path, tasks=("news", "qa"), others=("boolq",), num_steps=1)
     same = {"model": "lora", "against": "base", "metric": "rougeL", "better": 0, "worse": 0}
