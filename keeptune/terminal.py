@@ -222,7 +222,9 @@ def _with_doubt(score: Mapping[str, Any]) -> str:
     if mean is None or low is None or high is None:
         return "not finite" if mean is None else f"{mean:.3f}"
     places = decimals_for(mean)
-    found = Score(**{field.name: score.get(field.name) for field in fields(Score)})
+    # A mean of tasks has fewer fields.
+    known: dict[str, Any] = {field.name: score.get(field.name) for field in fields(Score)}
+    found = Score(**known)
     if low == high:
         return ", ".join(filter(None, [f"{mean:.{places}f}", found.agreement.partition(";")[0]]))
     # Perplexity's interval is not symmetric, nor is one that ends where the metric does.

@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from keeptune.data.record import Message
 from keeptune.errors import RecipeError, StorageError
 from keeptune.model.artifact import load_artifact, stop_token_ids, verify_artifact
+from keeptune.model.attention import base_of
 from keeptune.model.card import CardScore, ModelCard, card_from_json, card_to_json, write_model_card
 from keeptune.model.merge import merge_adapter
 from keeptune.model.methods import Method, apply_method
@@ -449,7 +450,7 @@ def test_an_adapter_over_a_model_that_is_stored_quantised_merges_into_no_other(
 ) -> None:
     base = bases("llama")
     model = trained(base, "LORA")
-    model.get_base_model().config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    base_of(model).config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     folder = save(model, tmp_path / "adapter", base)
     with pytest.raises(RecipeError, match=r"adapter: found an adapter that was trained and scored over quantised weig"):
         merge_adapter(folder, base=base.folder, out=tmp_path / "merged")
