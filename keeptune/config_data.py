@@ -15,6 +15,8 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS, SELF_TEXTS})
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+LEAST_LENGTH = 8
+"""Tokens that an example has room for at least."""
 
 
 class Section(BaseModel):
@@ -120,7 +122,7 @@ class DataFields(Section):
     """Expected share of each task that is opened once, at the end."""
     template: Literal["auto", "chat", "chatml", "alpaca", "plain"] = "auto"
     """How messages become text; auto: the tokenizer's chat template, else alpaca (encoder-decoder: plain)."""
-    max_length: Annotated[int, Field(ge=8)] = 1024
+    max_length: Annotated[int, Field(ge=LEAST_LENGTH)] = 1024
     """Tokens of an example at most (encoder-decoder: of each side)."""
     over_length: Literal["error", "drop", "cut"] = "error"
     """A longer record stops the run, is dropped, or loses the middle of its prompt."""
@@ -141,6 +143,14 @@ class DataFields(Section):
     ) = None
     """How many examples of each task an epoch shows, `equal` for as many of each; null: every train record once."""
 
+    @field_validator("mixture", mode="before")
+    @classmethod
+    def _a_form_of_mixture(cls, value: Any) -> Any:
+        if value is None or value == "equal" or isinstance(value, dict | MixtureFields):
+            return value
+        forms = "equal, {cap: K, temperature: T} or {weights: {task: number}}"
+        raise ValueError(f"found {value!r}; expected {forms}. Write one of these")
+
     @model_validator(mode="after")
     def _consistent(self) -> DataFields:
         names = [task.name for task in self.tasks]
@@ -157,7 +167,21 @@ class DataFields(Section):
             raise ValueError("found validation_fraction + test_fraction >= 1; expected a rest to train on. Lower them")
         if isinstance(self.mixture, MixtureFields) and self.mixture.weights is not None:
             self._refuse_weights_of_other_tasks(self.mixture.weights)
+        if sum(task.train for task in self.tasks) == 1:
+            self._refuse_parts_of_one_task()
         return self
+
+    def _refuse_parts_of_one_task(self) -> None:
+        """Of a mixture, only a cap does anything to a single task."""
+        found = "equal" if self.mixture == "equal" else ""
+        if isinstance(self.mixture, MixtureFields):
+            parts = {"weights": self.mixture.weights is not None, "temperature": self.mixture.temperature != 1.0}
+            found = next((key for key, is_given in parts.items() if is_given), "")
+        if found:
+            raise ValueError(
+                f"found {found} as mixture, and one task that is trained on, where it has no effect; expected several "
+                "such tasks. Remove it"
+            )
 
     def _refuse_weights_of_other_tasks(self, weights: dict[str, float]) -> None:
         trained = [task.name for task in self.tasks if task.train]

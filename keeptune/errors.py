@@ -68,6 +68,14 @@ class Interrupted(KeeptuneError):
     exit_code = 143
 
 
+def stopped(unfinished: str) -> Interrupted:
+    """Return what is raised where a stop was asked for inside work that is kept whole or not at all."""
+    return Interrupted(
+        f"{unfinished}: found a request to stop; those that were being made are lost, everything that was finished "
+        "before stands. Give the same command again to go on."
+    )
+
+
 def raise_collected(kind: type[KeeptuneError], problems: Sequence[str]) -> NoReturn:
     """Raise one error that lists the first ten problems and counts the rest."""
     listed = list(problems[:_MAX_LISTED])

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from keeptune.data.audit import unused_and_removed
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report import comparison
-from keeptune.report.wording import decimals_for
+from keeptune.report.scores import Score
+from keeptune.report.wording import decimal, decimals_for
 from keeptune.storage import read_json
 
 _PLAIN_SECONDS = 15.0
@@ -29,7 +31,7 @@ _OVERLAPS = {
     "exact": "the same prompt",
     "near": "a near-duplicate prompt",
     "ngram_cover": "more than half of its words, in runs of 8",
-    "ngram_13": "a run of 13 words",
+    "ngram_13": "others, with no more than a run of 13 words",
 }
 # The rows of means in the table of tasks.
 _MEANS = {ALL_TASKS: "all together", OTHER_TASKS: "others together"}
@@ -179,7 +181,8 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     parts = ("prompt", "completion", "total")
     quantiles = {"p50": "median", "p90": "90 % have at most", "p99": "99 % have at most", "max": "longest"}
     lengths = [(part, *(f"{audit['tokens'][part][q]:,}" for q in quantiles)) for part in parts]
-    show_table(console, "Tokens of a record", ("", *quantiles.values()), rows=lengths)
+    title = "Tokens of a record" + (", before cutting" if audit["truncated"] else "")
+    show_table(console, title, ("", *quantiles.values()), rows=lengths)
 
 
 def show_scores(console: Console, report: Path) -> None:
@@ -192,8 +195,8 @@ def show_scores(console: Console, report: Path) -> None:
         difference = ""
         if gain is not None:
             places = decimals_for(gain["difference"])
-            interval = "" if gain["low"] is None else f" [{gain['low']:+.{places}f}, {gain['high']:+.{places}f}]"
-            difference = f"{gain['difference']:+.{places}f}{interval}"
+            interval = "" if gain["low"] is None else _ends(gain["low"], gain["high"], places=places)
+            difference = f"{_signed(gain['difference'], places)}{interval}"
         rows.append((score["model"], score["metric"], _with_doubt(score), difference))
     title = "Test split; ± and [ ] show the 95 % interval"
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
@@ -219,9 +222,14 @@ def _with_doubt(score: Mapping[str, Any]) -> str:
     if mean is None or low is None or high is None:
         return "not finite" if mean is None else f"{mean:.3f}"
     places = decimals_for(mean)
-    # Perplexity's interval is not symmetric.
-    ends = f"[{low:.{places}f}, {high:.{places}f}]"
-    return f"{mean:.{places}f} {ends if score['metric'] == 'perplexity' else f'± {(high - low) / 2:.{places}f}'}"
+    # A mean of tasks has fewer fields.
+    known: dict[str, Any] = {field.name: score.get(field.name) for field in fields(Score)}
+    found = Score(**known)
+    if low == high:
+        return ", ".join(filter(None, [f"{mean:.{places}f}", found.agreement.partition(";")[0]]))
+    # Perplexity's interval is not symmetric, nor is one that ends where the metric does.
+    half = found.half_width
+    return f"{mean:.{places}f} {f'[{low:.{places}f}, {high:.{places}f}]' if half is None else f'± {half:.{places}f}'}"
 
 
 def _show_few_shot(console: Console, value: Mapping[str, Any]) -> None:
@@ -295,8 +303,17 @@ def _show_lost(console: Console, value: Mapping[str, Any]) -> None:
 
 def _lost(row: Mapping[str, Any]) -> str:
     places = decimals_for(row["forgetting"])
-    ends = "" if row["low"] is None else f" [{row['low']:+.{places}f}, {row['high']:+.{places}f}]"
-    return f"{row['forgetting']:+.{places}f}{ends}"
+    ends = "" if row["low"] is None else _ends(row["low"], row["high"], places=places)
+    return f"{_signed(row['forgetting'], places)}{ends}"
+
+
+def _ends(low: float, high: float, *, places: int) -> str:
+    return f" [{_signed(low, places)}, {_signed(high, places)}]"
+
+
+def _signed(value: float, places: int) -> str:
+    """Return a difference with its sign, and a zero without one."""
+    return decimal(value, places, signed=True).replace("\u2212", "-")
 
 
 def _with_mean(tasks: Sequence[str], mean: str) -> list[str]:

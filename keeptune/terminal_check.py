@@ -19,6 +19,13 @@ if TYPE_CHECKING:
 def show_check(console: Console, outcome: CheckOutcome) -> None:
     """Print the audit, the methods and the budgets, then records as the model reads them and the first one's tokens."""
     show_audit(console, outcome.audit)
+    if outcome.mixture:
+        rows = [
+            (s.source, *(f"{n:,}" for n in (s.num_examples, s.num_per_epoch, s.num_repeats))) for s in outcome.mixture
+        ]
+        show_table(console, "Mixture", ("task", "train records", "an epoch shows", "of these again"), rows=rows)
+    if outcome.idle:
+        console.print(visible(f"{outcome.idle}."), highlight=False, soft_wrap=True)
     rows = [
         (m.name, m.peft_type or "all parameters", f"{m.learning_rate:g}", f"{m.num_steps:,}", f"{m.tokens_per_step:,}")
         for m in outcome.methods

@@ -306,8 +306,16 @@ def test_a_mixture_is_equal_or_a_section_and_reads_back_as_itself(
 @pytest.mark.parametrize(
     ("mixture", "message"),
     [
-        ("equl", "data.mixture: found 'equl'; expected 'equal'. Mend this value."),
-        ("[a]", "data.mixture: found ['a']; expected a section. Mend this value."),
+        (
+            "even",
+            "data.mixture: found 'even'; expected equal, {cap: K, temperature: T} or {weights: {task: number}}. "
+            "Write one of these.",
+        ),
+        (
+            "[a]",
+            "data.mixture: found ['a']; expected equal, {cap: K, temperature: T} or {weights: {task: number}}. "
+            "Write one of these.",
+        ),
         ("{cap: 0}", "data.mixture.cap: found 0; expected greater than or equal to 1. Mend this value."),
         (
             "{temperature: 0.5}",
@@ -379,3 +387,22 @@ def test_lists_of_nothing_and_without_a_name_are_refused(task: str, message: str
     with pytest.raises(RecipeError) as caught:
         load_recipe(write(tmp_path, MINIMAL.replace("{path: a.jsonl}", task)))
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("mixture", ["equal", "{weights: {a: 1}}", "{cap: 5, temperature: 2}"])
+def test_parts_of_a_single_trained_task_are_refused(mixture: str, tmp_path: Path) -> None:
+    path = with_mixture(tmp_path, mixture)
+    path.write_text(path.read_text().replace("{path: b.jsonl}", "{path: b.jsonl, train: false}"))
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(path)
+    key = mixture.split(": ")[0].strip("{") if "temperature" not in mixture else "temperature"
+    assert str(caught.value) == (
+        f"{path}: data: found {key} as mixture, and one task that is trained on, where it has no effect; expected "
+        "several such tasks. Remove it."
+    )
+
+
+def test_a_cap_shortens_the_epoch_of_a_single_task_too(tmp_path: Path) -> None:
+    path = with_mixture(tmp_path, "{cap: 5}")
+    path.write_text(path.read_text().replace("{path: b.jsonl}", "{path: b.jsonl, train: false}"))
+    assert load_recipe(path).data.mixture is not None

@@ -6,7 +6,15 @@ from pathlib import Path
 
 import pytest
 
-from keeptune.errors import DataError, KeeptuneError, RecipeError, import_extra, raise_collected, relative_start
+from keeptune.errors import (
+    DataError,
+    KeeptuneError,
+    RecipeError,
+    import_extra,
+    raise_collected,
+    relative_start,
+    stopped,
+)
 
 
 def test_the_first_ten_problems_are_listed_and_the_rest_counted() -> None:
@@ -44,3 +52,12 @@ def test_a_missing_library_names_the_extra_to_install() -> None:
     assert import_extra("json", extra="hub").dumps([]) == "[]"
     with pytest.raises(RecipeError, match=r"no_such_library: not installed.*pip install 'keeptune\[hub\]'"):
         import_extra("no_such_library", extra="hub")
+
+
+def test_a_stop_inside_work_that_is_kept_whole_says_what_is_lost_and_what_stands() -> None:
+    error = stopped("answers")
+    assert error.exit_code == 143
+    assert str(error) == (
+        "answers: found a request to stop; those that were being made are lost, everything that was finished before "
+        "stands. Give the same command again to go on."
+    )

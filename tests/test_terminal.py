@@ -26,6 +26,7 @@ from keeptune.terminal import (
 )
 from keeptune.terminal_change import show_change
 from keeptune.terminal_check import show_check, show_tokens
+from keeptune.text.mixture import Share
 from keeptune.text.tokens import PreviewToken
 from tests.report.run_folder import audit, write_certificate, write_forgetting, write_json, write_run, write_shots
 from tests.stages.world import Notes
@@ -262,6 +263,30 @@ def test_the_interval_of_a_perplexity_has_two_ends(tmp_path: Path) -> None:
     assert "7.389 [2.773, 19.687]" in scores_of(run)
 
 
+def test_records_that_all_agree_have_no_interval_of_no_width_and_a_zero_has_no_sign(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("news", "qa"), num_steps=1)
+    for place in ("base/zero-shot", "lora/test"):
+        value = json.loads((run / place / "scores.json").read_text(encoding="utf-8"))
+        same = {"mean": 1.0, "standard_error": 0.0, "num_records": 17, "num_clusters": 15}
+        value["scores"] = [row | same if row["metric"] == "rougeL" else row for row in value["scores"]]
+        write_json(run / place / "scores.json", value)
+    pair = {"model": "lora", "against": "base", "task": "all", "metric": "rougeL", "better": 0, "worse": 0}
+    write_json(run / "paired.json", {"paired": [pair | {"difference": -1e-9, "low": -1e-5, "high": 0.071}]})
+    rows = [cells(line) for line in scores_of(run).splitlines()]
+    assert ["lora", "rougeL", "1.000, all 17 in 15 clusters agree", "0.000 [0.000, +0.071]"] in rows
+    by_task = {row[0]: row[-1] for row in rows if len(row) == 4 and "→" in row[-1]}
+    assert by_task["news"] == "1.000 → 1.000, all 17 in 15 clusters agree"
+    assert by_task["mean of the tasks"] == "1.000 → 1.000"
+
+
+def test_an_interval_that_ends_where_the_metric_does_has_two_ends(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    value = json.loads((run / "lora/test/scores.json").read_text())
+    rows = [row | {"mean": 0.98, "standard_error": 0.05} for row in value["scores"] if row["metric"] == "rougeL"]
+    write_json(run / "lora/test/scores.json", value | {"scores": rows})
+    assert "0.980 [0.882, 1.000]" in scores_of(run)
+
+
 def test_the_audit_has_no_empty_header(tmp_path: Path) -> None:
     console = plain()
     show_audit(console, audit(("ag_news",)))
@@ -284,9 +309,14 @@ def test_the_audit_tells_what_was_not_asked_for_from_what_was_taken_out_and_over
     assert rows[first + 1 : first + 4] == [
         ["a near-duplicate prompt", "4, removed"],
         ["more than half of its words, in runs of 8", "2, removed"],
-        ["a run of 13 words", "31, kept"],
+        ["others, with no more than a run of 13 words", "31, kept"],
     ]
     assert ["", "median", "90 % have at most", "99 % have at most", "longest"] in rows
+    # What is over the limit is longest before it is cut.
+    assert "Tokens of a record, before cutting" in text_of(console)
+    whole = plain()
+    show_audit(whole, {**value, "truncated": 0})
+    assert "Tokens of a record\n" in re.sub(" +\n", "\n", text_of(whole))
 
 
 def test_a_check_names_the_methods_and_the_tasks_of_which_it_shows_nothing() -> None:
@@ -304,6 +334,16 @@ def test_a_check_names_the_methods_and_the_tasks_of_which_it_shows_nothing() -> 
     assert (
         "No record shown of: boolq (812 train records), one (1 train record). With --records 3, one of each task is.\n"
     ) in text_of(console)
+
+
+def test_a_check_says_what_an_epoch_of_the_mixture_shows_of_each_task() -> None:
+    console = Console(file=io.StringIO(), width=120, force_terminal=False)
+    shares = [Share("news", 1_460, 60), Share("qa", 12, 60)]
+    show_check(console, CheckOutcome(audit(("news",)), "plain", [], {}, [], [], shares, "temperature has no effect"))
+    rows = [cells(line) for line in text_of(console).splitlines()]
+    assert ["task", "train records", "an epoch shows", "of these again"] in rows
+    assert ["news", "1,460", "60", "0"] in rows and ["qa", "12", "60", "48"] in rows
+    assert "\ntemperature has no effect.\n" in text_of(console)
 
 
 def test_control_characters_cannot_steer_the_terminal() -> None:

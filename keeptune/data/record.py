@@ -20,6 +20,8 @@ PART_NAMES: tuple[PartName, ...] = get_args(PartName)
 # Scores over the tasks that are trained on, and over those that are not, stand under these names in place of a task's.
 ALL_TASKS = "all"
 OTHER_TASKS = "others"
+# What is trained on again to keep it stands beside the tasks under this name, which no task can have.
+REPLAY = "(replay)"
 # The suite of texts that the base model writes itself.
 SELF_TEXTS = "self"
 

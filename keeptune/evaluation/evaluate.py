@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import ALL_TASKS, PartName, Record, SplitName
-from keeptune.errors import Interrupted, NonFiniteError
+from keeptune.errors import NonFiniteError, stopped
 from keeptune.evaluation.generate import Decoding, Generated, generate
 from keeptune.evaluation.metrics import (
     DIVERGENCE,
@@ -302,10 +302,7 @@ def _losses(
     try:
         for positions in _by_length([len(example.input_ids) for example in examples], bench.decoding.tokens_per_batch):
             if bench.stop_requested():
-                raise Interrupted(
-                    "evaluation: found a request to stop; expected to finish the losses. Nothing of this evaluation "
-                    "was written; the same command makes it again."
-                )
+                raise stopped("losses")
             batch = bench.collate([examples[i] for i in positions])
             with evaluating(model), memory_errors(too_large):
                 nats = per_target(model, batch).double().cpu().numpy()

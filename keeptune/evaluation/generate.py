@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from keeptune.errors import DataError, Interrupted, OutOfMemoryError
+from keeptune.errors import DataError, OutOfMemoryError, stopped
 from keeptune.model.attention import base_of, uses_virtual_tokens
 from keeptune.model.memory import lacks_memory
 from keeptune.model.modes import evaluating
@@ -221,10 +221,7 @@ class _Decoder:
             stopping_criteria=[self._stop],
         )
         if self.stop_requested():
-            raise Interrupted(
-                "evaluation: found a request to stop; expected to finish the answers. Nothing of this evaluation was "
-                "written; the same command makes it again."
-            )
+            raise stopped("answers")
         # Decoder-only: the prompt comes back in front; with an encoder: its one start id does.
         first = 1 if self.decoding.encoder_decoder else input_ids_BT.shape[1]
         return sequences[:, first:].tolist()

@@ -23,7 +23,7 @@ from torch import nn
 
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import Message, Record
-from keeptune.errors import DataError, Interrupted, RecipeError, import_extra
+from keeptune.errors import DataError, RecipeError, import_extra, stopped
 from keeptune.evaluation.evaluate import Bench
 from keeptune.evaluation.generate import beside_virtual_tokens, forbids_padding, plainly_greedy
 from keeptune.evaluation.metrics import DIVERGENCE, LOSS_METRICS, Answer
@@ -331,10 +331,7 @@ def _report_work(asked: Any, bench: Bench) -> None:
     def polled(method: Callable[..., Any]) -> Callable[..., Any]:
         def step(*arguments: Any, **named: Any) -> Any:
             if bench.stop_requested():
-                raise Interrupted(
-                    "harness: found a request to stop; expected to finish the answers. Nothing of them was written; "
-                    "the same command makes them again."
-                )
+                raise stopped("answers to harness tasks")
             found = method(*arguments, **named)
             num_done = min(len(arguments[0] if arguments else named["context"]), num_left[0])
             num_left[0] -= num_done

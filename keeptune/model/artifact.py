@@ -82,13 +82,16 @@ def save_artifact(
         StorageError: the disk refuses.
     """
     stop_ids = stop_token_ids(model, tokenizer=tokenizer, template=template)
-    own_facts = {
+    own_facts: dict[str, Any] = {
         "base_model": base_name,
         "template": template.name,
         "template_sha256": template.fingerprint,
         "tokenizer_sha256": tokenizer.fingerprint,
         "stop_ids": list(stop_ids),
     }
+    if isinstance(model, PeftModel) and getattr(base_of(model).config, "quantization_config", None) is not None:
+        # Stored so, or read so: folded into other weights, the adapter would give other answers.
+        own_facts["base_quantised"] = True
     generation = _generation_config(
         base_of(model), tokenizer=tokenizer, stop_ids=stop_ids, max_new_tokens=max_new_tokens
     )

@@ -59,6 +59,12 @@ def merge_adapter(
         require_same_logits(probe_logits(fresh), expected, dtype=dtype, where=out)
 
 
+def _quantised(adapter_folder: Path) -> str:
+    """Return "quantised" where an adapter was trained over a model that is stored so; else empty."""
+    path = adapter_folder / MANIFEST
+    return "quantised" if path.exists() and read_json(path).get("base_quantised") else ""
+
+
 def _check_place(adapter_folder: Path, *, base: Path, out: Path) -> None:
     if not (adapter_folder / ADAPTER_CONFIG).exists():
         raise RecipeError(
@@ -70,10 +76,9 @@ def _check_place(adapter_folder: Path, *, base: Path, out: Path) -> None:
             f"{base}: found quantised weights; expected a base model in fp32 or bf16, as folding an adapter into "
             "quantised weights rounds it away. Use the adapter as it is, or train it on the unquantised model."
         )
-    quantization = adapter_quantization(adapter_folder)
-    if quantization is not None:
+    if weights := adapter_quantization(adapter_folder) or _quantised(adapter_folder):
         raise RecipeError(
-            f"{adapter_folder}: found an adapter that was trained and scored over {quantization} weights; expected one "
+            f"{adapter_folder}: found an adapter that was trained and scored over {weights} weights; expected one "
             "over the weights that it is folded into, as the merged model would give other answers than were scored. "
             "Use the adapter over the quantised base model, or train without quantization."
         )

@@ -212,8 +212,19 @@ def _freeze(model: PreTrainedModel, method: Method) -> None:
         module.requires_grad_(False)
 
 
+def _check_depth(model: PreTrainedModel, method: Method) -> None:
+    """Refuse another number of layers than the model's: of a prefix, PEFT would train parts that no layer reads."""
+    number, depth = method.arguments.get("num_layers"), model.config.num_hidden_layers
+    if "num_virtual_tokens" in method.arguments and number not in (None, depth):
+        raise RecipeError(
+            f"methods.{method.name}.num_layers: found {number}; expected {depth}, the number of the model's layers, "
+            "which PEFT finds by itself. Remove this key."
+        )
+
+
 def _wrap(model: PreTrainedModel, method: Method, *, seed: int) -> PeftModel:
     _check_modules(model, method)
+    _check_depth(model, method)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), quiet_peft(), _peft_errors(method):
         warnings.filterwarnings("error", message=_WITHOUT_EFFECT, category=RuntimeWarning)

@@ -24,6 +24,8 @@ _OWN_ARGUMENTS = frozenset(field.name for field in dataclasses.fields(PeftConfig
 # What a recipe's method has beside PEFT's arguments.
 _OWN_KEYS = ("learning_rate", "peft_type", "replay_fraction", "replay_kl")
 _VIRTUAL = "num_virtual_tokens"
+# How PEFT's config classes annotate a number, some of them in text.
+_NUMBERS = (int, float, "int", "float")
 _PER_TASK = "it needs the number of a task beside each batch, which keeptune does not pass"
 _OWN_LOSS = "it adds a loss of its own, and keeptune has one loss"
 _DATA_INIT = "it starts from statistics of the data, which would have to be collected before training"
@@ -105,7 +107,7 @@ def _quantised_problems(method: Method, *, bits: Quantization | bool) -> list[st
 
 
 def _argument_problems(method: Method) -> list[str]:
-    known = [field.name for field in dataclasses.fields(config_class(method)) if field.name not in _OWN_ARGUMENTS]
+    known = {f.name: f.type for f in dataclasses.fields(config_class(method)) if f.name not in _OWN_ARGUMENTS}
     problems = []
     for key, value in method.arguments.items():
         where = f"methods.{method.name}.{key}"
@@ -117,8 +119,12 @@ def _argument_problems(method: Method) -> list[str]:
             problems.append(f"{where}: found an unknown key; expected {expected}. {near}")
         elif value and (reason := _unserved(key, value, peft_type=method.peft_type)):
             problems.append(f"{where}: found {value!r}; expected it unset, as {reason}. Remove this key.")
+        elif known[key] in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float | None)):
+            # PEFT compares it with a number first, and does not say which argument that was.
+            problems.append(f"{where}: found {value!r}; expected a number. Mend this value.")
     number = method.arguments.get(_VIRTUAL)
-    if _VIRTUAL in known and (type(number) is not int or number < 1):
+    is_number = isinstance(number, int | float) and not isinstance(number, bool)
+    if _VIRTUAL in known and (number is None or (is_number and (type(number) is not int or number < 1))):
         found, where = "nothing" if number is None else repr(number), f"methods.{method.name}.{_VIRTUAL}"
         problems.append(f"{where}: found {found}; expected how many input vectors train, from 1. Set {where}=20.")
     return problems

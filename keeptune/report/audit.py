@@ -26,7 +26,7 @@ _LEAKS = {
     "exact": "Same prompt",
     "near": "Near-duplicate prompt",
     "ngram_cover": "More than half in common runs of 8 words",
-    "ngram_13": "A common run of 13 words (no leak by itself)",
+    "ngram_13": "No more than a common run of 13 words (no leak)",
 }
 Counts = tuple[tuple[str, int], ...]
 

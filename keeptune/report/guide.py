@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from keeptune.progress import noun
 from keeptune.report.cost import Cost
-from keeptune.report.headline import base_label, series
+from keeptune.report.headline import base_label, series, shown
 from keeptune.report.tables import Report
 from keeptune.report.wording import count, metric_label, parameters
 
@@ -28,17 +28,16 @@ _MEANINGS = {
 
 def guide(report: Report) -> tuple[str, ...]:
     """Return at most twelve sentences, from the run's own facts; fewer where facts are missing."""
-    shown = (*_what_is_shown(report), *_examples_in_the_prompt(report))
-    return (*_what_was_done(report), *shown, *_other_tasks(report), *_on_the_way(report), _first_look(report))
+    meanings = (*_what_is_shown(report), *_examples_in_the_prompt(report))
+    return (*_what_was_done(report), *meanings, *_other_tasks(report), *_on_the_way(report), _first_look(report))
 
 
 def _what_was_done(report: Report) -> Iterator[str]:
-    number, tasks = report.audit.num_train, report.tasks or report.audit.trained_tasks
-    shown = f"{count(number)} {noun(number, 'examples')}" if number is not None else "examples"
+    tasks = report.tasks or report.audit.trained_tasks
     of = f" of {series(tasks)}" if tasks else ""
     yield (
-        f"A model that already existed, {base_label(report)} (“base” on this page), was shown {shown}{of}: prompts, "
-        "each with the answer that is wanted; this is called fine-tuning."
+        f"A model that already existed, {base_label(report)} (“base” on this page), was shown "
+        f"{shown(report, 'examples')}{of}: prompts, each with the answer that is wanted; this is called fine-tuning."
     )
     whole = [cost for cost in report.costs if cost.peft_type is None]
     added = [cost for cost in report.costs if cost.peft_type is not None]
@@ -49,11 +48,12 @@ def _what_was_done(report: Report) -> Iterator[str]:
     if added:
         kinds = series([f"{cost.model} (PEFT’s {cost.peft_type})" for cost in added], of="PEFT methods")
         verbs = ("leaves", "trains") if len(added) == 1 else ("leave", "train")
-        sizes = " and ".join(dict.fromkeys(parameters(cost.trained_parameters) for cost in added[:3]))
-        each = "" if len(added) <= 3 else " and more"
+        sizes = list(dict.fromkeys(parameters(cost.trained_parameters) for cost in added))
+        known = [cost.trained_parameters for cost in added if cost.trained_parameters is not None]
+        span = series(sizes) if len(sizes) <= 3 else f"{parameters(min(known))} to {parameters(max(known))}"
         yield (
             f"{kinds} {verbs[0]} the model’s weights as they are and {verbs[1]} a small addition to them, "
-            f"of {sizes}{each} parameters."
+            f"of {span} parameters."
         )
     splits = report.audit.splits
     validation = sum(split.validation for split in splits)
@@ -84,7 +84,7 @@ def _what_is_shown(report: Report) -> Iterator[str]:
     )
     yield (
         "Where the interval of a difference holds 0, the test is too small to tell better from worse, and the page "
-        "says unclear."
+        "says unclear; where the score of no record changed, it says that."
     )
 
 

@@ -23,6 +23,15 @@ from keeptune.report.wording import (
     seconds,
 )
 
+_FOUND = {"unclear": "shows no clear change", "same": "changes no record’s score"}
+_FOUND_ELSEWHERE = {"better": "gains", "worse": "loses", **_FOUND}
+_FOUND_BESIDE_SHOTS = {
+    "better": "beats that",
+    "worse": "does worse",
+    "unclear": "shows no clear difference from that",
+    "same": "does the same on every record",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class Phrase:
@@ -52,6 +61,18 @@ def series(names: Sequence[str], *, of: str = "tasks") -> str:
     if len(names) > 3:
         return f"{len(names)} {of}"
     return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
+
+
+def shown(report: Report, unit: str) -> str:
+    """Return the number of train records that a training shows, as so many `unit`, and of how many if not of all.
+
+    A mixture may show a part of them only; without a number for lack of an audit.
+    """
+    number, left_out = report.audit.num_train, report.num_never_shown
+    if number is None:
+        return unit
+    of_all = f"{count(number)} {noun(number, unit)}"
+    return f"{count(number - left_out)} of {of_all}" if left_out else of_all
 
 
 def headline(report: Report) -> tuple[Phrase, ...]:
@@ -109,10 +130,9 @@ def _unfinished(report: Report) -> str:
 
 
 def _trained(report: Report, method: str) -> str:
-    num_train = report.audit.num_train
     tasks = report.tasks or report.audit.trained_tasks
-    records = f"{count(num_train)} {noun(num_train, 'records')}" if num_train is not None else "records"
-    data = f" on {records}{f' of {series(tasks)}' if tasks else ''}" if num_train is not None or tasks else ""
+    of = f" of {series(tasks)}" if tasks else ""
+    data = f" on {shown(report, 'records')}{of}" if report.audit.num_train is not None or tasks else ""
     cost = report.cost(method)
     kind = f" ({cost.peft_type})" if cost and cost.peft_type and cost.peft_type.lower() != method.lower() else ""
     delivered = report.forgotten.delivered
@@ -136,7 +156,7 @@ def others_sentence(report: Report) -> tuple[Phrase, ...]:
         return (*phrases, Phrase(f"reaches {label} {reached}; the base was not scored there."))
     places = decimals_for(score.mean, base.mean)
     verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
-    found = {"better": "gains", "worse": "loses", "unclear": "shows no clear change"}[verdict]
+    found = _FOUND_ELSEWHERE[verdict]
     if base.mean == 0 == score.mean and report.higher_is_better(metric):
         found = "has no score to lose"
     change = f"difference {decimal(paired.difference, places, signed=True)}"
@@ -165,7 +185,7 @@ def shots_sentence(report: Report) -> tuple[Phrase, ...]:
     which = f"the {number} most like the question" if best.is_nearest else number
     middle = f" (the middle one of {count(best.num_draws)} random choices)" if best.num_draws > 1 else ""
     verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
-    found = {"better": "beats that", "worse": "does worse", "unclear": "shows no clear difference from that"}[verdict]
+    found = _FOUND_BESIDE_SHOTS[verdict]
     delivered = report.forgotten.delivered
     whole = ", trained to the end," if delivered is not None and delivered[1] < 1.0 else ""
     doubt = f"95 % interval {interval(paired.low, paired.high, places, signed=True)}"
@@ -194,8 +214,9 @@ def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:
     span = f"{decimal(base.mean, places)} to {decimal(score.mean, places)}"
     doubt = f" (95 % interval {interval(paired.low, paired.high, places, signed=True)})"
     change = decimal(paired.difference, places, signed=True)
-    if paired.verdict(higher_is_better=report.higher_is_better(metric)) == "unclear":
-        found = [Phrase("shows no clear change", strong=True), Phrase(f" in {label} on {records}: {span}, ")]
+    verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
+    if verdict in _FOUND:
+        found = [Phrase(_FOUND[verdict], strong=True), Phrase(f" in {label} on {records}: {span}, ")]
     else:
         verb = "raises" if paired.difference > 0 else "lowers"
         found = [Phrase(f"{verb} {label} on {records} from "), Phrase(span, strong=True), Phrase(", a difference of ")]

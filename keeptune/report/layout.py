@@ -16,8 +16,14 @@ from keeptune.report.tables import Metric, Paired, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 
 _NUM_COLOURS = 6
-_VERDICTS = {"better": "▲ better", "worse": "▼ worse", "unclear": "≈ unclear", "nothing": "no score to lose"}
-_MARKS = {"better": "▲", "worse": "▼", "unclear": "≈", "nothing": "∅"}
+_VERDICTS = {
+    "better": "▲ better",
+    "worse": "▼ worse",
+    "unclear": "≈ unclear",
+    "same": "= no score changed",
+    "nothing": "∅ no score to lose",
+}
+_MARKS = {verdict: words[0] for verdict, words in _VERDICTS.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,12 +184,6 @@ def _score_row(report: Report, score: Score | FewShot, *, axis: Axis, places: in
     if isinstance(score, FewShot):
         hint = f"of {count(score.num_draws)} draws" if score.num_draws > 1 else ""
         return ScoreRow(score.name, "c0", False, figure, mean, ends, hint, count(score.num_records))
-    clusters = score.num_clusters
-    shared = (
-        f" in {count(clusters)} {noun(clusters, 'clusters')}"
-        if clusters is not None and clusters != score.num_records
-        else ""
-    )
     return ScoreRow(
         model=score.model,
         colour=colours(report).get(score.model, "c0"),
@@ -192,7 +192,7 @@ def _score_row(report: Report, score: Score | FewShot, *, axis: Axis, places: in
         mean=mean,
         interval=ends if not score.agreement else "",
         hint=score.agreement,
-        num_records=f"{count(score.num_records)}{shared}",
+        num_records=f"{count(score.num_records)}{score.in_clusters}",
     )
 
 
@@ -293,7 +293,8 @@ def _macro_rows(report: Report, tasks: str, *, metric: Metric, places: int) -> l
             cells.append(TaskCell(decimal(None), "", "", "", ""))
             continue
         found = True
-        doubt = "" if macro.low is None else f"({interval(macro.low, macro.high, places)})"
+        # Where the records of every task agree, their standard errors of 0 leave no doubt to average.
+        doubt = "" if macro.low == macro.high else f"({interval(macro.low, macro.high, places)})"
         change = decimal(macro.mean - base.mean, places, signed=True) if base and name in report.methods else ""
         cells.append(TaskCell(decimal(macro.mean, places), doubt, "", "", change))
     return [TaskRow("mean of the tasks", True, "", tuple(cells))] if found else []

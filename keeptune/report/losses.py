@@ -45,7 +45,10 @@ class FrontierRow:
 
 @dataclass(frozen=True, slots=True)
 class Frontier:
-    """Score on the target over what was lost on one suite; `legend` holds (name, colour, shape) of the figure."""
+    """Score on the target over what was lost on one suite; `legend` holds (name, colour, shape) of the figure.
+
+    `has_ways`: some method was measured at several alphas, which a dotted line joins.
+    """
 
     figure: Markup
     rows: tuple[FrontierRow, ...]
@@ -54,6 +57,7 @@ class Frontier:
     target: str
     budget: str
     legend: tuple[tuple[str, str, str], ...]
+    has_ways: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,7 +178,8 @@ def frontier(report: Report) -> Frontier | None:
     figure = Markup(frontier_svg(drawn, budget=amount, name="frontier"))
     words = budget[1] if budget else ""
     names_of = (suite_label(suite), unit_label(lost_metric), metric_label(metric))
-    return Frontier(figure, tuple(rows), *names_of, words, legend)
+    has_ways = len(points) > len({row.model for row, _ in points})
+    return Frontier(figure, tuple(rows), *names_of, words, legend, has_ways)
 
 
 def _points(report: Report) -> Iterator[tuple[Lost, Score]]:

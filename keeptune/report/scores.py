@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keeptune.data.record import ALL_TASKS
+from keeptune.progress import noun
 from keeptune.report.reading import number, rows, string, whole
 
 # 97.5 % point of the normal distribution: mean ± 1.96 standard errors covers 95 %.
@@ -60,12 +61,20 @@ class Score:
         number, bounds = self.num_clusters or self.num_records, BOUNDS.get(self.metric)
         if self.low is None or self.low != self.high or not number or bounds is None:
             return ""
+        all_agree = f"all {self.num_records or number:,}{self.in_clusters} agree"
         share = min(1.0, 3 / number) * bounds[1]
         if self.mean == bounds[1]:
-            return f"all {number:,} agree; true mean above {bounds[1] - share:.3g}"
+            return f"{all_agree}; true mean above {bounds[1] - share:.3g}"
         if self.mean == bounds[0] and math.isfinite(share):
-            return f"all {number:,} agree; true mean below {share:.3g}"
-        return f"all {number:,} agree"
+            return f"{all_agree}; true mean below {share:.3g}"
+        return all_agree
+
+    @property
+    def in_clusters(self) -> str:
+        """Where records share inputs, in how many clusters they are, with a space before it; else empty."""
+        if self.num_clusters in (None, self.num_records):
+            return ""
+        return f" in {self.num_clusters:,} {noun(self.num_clusters, 'clusters')}"
 
 
 def read_scores(value: Mapping[str, Any]) -> tuple[Score, ...]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS, REPLAY
 from keeptune.report.answers import Answers, read_answers
 from keeptune.report.audit import Audit, read_audit
 from keeptune.report.cost import Cost, read_costs
@@ -59,7 +59,9 @@ class Paired:
     worse: int | None
 
     def verdict(self, *, higher_is_better: bool) -> str:
-        """Return "better" or "worse" where the interval excludes 0, else "unclear"."""
+        """Return "better" or "worse" where the interval excludes 0, "same" where no record differs, else "unclear"."""
+        if self.better == 0 == self.worse:
+            return "same"
         if self.low is None or self.high is None or not (self.low > 0 or self.high < 0):
             return "unclear"
         return "better" if (self.low > 0) == higher_is_better else "worse"
@@ -145,6 +147,12 @@ class Report:
     def other_tasks(self) -> tuple[str, ...]:
         """The single tasks that were not trained on and that scores exist for, in their order."""
         return tuple(task for task in self._scored if task in self.untrained_tasks)
+
+    @property
+    def num_never_shown(self) -> int:
+        """The number of train records that a mixture leaves out of all epochs."""
+        of_first = [row for row in self.mixture if row.model == self.mixture[0].model]
+        return sum(row.num_never_shown for row in of_first if row.source != REPLAY)
 
     @property
     def prompting(self) -> tuple[Prompting, ...]:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from keeptune.errors import Interrupted
+from keeptune.errors import stopped
 from keeptune.evaluation.canaries import loops
 from keeptune.model.modes import evaluating
 from keeptune.progress import Progress
@@ -61,7 +61,7 @@ def write_texts(
     try:
         for batch in range(-(-num_texts * _MOST_TRIES // _TEXTS_PER_BATCH)):
             if stop_requested():
-                raise Interrupted("texts: found a request to stop. Nothing of them was written; begin again.")
+                raise stopped("texts")
             wanted = min(_TEXTS_PER_BATCH, num_texts - len(written.rows))
             first = batch * _TEXTS_PER_BATCH
             # Always whole batches: a text must not depend on how many are still wanted.

@@ -12,11 +12,12 @@ from keeptune.config import Recipe
 from keeptune.data.record import SELF_TEXTS, Record
 from keeptune.stages.data import Data, read_base, rendering, source_hashes
 from keeptune.stages.methods import learning_rate
-from keeptune.stages.mixture import tokens_per_step, train_examples
+from keeptune.stages.mixture import idle_temperature, tokens_per_step, train_examples
 from keeptune.stages.run import Context
 from keeptune.stages.splits import write_data
 
 if TYPE_CHECKING:
+    from keeptune.text.mixture import Share
     from keeptune.text.tokens import PreviewToken
 
 
@@ -50,7 +51,8 @@ class CheckOutcome:
     """What `keeptune check` shows: the audit, train records with their tokens, and the methods.
 
     `others` are the trained tasks of which no record is among the previews, with the number of their train records.
-    `budgets` are what suites may lose.
+    `budgets` are what suites may lose. `mixture` says what an epoch shows of each task, where that is not each record
+    once, and `idle` what has no effect in it.
     """
 
     audit: Mapping[str, Any]
@@ -59,6 +61,8 @@ class CheckOutcome:
     others: Mapping[str, int]
     methods: Sequence[CheckedMethod]
     budgets: Sequence[CheckedBudget]
+    mixture: Sequence[Share] = ()
+    idle: str = ""
 
 
 def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
@@ -70,6 +74,7 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         RecipeError: a budget cannot be read, or a method is none.
     """
     from keeptune.stages.certify import budgets_of
+    from keeptune.text.mixture import shares_of
     from keeptune.text.tokens import preview
 
     budgets_of(recipe)
@@ -85,6 +90,7 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         tasks = {task: counts["train"] for task, counts in data.audit["tasks"].items()}
         not_missing = {record.task for record in shown} | data.untrained_tasks
         others = {task: number for task, number in tasks.items() if task not in not_missing}
+        mixture = shares_of(train_examples(recipe, data))
         return CheckOutcome(
             data.audit,
             base.template.name,
@@ -92,6 +98,8 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
             others,
             list(_methods(recipe, data)),
             list(_budgets(recipe, data)),
+            mixture,
+            idle_temperature(recipe, mixture),
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from keeptune.config import ADAPTER_LEARNING_RATE, LEARNING_RATES, MethodFields, Recipe
+from keeptune.config_data import LEAST_LENGTH
 from keeptune.errors import RecipeError, raise_collected
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ def check_methods(recipe: Recipe) -> None:
         )
     for name in recipe.methods:
         method = method_of(recipe, name)
+        problems += _room_problems(method, facts.max_positions)
         if method.peft_type in NOT_RECOMPUTED and recipe.training.gradient_checkpointing:
             problems.append(
                 f"training.gradient_checkpointing: found true with methods.{name}, a {method.peft_type}, whose keys "
@@ -52,6 +54,18 @@ def check_methods(recipe: Recipe) -> None:
             problems.append(str(error))
     if problems:
         raise_collected(RecipeError, problems)
+
+
+def _room_problems(method: Method, max_positions: int | None) -> list[str]:
+    """Return that virtual tokens leave a record too little of the model's positions, where they do."""
+    number = method.arguments.get("num_virtual_tokens")
+    if max_positions is None or not isinstance(number, int) or number <= max_positions - LEAST_LENGTH:
+        return []
+    where = f"methods.{method.name}.num_virtual_tokens"
+    return [
+        f"{where}: found {number}; expected at most {max_positions - LEAST_LENGTH}, as the model has {max_positions} "
+        f"positions and a record needs some of them. Lower it, to {where}=20 for instance."
+    ]
 
 
 def method_of(recipe: Recipe, name: str) -> Method:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from keeptune.config import Recipe
 from keeptune.config_data import MixtureFields
+from keeptune.data.record import REPLAY
 from keeptune.stages.data import Data
 from keeptune.stages.run import Run
 from keeptune.storage import storage_errors
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from keeptune.evaluation.evaluate import Bench, Split
+    from keeptune.text.mixture import Share
     from keeptune.text.tokens import Examples
 
 _SEVERAL = 2
@@ -70,6 +73,8 @@ def mixture_facts(run: Run, name: str, *, table: Examples) -> dict[str, Any]:
     if run.recipe.data.mixture is not None:
         listed = ", ".join(f"{share.source} {share.num_per_epoch:,} of {share.num_examples:,}" for share in shares)
         run.context.progress.say(f"{name}: examples of an epoch, of those that there are: {listed}")
+        if idle := idle_temperature(run.recipe, shares):
+            run.context.progress.say(idle)
     facts = [
         {
             "source": share.source,
@@ -81,6 +86,20 @@ def mixture_facts(run: Run, name: str, *, table: Examples) -> dict[str, Any]:
         for share in shares
     ]
     return {"mixture": facts} if facts else {}
+
+
+def idle_temperature(recipe: Recipe, shares: Sequence[Share]) -> str:
+    """Return the sentence that the mixture's temperature changes nothing, as every task reaches the cap; else empty."""
+    mixture = recipe.data.mixture
+    if not isinstance(mixture, MixtureFields) or mixture.temperature == 1.0 or mixture.cap is None:
+        return ""
+    counts = [share.num_examples for share in shares if share.source != REPLAY and share.num_examples]
+    if min(counts, default=0) < mixture.cap:
+        return ""
+    return (
+        f"data.mixture.temperature has no effect: every task has {mixture.cap:,} train records or more, the cap, so "
+        "that all parts are equal"
+    )
 
 
 def task_scores(run: Run, name: str, *, model: nn.Module, split: Split, bench: Bench) -> dict[str, Any]:

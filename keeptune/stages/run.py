@@ -237,6 +237,11 @@ def _weight_deciding(recipe: Mapping[str, Any], *, methods: Sequence[str]) -> di
     flat["quantization"] = recipe.get("quantization")
     for section in ("data", "training"):
         flat |= dict(_leaves(recipe.get(section, {}), section))
+    # Its forms have different keys: one is told beside the other as a whole.
+    flat = {key: value for key, value in flat.items() if not key.startswith("data.mixture")}
+    mixture = recipe.get("data", {}).get("mixture")
+    is_section = isinstance(mixture, dict)
+    flat["data.mixture"] = {k: v for k, v in mixture.items() if v is not None} if is_section else mixture
     for name in methods:
         flat |= dict(_leaves(recipe.get("methods", {}).get(name), f"methods.{name}"))
     evaluation = recipe.get("evaluation", {})

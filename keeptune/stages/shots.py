@@ -82,11 +82,19 @@ def split_behind(
         return behind, exemplars, left_out
     if exemplars.num_fitted:
         refused = f" ({exemplars.num_refused:,} of these, since the template refuses: {refusal})" if refusal else ""
-        run.progress.say(
-            f"{row.name}: {exemplars.num_fitted:,} of {total:,} records show fewer than {row.num_shots} examples, as "
-            f"many as there are or have room (mean {exemplars.num_shown_mean:.2f}); {without:,} show none{refused}"
-        )
+        run.progress.say(f"{row.name}: {_fewer(exemplars, num_records=total, num_shots=row.num_shots)}{refused}")
     return behind, exemplars, ""
+
+
+def _fewer(exemplars: Exemplars, *, num_records: int, num_shots: int) -> str:
+    """Return how many records show fewer examples than were asked for."""
+    of_all = f"{exemplars.num_fitted:,} of {num_records:,} records show"
+    if num_shots == 1:
+        return f"{of_all} no example, as there is none or no room for it"
+    return (
+        f"{of_all} fewer than {num_shots} examples, as many as there are or have room (mean "
+        f"{exemplars.num_shown_mean:.2f}); {exemplars.num_without_exemplars:,} show none"
+    )
 
 
 def _chosen(row: ShotRow, *, questions: Sequence[Record], train: Sequence[Record], seed: int) -> list[Sequence[Record]]:

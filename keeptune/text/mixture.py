@@ -11,12 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.data.on_demand import OnDemand
+from keeptune.data.record import REPLAY
 from keeptune.errors import DataError
 from keeptune.text.batches import epoch_order
 from keeptune.text.tokens import Example, Examples, Teacher
-
-# No task can have this name.
-REPLAY = "(replay)"
 
 
 @dataclass(frozen=True, slots=True)

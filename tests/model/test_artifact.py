@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from keeptune.data.record import Message
 from keeptune.errors import RecipeError, StorageError
 from keeptune.model.artifact import load_artifact, stop_token_ids, verify_artifact
+from keeptune.model.attention import base_of
 from keeptune.model.card import CardScore, ModelCard, card_from_json, card_to_json, write_model_card
 from keeptune.model.merge import merge_adapter
 from keeptune.model.methods import Method, apply_method
@@ -441,6 +442,18 @@ def test_merging_into_a_quantised_base_is_refused(bases: Callable[..., Base], tm
     (quantised / "config.json").write_text(json.dumps(config))
     with pytest.raises(RecipeError, match=r"quantised: found quantised weights; expected a base model in fp32 or bf16"):
         merge_adapter(folder, base=quantised, out=tmp_path / "merged")
+    assert not (tmp_path / "merged").exists()
+
+
+def test_an_adapter_over_a_model_that_is_stored_quantised_merges_into_no_other(
+    bases: Callable[..., Base], tmp_path: Path
+) -> None:
+    base = bases("llama")
+    model = trained(base, "LORA")
+    base_of(model).config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    folder = save(model, tmp_path / "adapter", base)
+    with pytest.raises(RecipeError, match=r"adapter: found an adapter that was trained and scored over quantised weig"):
+        merge_adapter(folder, base=base.folder, out=tmp_path / "merged")
     assert not (tmp_path / "merged").exists()
 
 

@@ -190,7 +190,11 @@ def test_trained_weights_are_fp32_over_a_bf16_base(chosen: Method) -> None:
             method("PREFIX_TUNING"),
             ["methods.mine.num_virtual_tokens: found nothing; expected how many input vectors train, from 1. Set"],
         ),
-        (method("P_TUNING", num_virtual_tokens="4"), ["methods.mine.num_virtual_tokens: found '4'; expected how"]),
+        (method("P_TUNING", num_virtual_tokens="4"), ["methods.mine.num_virtual_tokens: found '4'; expected a number"]),
+        (method("P_TUNING", num_virtual_tokens=4.5), ["methods.mine.num_virtual_tokens: found 4.5; expected how"]),
+        (method("LORA", r="eight"), ["methods.mine.r: found 'eight'; expected a number. Mend this value."]),
+        (method("ADALORA", init_r=[4]), ["methods.mine.init_r: found [4]; expected a number. Mend this value."]),
+        (method("LORA", lora_dropout=True), ["methods.mine.lora_dropout: found True; expected a number."]),
         (method("PROMPT_TUNING", num_virtual_tokens=0), ["methods.mine.num_virtual_tokens: found 0; expected how"]),
         (method("POLY"), ["found 'POLY'", "number of a task"]),
         (method("XLORA"), ["found 'XLORA'", "trained before"]),
@@ -284,6 +288,16 @@ def test_a_method_that_looks_at_values_of_weights_passes_without_them(chosen: Me
     check_fit(llama().to(META), chosen)
     with pytest.raises(RecipeError, match="found 'query'"):
         check_fit(llama().to(META), Method("mine", chosen.peft_type, 1e-3, {"target_modules": ["query"]}))
+
+
+@pytest.mark.parametrize("make", [llama, gpt2, t5])
+@pytest.mark.parametrize("peft_type", ["PREFIX_TUNING", "P_TUNING"])
+def test_a_prefix_for_layers_that_are_not_there_is_refused(make: Callable[[], PreTrainedModel], peft_type: str) -> None:
+    depth = make().config.num_hidden_layers
+    check_fit(make().to(META), method(peft_type, num_virtual_tokens=4, num_layers=depth))
+    message = f"methods.mine.num_layers: found {depth + 1}; expected {depth}, the number of the model's layers, which"
+    with pytest.raises(RecipeError, match=message):
+        check_fit(make().to(META), method(peft_type, num_virtual_tokens=4, num_layers=depth + 1))
 
 
 def test_only_linear_layers_are_listed_to_choose_from() -> None:

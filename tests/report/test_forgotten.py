@@ -220,6 +220,10 @@ def test_an_interval_stays_within_what_the_metric_can_be_and_one_without_width_s
     near, all_right = read_scores({"scores": [row, row | {"mean": 1.0, "standard_error": 0.0, "num_records": 96}]})
     assert near.high == 1.0 and near.half_width is None and near.agreement == ""
     assert all_right.agreement == "all 96 agree; true mean above 0.969"
+    # What is bounded is the number of inputs; those that agree are the records.
+    shared = row | {"mean": 0.0, "standard_error": 0.0, "num_records": 17, "num_clusters": 15}
+    (all_wrong,) = read_scores({"scores": [shared]})
+    assert all_wrong.agreement == "all 17 in 15 clusters agree; true mean below 0.2"
 
 
 def test_six_perfect_answers_are_not_called_the_worst(tmp_path: Path) -> None:
@@ -285,6 +289,17 @@ def test_the_frontier_stands_on_the_first_screen(tmp_path: Path) -> None:
     html = write_report(a_run(tmp_path, verdict="CERTIFIED")).read_text(encoding="utf-8")
     assert html.count('aria-label="Score over what was lost"') == 1
     assert html.index('aria-label="Score over what was lost"') < html.index("How to read this page")
+
+
+def test_the_frontiers_legend_explains_what_is_drawn_alone(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    ring, dotted = "Ring: the delivered model.", "Dotted: each method’s way from near the base"
+    words = page_of(run).words
+    assert ring in words and dotted in words
+    value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    write_json(run / "forgetting.json", value | {"rows": [row for row in value["rows"] if row["alpha"] == 1.0]})
+    words = page_of(run).words
+    assert "Bars: 95 % intervals." in words and ring not in words and dotted not in words
 
 
 def test_every_point_of_the_frontier_has_its_interval(tmp_path: Path) -> None:

@@ -68,8 +68,32 @@ def test_the_page_shows_means_over_tasks_validation_and_the_mixture(tmp_path: Pa
         "news 1.500 2.500 qa 2.500 3.500 mean of the tasks 2.000 3.000",
         "Mixture examples of an epoch",
         "news 700 900 200 0 qa 700 900 200 0 (replay) lora 80 30 0 50",
+        "tuned with lora on 1,624 records of news and qa,",
+        "was shown 1,624 examples of news and qa:",
     ):
         assert words in page.words, words
+
+
+def test_records_that_a_mixture_never_shows_are_not_said_to_be_trained_on(tmp_path: Path) -> None:
+    run = mixed_run(tmp_path)
+    for method in ("full", "lora"):
+        path = run / method / "training.json"
+        value = json.loads(path.read_text())
+        value["mixture"][0] |= {"num_per_epoch": 212, "num_repeats": 0, "num_never_shown": 488}
+        write_json(path, value)
+    words = page_of(run).words
+    assert "tuned with lora on 1,136 of 1,624 records of news and qa," in words
+    assert "was shown 1,136 of 1,624 examples of news and qa:" in words
+
+
+def test_a_mean_of_tasks_that_leave_no_doubt_has_no_interval_of_no_width(tmp_path: Path) -> None:
+    run = mixed_run(tmp_path)
+    path = run / "lora/test/scores.json"
+    value = json.loads(path.read_text())
+    value["scores"] = [row | {"standard_error": 0.0} for row in value["scores"]]
+    write_json(path, value)
+    # The tuned model's is without an interval, the base's keeps its own.
+    assert "mean of the tasks 0.080 (0.071 to 0.089) 0.273 (0.243 to 0.304) +0.193 0.293 +0.213" in page_of(run).words
 
 
 def test_a_run_without_a_mixture_shows_none(tmp_path: Path) -> None:

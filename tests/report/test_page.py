@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -238,6 +239,11 @@ def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
         "This run measured none of that: it has no task with train: false.",
     ):
         assert words in " ".join(" ".join(sentences).split())
+    # Of many methods, the least and the most that are added.
+    report = read_report(run)
+    added = [replace(report.costs[1], model=f"m{i}", trained_parameters=n) for i, n in enumerate((900, 50, 70, 8))]
+    for number, words in ((3, "of 900, 50 and 70 parameters."), (4, "of 8 to 900 parameters.")):
+        assert words in " ".join(guide(replace(report, costs=tuple(added[:number]))))
     # Where nothing is known of the run, nothing is made up.
     empty = " ".join(guide(read_report(tmp_path / "none")))
     assert "the base model (“base” on this page), was shown examples: prompts" in empty
@@ -404,6 +410,33 @@ def test_a_loss_that_is_worse_is_called_worse_and_a_doubtful_gain_unclear(tmp_pa
     assert "shows no clear change in ROUGE-L on 100 test records: 0.118 to 0.431, +0.010" in page.words
     assert "≈ unclear" in page.words
     assert "▼ worse" in page.words
+
+
+def test_what_the_audit_counts_says_of_what(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    words = page_of(run).words
+    assert "Lengths tokens, before cutting Part" in words
+    assert "Overlap of train with validation and test each record once, under the first kind that holds Kind" in words
+    assert "More than half in common runs of 8 words 2 2 No more than a common run of 13 words (no leak) 31 0" in words
+    value = json.loads((run / "data/audit.json").read_text(encoding="utf-8"))
+    write_json(run / "data/audit.json", value | {"truncated": 0})
+    assert "Lengths tokens Part" in page_of(run).words
+
+
+def test_a_method_that_changes_no_score_is_not_called_unclear(tmp_path: Path) -> None:
+    run = write_run(tmp_path, tasks=("news", "qa"), others=("boolq",), num_steps=1)
+    same = {"model": "lora", "against": "base", "metric": "rougeL", "better": 0, "worse": 0}
+    pairs = [same | {"task": task, "difference": 0.0, "low": 0.0, "high": 0.0} for task in ("all", "news", "others")]
+    write_json(run / "paired.json", {"paired": pairs})
+    page = page_of(run)
+    for words in (
+        "on 1,624 records of news and qa, changes no record’s score in ROUGE-L on 200 test records: 0.118 to",
+        "On another task, boolq, which it was not trained on, it changes no record’s score: ROUGE-L went from",
+        "0 0 = no score changed",
+        "≈ unclear, = no record’s score changed, ∅ both have 0, and the base had no score to lose.",
+    ):
+        assert words in page.words, words
+    assert "≈ unclear 0" not in page.words and "0 ≈ unclear" not in page.words
 
 
 def test_a_base_that_was_not_scored_is_said_in_the_headline(tmp_path: Path) -> None:

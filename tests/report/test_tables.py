@@ -137,6 +137,12 @@ def test_a_difference_counts_only_where_its_interval_excludes_zero(
     assert pair.verdict(higher_is_better=higher) == verdict
 
 
+def test_a_difference_that_no_record_has_is_not_unclear() -> None:
+    assert Paired("lora", "base", "all", "m", 0.0, 0.0, 0.0, 0, 0).verdict(higher_is_better=True) == "same"
+    # Where records were not counted, nothing is claimed of them.
+    assert Paired("lora", "base", "all", "m", 0.0, 0.0, 0.0, None, None).verdict(higher_is_better=True) == "unclear"
+
+
 def test_selecting_by_loss_leaves_the_headline_to_the_recipes_first_metric(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     write_json(run / "selection.json", {"selected": "full", "metric": "loss", "split": "validation", "values": {}})

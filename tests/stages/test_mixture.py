@@ -12,13 +12,14 @@ import pytest
 import torch
 
 from keeptune import stages
+from keeptune.data.record import REPLAY
 from keeptune.errors import FolderInUseError, StorageError
 from keeptune.recipe_text import read_yaml, write_yaml
 from keeptune.stages.data import _data_key, source_hashes  # pyright: ignore[reportPrivateUsage]
-from keeptune.stages.mixture import train_examples
+from keeptune.stages.mixture import idle_temperature, train_examples
 from keeptune.stages.training import method_of, training_key
 from keeptune.storage import read_json
-from keeptune.text.mixture import epoch_positions, first_epoch
+from keeptune.text.mixture import Share, epoch_positions, first_epoch
 from tests.stages import world
 from tests.training.tiny import read_events
 
@@ -128,13 +129,26 @@ def test_check_and_plan_know_the_steps_of_a_mixture(
     assert planned.num_steps == facts["num_steps"]
     first = read_events(run / "full")[0]["num_tokens"]
     assert planned.num_tokens == 2 * first
-    (checked,) = stages.check(world.recipe(path), context=world.context(), num_shown=0).methods
+    outcome = stages.check(world.recipe(path), context=world.context(), num_shown=0)
+    shown = [{"source": share.source, "num_per_epoch": share.num_per_epoch} for share in outcome.mixture]
+    assert shown == [{key: row[key] for key in ("source", "num_per_epoch")} for row in facts["mixture"]]
+    (checked,) = outcome.methods
     assert abs(checked.num_steps - facts["num_steps"]) <= 1
     # Of a cap of two records a task, an epoch has four.
     small = {"data.mixture": {"cap": 2}}
     (checked,) = stages.check(world.recipe(path, **small), context=world.context(), num_shown=0).methods
     (planned,) = stages.plan(world.recipe(path, **small), context=world.context()).methods
     assert (checked.num_steps, planned.num_steps) == (2, 2) and planned.num_tokens < facts["num_train_tokens"] / 5
+
+
+def test_a_temperature_without_effect_is_said(done: tuple[Path, Path, world.Notes]) -> None:
+    recipe = world.recipe(done[0], **{"data.mixture": {"cap": 5, "temperature": 2}})
+    said = "data.mixture.temperature has no effect: every task has 5 train records or more, the cap, so that all parts "
+    assert idle_temperature(recipe, [Share("a", 5, 5), Share("b", 900, 5), Share(REPLAY, 3, 3)]) == f"{said}are equal"
+    assert idle_temperature(recipe, [Share("a", 4, 4), Share("b", 900, 5)]) == ""
+    for mixture in (None, "equal", {"cap": 5}, {"temperature": 2}):
+        other = world.recipe(done[0], **{"data.mixture": mixture})
+        assert idle_temperature(other, [Share("a", 5, 5), Share("b", 900, 5)]) == ""
 
 
 def test_validation_is_scored_task_by_task(done: tuple[Path, Path, world.Notes]) -> None:
@@ -155,7 +169,9 @@ def test_validation_is_scored_task_by_task(done: tuple[Path, Path, world.Notes])
 def test_a_mixture_decides_weights_and_no_splits(done: tuple[Path, Path, world.Notes]) -> None:
     path, run, _ = done
     before = {file: file.read_bytes() for file in (run / "data").rglob("*") if file.is_file()}
-    with pytest.raises(FolderInUseError, match=r"data\.mixture was unset, now 'equal'"):
+    with pytest.raises(
+        FolderInUseError, match=r"\(data\.mixture was \{'temperature': 1\.0, 'weights'.*, now 'equal'\)"
+    ):
         trained(path, **{"data.mixture": "equal"})
     keys = set()
     with stages.open_run(world.recipe(path), context=world.context()) as opened:

@@ -12,11 +12,11 @@ import torch
 
 from keeptune import stages
 from keeptune.errors import Interrupted
-from keeptune.evaluation.evaluate import read_answers
+from keeptune.evaluation.evaluate import Exemplars, read_answers
 from keeptune.evaluation.metrics import measure
 from keeptune.evaluation.scores import paired_differences, score_answers
 from keeptune.stages.data import evaluation_split
-from keeptune.stages.shots import ShotRow, split_behind
+from keeptune.stages.shots import ShotRow, _fewer, split_behind  # pyright: ignore[reportPrivateUsage]
 from keeptune.storage import read_json, verify_folder
 from tests.stages import world
 
@@ -215,6 +215,12 @@ def test_what_does_not_fit_is_counted_said_and_kept_in_the_scores(before: Before
         f"base, 8 shots, draw 1: {len(samples)} of {len(samples)} records show fewer than 8 examples, as many as there "
         f"are or have room (mean {header['num_shown_mean']:.2f}); 0 show none"
     )
+
+
+def test_of_one_example_the_records_that_show_fewer_show_none() -> None:
+    exemplars = Exemplars("base, 1 shot, draw 1", 1, {}, {}, 13, 13, 0, 0.24, 20.0)
+    said = "13 of 17 records show no example, as there is none or no room for it"
+    assert _fewer(exemplars, num_records=17, num_shots=1) == said
 
 
 def test_a_row_without_room_for_any_example_is_left_out_and_named_once(before: Before, tmp_path: Path) -> None:
