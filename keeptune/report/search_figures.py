@@ -77,7 +77,7 @@ def rates_svg(trials: Sequence[TrialRow], *, label: str, colour: str, name: str)
                 axes.plot([x], [y], color=INK, linestyle="none", **ring)
         axes.margins(0.08)
         dress(axes, x_label="learning rate", y_label=label)
-        ticks = _decade_ticks([trial.params[_RATE] for trial in trials])
+        ticks = decade_ticks([trial.params[_RATE] for trial in trials])
         axes.set_xticks([math.log10(tick) for tick in ticks], [f"{tick:g}" for tick in ticks])
 
     return draw_svg(draw, name=name, label=f"{label} over learning rate", left_px=62)
@@ -115,7 +115,7 @@ def parallel_svg(
     return draw_svg(draw, name=name, label="Settings and value of each trial", left_px=14)
 
 
-def _decade_ticks(values: Sequence[float]) -> list[float]:
+def decade_ticks(values: Sequence[float]) -> list[float]:
     """Return at most six round numbers, powers of ten first, in the span of positive values."""
     low, high = math.log10(min(values)), math.log10(max(values))
     powers = range(math.floor(low), math.ceil(high) + 1)
