@@ -19,7 +19,16 @@ from keeptune.stages.methods import check_methods
 from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.trial_parts import write_parts
-from keeptune.stages.trials import Launch, Maker, clear_trial, read_trial, study_key
+from keeptune.stages.trials import (
+    Launch,
+    Maker,
+    clear_trial,
+    note_study,
+    read_trial,
+    refuse_another_study,
+    study_key,
+    study_settings,
+)
 from keeptune.stages.validation import higher_is_better
 from keeptune.storage import remove_leftovers, write_json
 
@@ -59,6 +68,8 @@ def curve(
     with naming_recipe(path, recipe):
         check_methods(recipe)
         with open_run(recipe, context=context, beside=True) as opened:
+            for name in recipe.methods:
+                refuse_another_study(opened.folder / FOLDER / name, _settings(recipe, name))
             data = prepare(opened)
             trials = [
                 Trial(i, {}, repeat=seed, num_records=number)
@@ -67,8 +78,7 @@ def curve(
             ]
             inner = Run(_without_budget(recipe), opened.folder / FOLDER, context)
             remove_leftovers(inner.folder)
-            replays = any(method.replay_fraction for method in recipe.methods.values())
-            texts = write_texts(inner, data) if replays else None
+            texts = write_texts(inner, data) if _replays(recipe) else None
             parts = write_parts(inner, data, texts, trials=trials)
             studies = [_study(inner, data, texts, name=name) for name in recipe.methods]
 
@@ -122,7 +132,17 @@ def _study(run: Run, data: Data, texts: Texts | None, *, name: str) -> Study:
 
     key = study_key(run.recipe, data, texts, name=name, ranges=())
     higher = higher_is_better(run.recipe)
-    return open_study(run.folder / name, method=name, key=key, ranges=(), higher_is_better=higher)
+    study = open_study(run.folder / name, method=name, key=key, ranges=(), higher_is_better=higher)
+    note_study(study.folder, key=key, settings=_settings(run.recipe, name))
+    return study
+
+
+def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    return study_settings(_without_budget(recipe), name=name, ranges=(), with_texts=_replays(recipe))
+
+
+def _replays(recipe: Recipe) -> bool:
+    return any(method.replay_fraction for method in recipe.methods.values())
 
 
 def _write(run: Run, data: Data, studies: list[Study]) -> Path:

@@ -18,7 +18,7 @@ from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import UNCHANGED, Progress
 from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
-from keeptune.storage import read_json, staged_folder, storage_errors
+from keeptune.storage import MANIFEST, read_json, staged_folder, storage_errors
 
 if TYPE_CHECKING:
     from keeptune.data.disk import Records
@@ -130,7 +130,7 @@ def prepare(run: Run) -> Data:
     if made_before:
         progress.say(f"{folder}: prepared {UNCHANGED}")
     else:
-        _refuse_other_data(run.folder, folder)
+        _refuse_other_data(run.folder, folder, key=key)
         facts: dict[str, Any] = {
             "key": key,
             "keeptune": __version__,
@@ -163,12 +163,24 @@ def borrowed_data(recipe: Recipe, *, progress: Progress) -> Iterator[Data]:
         yield Data(base, folder, key)
 
 
-def _refuse_other_data(run_folder: Path, folder: Path) -> None:
-    """Keep the data that methods were trained on: other data would move records between train and test."""
-    if folder.exists() and begun_methods(run_folder):
+def _refuse_other_data(run_folder: Path, folder: Path, *, key: str) -> None:
+    """Keep the data that methods or trials were trained on: other data would move records between train and test."""
+    if not folder.exists():
+        return
+    if begun_methods(run_folder):
         raise FolderInUseError(
             f"{folder}: found methods trained on other data, another tokenizer or other base weights than the recipe "
             "names now; expected the same. Choose another output_dir, or put the files back."
+        )
+    before = read_json(folder / MANIFEST).get("key", "") if (folder / MANIFEST).is_file() else ""
+    journals = (path for kind in ("search", "curve") for path in run_folder.glob(f"{kind}/*/journal.log"))
+    studies = " and ".join(sorted({str(path.parents[1]) for path in journals}))
+    # Data of the same key that are damaged are made anew.
+    if studies and before and before != key:
+        raise FolderInUseError(
+            f"{folder}: found the data of {studies} (hash {before[:16]}), and the recipe names other data, other splits "
+            f"or another tokenizer now (hash {key[:16]}); expected the same. Choose another output_dir, put the files "
+            f"back, or remove {studies}."
         )
 
 

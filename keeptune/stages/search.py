@@ -22,7 +22,16 @@ from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.searched import FOLDER, Job, finish, write_summary
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.trial_parts import write_parts
-from keeptune.stages.trials import Launch, Maker, clear_trial, read_trial, study_key
+from keeptune.stages.trials import (
+    Launch,
+    Maker,
+    clear_trial,
+    note_study,
+    read_trial,
+    refuse_another_study,
+    study_key,
+    study_settings,
+)
 from keeptune.stages.validation import higher_is_better
 from keeptune.storage import remove_leftovers
 
@@ -112,6 +121,11 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
     from keeptune.search.study import open_study
 
     recipe = run.recipe
+    settings = {
+        name: study_settings(recipe, name=name, ranges=plan.of(name), with_texts=True) for name in recipe.methods
+    }
+    for name in recipe.methods:
+        refuse_another_study(run.folder / FOLDER / name, settings[name])
     data = prepare(run)
     # However few the trials are: more of them go on from these.
     inner = Run(_with_replay(recipe), run.folder / FOLDER, run.context)
@@ -129,6 +143,7 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
         search = Search(ranges, start, seed=recipe.seed, higher_is_better=higher, **how)
         keys[name] = study_key(recipe, data, texts, name=name, ranges=ranges)
         study = open_study(inner.folder / name, method=name, key=keys[name], ranges=ranges, higher_is_better=higher)
+        note_study(study.folder, key=keys[name], settings=settings[name])
         _refuse_other_shares(study, search)
         methods[name] = (study, search)
     shares = {share for _, search in methods.values() for share in search.shares}

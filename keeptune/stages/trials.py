@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 from collections.abc import Callable, Mapping, Sequence
@@ -10,21 +11,23 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
+from keeptune.errors import FolderInUseError
 from keeptune.recipe_text import write_yaml
 from keeptune.search.space import Range, with_values
 from keeptune.search.trials import Result, Trial
 from keeptune.stages.data import Data
 from keeptune.stages.mixture import mixture_key
-from keeptune.stages.run import Run, stage_key
+from keeptune.stages.run import Run, differences, leaves, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.trial import RESULT
 from keeptune.stages.trial_parts import Parts
-from keeptune.storage import read_json, storage_errors, write_atomic
+from keeptune.storage import read_json, storage_errors, write_atomic, write_json
 
 if TYPE_CHECKING:
     from keeptune.search.study import Study
 
 Launch = Callable[..., subprocess.Popen[bytes]]
+_SETTINGS = "study.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +79,49 @@ def study_key(recipe: Recipe, data: Data, texts: Texts | None, *, name: str, ran
         budget=recipe.retention.budget,
         seed=recipe.seed,
         ranges=[asdict(range_) for range_ in ranges],
+        **({"quantization": recipe.quantization} if recipe.quantization else {}),
     )
+
+
+def study_settings(recipe: Recipe, *, name: str, ranges: Sequence[Range], with_texts: bool) -> dict[str, Any]:
+    """Return the settings, by dotted key, that a study's trials depend on; its own `ranges` in place of values."""
+    evaluation, retention = recipe.evaluation, recipe.retention
+    chooses = ["select_by", "num_validation_records", "max_new_tokens", *(["metrics"] if retention.budget else [])]
+    sections = {
+        "data": recipe.data.model_dump(mode="json"),
+        f"methods.{name}": recipe.methods[name].model_dump(mode="json"),
+        "training": recipe.training.model_dump(mode="json", exclude={"save_steps"}),
+        "evaluation": evaluation.model_dump(mode="json", include=set(chooses)),
+        "retention.budget": retention.budget,
+        "retention": retention.model_dump(mode="json", include={"self_texts", "texts"}) if with_texts else {},
+        "quantization": recipe.quantization,
+        "seed": recipe.seed,
+    }
+    found = {key: value for section, part in sections.items() for key, value in leaves(part, section)}
+    return found | {r.key: {k: v for k, v in asdict(r).items() if k != "key" and v} for r in ranges}
+
+
+def refuse_another_study(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with a study of other settings, before anything is written; `note_study` wrote down its own.
+
+    Raises:
+        FolderInUseError: they differ.
+    """
+    path = folder / _SETTINGS
+    if not path.is_file():
+        return
+    known = read_json(path)
+    # As JSON has them: a tuple is a list there.
+    if changed := differences(known["settings"], json.loads(json.dumps(settings))):
+        raise FolderInUseError(
+            f"{folder}: found a study of another recipe (hash {known['key'][:16]}): "
+            f"{changed}; expected the same to go on. Choose another output_dir, or remove that folder."
+        )
+
+
+def note_study(folder: Path, *, key: str, settings: Mapping[str, Any]) -> None:
+    """Write down the settings of a study, so that a message can name those that differ."""
+    write_json(folder / _SETTINGS, {"key": key, "settings": settings})
 
 
 def read_trial(study: Study, trial: Trial) -> Result | None:

@@ -203,14 +203,44 @@ def test_other_ranges_or_other_data_are_refused_with_the_hashes(done: tuple[Path
     value["methods"]["full"]["learning_rate"]["high"] = 0.1
     (folder / "recipe.yaml").write_text(json.dumps(value))
     key = read_json(folder / "run" / "search" / "search.json")["methods"]["full"]["key"]
+    other = rf"search/full: found a study of another recipe .hash {key[:16]}\): methods\.full\.learning_rate was {{'low"
+    with pytest.raises(FolderInUseError, match=other):
+        searched(folder / "recipe.yaml", Launcher(), trials=3)
+    # Of a study without its settings the hashes are named.
+    (folder / "run" / "search" / "full" / "study.json").unlink()
     with pytest.raises(FolderInUseError, match=rf"search/full: found a study of another recipe.*hash {key[:16]}, now "):
         searched(folder / "recipe.yaml", Launcher(), trials=3)
     value["methods"]["full"]["learning_rate"]["high"] = 0.01
     (folder / "recipe.yaml").write_text(json.dumps(value))
     with (folder / "data.jsonl").open("a") as file:
         file.write(json.dumps({"prompt": "one more", "completion": "red"}) + "\n")
-    with pytest.raises(FolderInUseError, match=f"hash {key[:16]}"):
+    with pytest.raises(FolderInUseError, match="search/lora: found a study.*: data.tasks.0.path was '"):
         searched(folder / "recipe.yaml", Launcher(), trials=3, overrides=[f"data.tasks.0.path={folder / 'data.jsonl'}"])
+
+
+def test_a_refused_search_leaves_the_data_of_the_study_as_they_are(tmp_path: Path, base: Path) -> None:
+    path = recipe(tmp_path, base)
+    searched(path, Launcher(), trials=1)
+    before = {file: file.read_bytes() for file in (tmp_path / "run" / "data").rglob("*") if file.is_file()}
+    with pytest.raises(
+        FolderInUseError, match=r"search/full: found .*: data\.tasks\.0\.max_records was unset, now 40; "
+    ):
+        searched(path, Launcher(), trials=1, overrides=["data.tasks.0.max_records=40"])
+    with (tmp_path / "data.jsonl").open("a") as file:
+        file.write(json.dumps({"prompt": "one more", "completion": "red"}) + "\n")
+    known = read_json(tmp_path / "run" / "data" / "manifest.json")["key"][:16]
+    with pytest.raises(
+        FolderInUseError, match=rf"run/data: found the data of .*run/search \(hash {known}\), and the re"
+    ):
+        searched(path, Launcher(), trials=1)
+    after = {file: file.read_bytes() for file in (tmp_path / "run" / "data").rglob("*") if file.is_file()}
+    assert after == before
+    # Data that are damaged are made anew, since the study is of the same.
+    path.with_name("data.jsonl").write_text("".join((tmp_path / "data.jsonl").read_text().splitlines(True)[:-1]))
+    (tmp_path / "run" / "data" / "train.jsonl").write_text("")
+    launch = Launcher()
+    searched(path, launch, trials=1)
+    assert launch.recipes == {}
 
 
 _OPENED: list[str] = []
