@@ -11,6 +11,7 @@ from markupsafe import Markup
 
 from keeptune.report.figures import INK, SERIES, draw_svg, dress
 from keeptune.report.reading import RunFolder, finite, mapping, rows, string, whole
+from keeptune.report.search import Context, read_context
 from keeptune.report.search_figures import decade_ticks
 from keeptune.report.wording import decimals_for, metric_label
 
@@ -57,6 +58,7 @@ class Growth:
     higher_is_better: bool
     num_validation_records: int | None
     methods: tuple[GrownMethod, ...]
+    context: Context
 
     @property
     def headline(self) -> str:
@@ -101,7 +103,7 @@ def read_growth(folder: RunFolder, *, name: str = GROWTH) -> Growth | None:
         _method(name, mapping(found), metric=metric, higher=higher)
         for name, found in mapping(value.get("methods")).items()
     )
-    return Growth(metric, higher, whole(value.get("num_validation_records")), methods)
+    return Growth(metric, higher, whole(value.get("num_validation_records")), methods, read_context(value))
 
 
 def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -> GrownMethod:
@@ -121,7 +123,7 @@ def _method(name: str, value: Mapping[str, Any], *, metric: str, higher: bool) -
     return GrownMethod(
         name,
         sizes,
-        tuple(_line(law.get("line"))),
+        tuple(_line(law.get("line"))) if law.get("fits") is True else (),
         (number, *ends) if known else None,  # pyright: ignore[reportArgumentType]
         sentence,
         verdict,
@@ -139,7 +141,10 @@ def _line(value: Any) -> Iterator[tuple[float, float, float, float]]:
 def _sentence(
     name: str, sizes: tuple[SizeRow, ...], law: Mapping[str, Any], *, metric: str, higher: bool
 ) -> tuple[str, str]:
-    """Return what the next doubling would bring, and whether that is worth it, in words and as one; both ends of a gain are the law's."""
+    """Return what the next doubling would bring and whether that is worth it, in words, and the verdict alone.
+
+    Both ends of the gain are those of the law.
+    """
     doubling, fits = mapping(law.get("doubling")), law.get("fits") is True
     numbers = [finite(doubling.get(key)) for key in ("num_records", "value", "gain", "gain_low", "gain_high")]
     if not sizes or None in numbers:

@@ -93,6 +93,7 @@ def write_search_report(run: Path) -> Path | None:
     if found is None:
         return None
     content = {"section": "search.html.j2", "search": found, "search_panels": search_panels(found)}
+    content["context"] = found.context
     return _write_side_page(run, "search", sentence=found.headline, **content)
 
 
@@ -102,6 +103,7 @@ def write_growth_report(run: Path) -> Path | None:
     if found is None:
         return None
     content = {"section": "growth.html.j2", "growth": found, "growth_panels": growth_panels(found)}
+    content["context"] = found.context
     return _write_side_page(run, "curve", sentence=found.headline, **content)
 
 

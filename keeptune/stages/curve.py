@@ -22,10 +22,12 @@ from keeptune.stages.trial_parts import write_parts
 from keeptune.stages.trials import (
     Launch,
     Maker,
+    Told,
     clear_trial,
     note_study,
     read_trial,
     refuse_another_study,
+    study_facts,
     study_key,
     study_settings,
 )
@@ -78,21 +80,30 @@ def curve(
             ]
             inner = Run(_without_budget(recipe), opened.folder / FOLDER, context)
             remove_leftovers(inner.folder)
-            texts = write_texts(inner, data) if _replays(recipe) else None
-            parts = write_parts(inner, data, texts, trials=trials)
+            texts = write_texts(inner, data, for_trials=True) if _replays(recipe) else None
             studies = [_study(inner, data, texts, name=name) for name in recipe.methods]
+            parts = write_parts(inner, data, texts, trials=trials)
 
             def missing(known: Mapping[str, Trial], results: Mapping[str, Result]) -> list[Trial]:
                 return [trial for trial in trials if trial.name not in results]
 
+            done = [set(study.results()) for study in studies]
+            counted = Told(context.progress, sum(trial.name not in names for trial in trials for names in done))
+
             def told(study: Study, result: Result) -> None:
                 came = f"{result.value:.4g}" if result.value is not None else f"failed ({result.reason})"
-                context.progress.say(f"{study.method} {result.trial.name}: {recipe.evaluation.select_by} {came}")
                 clear_trial(study, result.trial)
+                counted.ended(f"{study.method} {result.trial.name}: {recipe.evaluation.select_by} {came}")
 
-            start = Maker(opened, sections, parts, launch).start
-            work = Work(start=start, read=read_trial, told=told, stop_requested=context.stop_requested)
-            run_trials([(study, missing) for study in studies], num_jobs=num_jobs, work=work)
+            work = Work(
+                start=Maker(opened, sections, parts, launch).start,
+                read=read_trial,
+                told=told,
+                again=counted.again,
+                stop_requested=context.stop_requested,
+            )
+            with counted.counting(num_before=sum(map(len, done))):
+                run_trials([(study, missing) for study in studies], num_jobs=num_jobs, work=work)
             return _write(opened, data, studies)
 
 
@@ -150,11 +161,10 @@ def _write(run: Run, data: Data, studies: list[Study]) -> Path:
     from keeptune.report.page import write_growth_report
 
     value = {
+        **study_facts(run, data),
         "metric": run.recipe.evaluation.select_by,
         "higher_is_better": higher_is_better(run.recipe),
         "split": "validation",
-        "num_validation_records": len(data.table("validation")),
-        "num_train_records": len(data.table("train")),
         "methods": {study.method: _facts(run.recipe, study) for study in studies},
     }
     path = run.folder / FOLDER / SUMMARY

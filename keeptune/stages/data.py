@@ -18,7 +18,7 @@ from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import UNCHANGED, Progress
 from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
-from keeptune.storage import MANIFEST, read_json, staged_folder, storage_errors
+from keeptune.storage import read_json, staged_folder, storage_errors
 
 if TYPE_CHECKING:
     from keeptune.data.disk import Records
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # Part of every key: raise it when the same rows and settings give other splits.
 _CODE_VERSION = 1
+# What trials were given names in this file, beside them, the key of the data that it was taken from.
+TRIAL_FACTS = "parts.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,16 +174,15 @@ def _refuse_other_data(run_folder: Path, folder: Path, *, key: str) -> None:
             f"{folder}: found methods trained on other data, another tokenizer or other base weights than the recipe "
             "names now; expected the same. Choose another output_dir, or put the files back."
         )
-    before = read_json(folder / MANIFEST).get("key", "") if (folder / MANIFEST).is_file() else ""
-    journals = (path for kind in ("search", "curve") for path in run_folder.glob(f"{kind}/*/journal.log"))
-    studies = " and ".join(sorted({str(path.parents[1]) for path in journals}))
-    # Data of the same key that are damaged are made anew.
-    if studies and before and before != key:
-        raise FolderInUseError(
-            f"{folder}: found the data of {studies} (hash {before[:16]}), and the recipe names other data, other splits "
-            f"or another tokenizer now (hash {key[:16]}); expected the same. Choose another output_dir, put the files "
-            f"back, or remove {studies}."
-        )
+    for kind in ("search", "curve"):
+        parts = run_folder / kind / "parts" / TRIAL_FACTS
+        before = read_json(parts)["data"] if parts.is_file() else key
+        if before != key:
+            raise FolderInUseError(
+                f"{folder}: found the data of {run_folder / kind} (hash {before[:16]}), and the recipe names other "
+                f"data, other splits or another tokenizer now (hash {key[:16]}); expected the same. Choose another "
+                f"output_dir, put the files back, or remove {run_folder / kind}."
+            )
 
 
 def evaluation_split(data: Data, split: SplitName) -> Split:

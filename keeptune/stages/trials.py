@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.errors import FolderInUseError
+from keeptune.progress import Progress, noun
 from keeptune.recipe_text import write_yaml
 from keeptune.search.space import Range, with_values
 from keeptune.search.trials import Result, Trial
@@ -28,6 +30,37 @@ if TYPE_CHECKING:
 
 Launch = Callable[..., subprocess.Popen[bytes]]
 _SETTINGS = "study.json"
+
+
+@dataclass(slots=True)
+class Told:
+    """What becomes of trials, in lines and as a count of the `num_left` that are to come."""
+
+    progress: Progress
+    num_left: int
+
+    @contextmanager
+    def counting(self, *, num_before: int) -> Iterator[None]:
+        """Count trials as they come to their end inside the block."""
+        if num_before and self.num_left:
+            self.progress.say(f"{num_before} {noun(num_before, 'trials')} stood before, {self.num_left} to come")
+        if self.num_left:
+            self.progress.start("Trials", total=self.num_left, unit="trials")
+        try:
+            yield
+        finally:
+            self.progress.finish()
+
+    def ended(self, line: str) -> None:
+        """Say what a trial came to. More of them than were expected are not counted."""
+        self.progress.say(line)
+        if self.num_left:
+            self.num_left -= 1
+            self.progress.advance()
+
+    def again(self, study: Study, trial: Trial) -> None:
+        """Say that a trial's process was killed and is started again."""
+        self.progress.say(f"{study.method} {trial.name}: its process was killed; it goes on from its last checkpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +155,18 @@ def refuse_another_study(folder: Path, settings: Mapping[str, Any]) -> None:
 def note_study(folder: Path, *, key: str, settings: Mapping[str, Any]) -> None:
     """Write down the settings of a study, so that a message can name those that differ."""
     write_json(folder / _SETTINGS, {"key": key, "settings": settings})
+
+
+def study_facts(run: Run, data: Data) -> dict[str, Any]:
+    """Return what a page says of where its trials come from: the model, the records and the command."""
+    return {
+        "model": run.recipe.model,
+        "tasks": [task.name for task in run.recipe.data.tasks if task.train],
+        "num_train_records": len(data.table("train")),
+        "num_validation_records": len(data.table("validation")),
+        "output_dir": run.recipe.output_dir,
+        "command": run.context.command,
+    }
 
 
 def read_trial(study: Study, trial: Trial) -> Result | None:

@@ -40,8 +40,8 @@ def method(folder: Path, **facts: Any) -> GrownMethod:
     [
         (
             {},
-            "full: ROUGE-L 0.505 after 400 records; by the law 0.700, and 0.800 after 800, better by +0.100 (95 % interval "
-            "+0.020 to +0.200): more records of this kind help.",
+            "full: ROUGE-L 0.505 after 400 records; by the law 0.700, and 0.800 after 800, better by +0.100 (95 % "
+            "interval +0.020 to +0.200): more records of this kind help.",
         ),
         (
             {"tested": False},
@@ -63,6 +63,8 @@ def test_the_words_say_whether_more_records_are_worth_it(tmp_path: Path, facts: 
     found = method(tmp_path, **facts)
     assert found.sentence.endswith(said)
     assert (found.doubling is None) is (facts.get("fits") is False or facts.get("doubling", 1) is None)
+    # A law that the scores do not follow is not drawn.
+    assert bool(found.line) is (facts.get("fits") is not False)
 
 
 def test_the_scores_stand_by_number_of_records_in_the_page_and_in_the_terminal(tmp_path: Path) -> None:
@@ -76,7 +78,7 @@ def test_the_scores_stand_by_number_of_records_in_the_page_and_in_the_terminal(t
     out = io.StringIO()
     show_growth(Console(file=out, width=120), tmp_path / "curve" / "curve.json")
     lines = out.getvalue().splitlines()
-    assert any("400" in line and "0.505" in line and "0.5, 0.51" in line for line in lines)
+    assert any("400" in line and "0.505" in line and "0.500, 0.510" in line for line in lines)
     assert lines[-1] == "records-400-seed-2: <b>killed</b>"
 
 

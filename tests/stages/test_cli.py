@@ -172,6 +172,27 @@ def test_help_names_what_an_argument_is() -> None:
     assert "--method NAME" in process("train", "--help").stdout
 
 
+def test_a_check_shows_a_recipe_with_ranges_at_the_largest_value_of_each(path: Path, keeptune: Keeptune) -> None:
+    ranges = "methods={full: {learning_rate: {low: 1e-5, high: 0.0625, log: true}}}"
+    result = keeptune("check", path, "--set", ranges)
+    assert result.returncode == 0, result.stderr
+    assert "0.0625" in result.stdout
+    named, ready = result.stdout.splitlines()[-2:]
+    assert named == "Ranges, here with the largest value of each: methods.full.learning_rate"
+    assert " search " in ready
+
+
+@pytest.mark.parametrize(
+    ("option", "found"), [("--trials", "-3"), ("--trials", "four"), ("--jobs", "0"), ("--trials", "1.5")]
+)
+def test_a_number_of_trials_that_is_none_is_refused(path: Path, keeptune: Keeptune, option: str, found: str) -> None:
+    result = keeptune("search", path, option, found)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"keeptune: {option}: found {found}; expected a whole number above 0. Write for example {option} 4.\n"
+    )
+
+
 def test_a_quiet_check_prints_its_outcome_alone(path: Path, keeptune: Keeptune) -> None:
     result = keeptune("check", path, "-q")
     assert (result.returncode, result.stderr) == (0, "")
@@ -193,7 +214,7 @@ def test_an_interrupted_check_does_not_look_like_a_success(monkeypatch: pytest.M
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load", interrupted)
+    monkeypatch.setattr(cli, "load_with_ranges", interrupted)
     monkeypatch.setattr(sys, "argv", ["keeptune", "check", "recipe.yaml"])
     with pytest.raises(SystemExit) as stop:
         cli.main()
