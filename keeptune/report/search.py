@@ -11,7 +11,7 @@ from typing import Any
 
 from keeptune.progress import noun
 from keeptune.report.reading import RunFolder, finite, mapping, rows, string, strings, whole
-from keeptune.report.wording import MISSING
+from keeptune.report.wording import MISSING, metric_label
 
 SEARCH = "search/search.json"
 # Nearer to an end of its range than this, as a share of it, the best may lie beyond.
@@ -100,11 +100,7 @@ class Searched:
     sentences: tuple[str, ...]
     context: Context
     was_repeated: bool
-
-    @property
-    def headline(self) -> str:
-        """The sentence on all methods, or that on the one."""
-        return next(iter(self.sentences[len(self.methods) :] or self.sentences), "No trial yet.")
+    headline: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +117,14 @@ class Context:
 
 def read_context(value: Mapping[str, Any]) -> Context:
     """Return what `search.json` or `curve.json` says of it."""
-    counts = (whole(value.get(key)) for key in ("num_train_records", "num_validation_records"))
-    texts = (string(value.get(key)) for key in ("output_dir", "command"))
-    return Context(string(value.get("model")), tuple(strings(value.get("tasks"))), *counts, *texts)
+    return Context(
+        model=string(value.get("model")),
+        tasks=strings(value.get("tasks")),
+        num_train=whole(value.get("num_train_records")),
+        num_validation=whole(value.get("num_validation_records")),
+        output_dir=string(value.get("output_dir")),
+        command=string(value.get("command")),
+    )
 
 
 def read_search(folder: RunFolder, *, name: str = SEARCH) -> Searched | None:
@@ -140,7 +141,8 @@ def read_search(folder: RunFolder, *, name: str = SEARCH) -> Searched | None:
     )
     repeated = any(trial.repeat for method in methods for trial in method.trials)
     sentences = tuple(_sentences(value, methods, metric=metric))
-    return Searched(metric, higher, methods, sentences, read_context(value), repeated)
+    headline = _headline(value, methods, metric=metric)
+    return Searched(metric, higher, methods, sentences, read_context(value), repeated, headline)
 
 
 def setting(value: Any) -> str:
@@ -265,13 +267,12 @@ def _winner_sentence(name: str, winner: Mapping[str, Any], trials: Sequence[Tria
     if not contenders:
         return f"{name}: {tried} so far."
     best = contenders[0]
-    settings = ", ".join(f"{_own(k)} {setting(v)}" for k, v in mapping(best.get("params")).items())
     kept = ""
     if best.get("feasible") is False:
         kept = " No trial kept the budgets; it comes nearest."
         if any(trial.kept for trial in trials):
             kept = " In the mean over its seeds it loses more than a budget allows."
-    said = f"{name}: of {tried}, {best.get('name')} is chosen ({settings})."
+    said = f"{name}: of {tried}, {best.get('name')} is chosen ({_settings(best)})."
     if "gain" not in winner:
         # A search from before its doubt was told so.
         return said + kept
@@ -280,9 +281,33 @@ def _winner_sentence(name: str, winner: Mapping[str, Any], trials: Sequence[Tria
     return f"{said} {_against(winner, str(contenders[1].get('name')), metric=metric)}{kept}"
 
 
+def _settings(contender: Mapping[str, Any]) -> str:
+    return ", ".join(f"{_own(key)} {setting(value)}" for key, value in mapping(contender.get("params")).items())
+
+
+def _headline(value: Mapping[str, Any], methods: Sequence[SearchedMethod], *, metric: str) -> str:
+    """Return the best method and how sure that is, or what is chosen of the one method there is."""
+    best, between = string(value.get("best")), mapping(value.get("between"))
+    if best is None or len(methods) < 2:
+        of = next(iter(mapping(value.get("methods")).values()), None)
+        chosen = rows(mapping(mapping(of).get("winner")).get("contenders"))[:1]
+        found = f"{methods[0].name} is best with {_settings(chosen[0])}." if chosen else None
+        return found or next((method.sentence for method in methods), "No trial yet.")
+    other = next((name for name in strings(between.get("methods")) if name != best), None)
+    label = metric_label(metric)
+    if other is not None and between.get("is_likely") is True:
+        return f"{best} is likely better than {other} by {label} on validation."
+    if other is not None and between.get("is_likely") is False:
+        return f"{best} comes first by {label} on validation; {other} is within what chance makes."
+    return f"The best method by {label} on validation is {best}."
+
+
 def _against(winner: Mapping[str, Any], other: str, *, metric: str) -> str:
     """Return whether the first contender is better than the second, called `other`, by their further seeds alone."""
-    best, second = rows(winner.get("contenders"))[:2]
+    pair = rows(winner.get("contenders"))[:2]
+    if len(pair) < 2:
+        return ""
+    best, second = pair
     gain, low, high = (finite(winner.get(key)) for key in ("gain", "low", "high"))
     if best.get("feasible") is not False and second.get("feasible") is False:
         return f"The next, {other}, loses more than a budget allows."
@@ -296,6 +321,8 @@ def _against(winner: Mapping[str, Any], other: str, *, metric: str) -> str:
         f"With {numbers} further {noun(numbers, 'seeds')} it has a mean {metric} of {means[0]:.{places}f}, {other} of "
         f"{means[1]:.{places}f}:"
     )
+    if best.get("feasible") is False:
+        return f"{said} the first is nearer to the budgets."
     if winner.get("is_likely"):
         return f"{said} likely better, by {gain:.{places}f} ({interval})."
     return f"{said} {abs(gain):.{places}f} apart ({interval} for the first), as chance makes too: either will do."
@@ -316,8 +343,8 @@ def _sentences(value: Mapping[str, Any], methods: Sequence[SearchedMethod], *, m
     if best is not None and len(methods) > 1:
         between = mapping(value.get("between"))
         other = next((name for name in strings(between.get("methods")) if name != best), None)
-        against = f" {_against(between, other, metric=metric)}" if other else ""
-        found.append(f"The best method by {metric} on validation is {best}.{against}")
+        against = _against(between, other, metric=metric) if other else ""
+        found.append(f"The best method by {metric} on validation is {best}. {against}".strip())
     chosen = [method.name for method in methods if any(trial.chosen for trial in method.trials)]
     if left := [name for name in chosen if together and name not in together]:
         found.append(

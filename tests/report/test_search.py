@@ -188,8 +188,14 @@ def test_methods_that_need_another_training_are_named(tmp_path: Path) -> None:
         "best.yaml holds lora; full did best with other settings of the training, which a recipe has one of: see "
         "search/full/best.yaml.",
     )
-    assert read(tmp_path, value).headline == "The best method by loss on validation is lora."
-    assert read(tmp_path, summary()).headline.startswith("lora: of 5 trials")
+    assert read(tmp_path, value).headline == "The best method by Loss on validation is lora."
+    value["between"] = {"methods": ["lora", "full"], "contenders": [], "is_likely": True}
+    assert read(tmp_path, value).headline == "lora is likely better than full by Loss on validation."
+    value["between"]["is_likely"] = False
+    assert read(tmp_path, value).headline == (
+        "lora comes first by Loss on validation; full is within what chance makes."
+    )
+    assert read(tmp_path, summary()).headline == "lora is best with learning_rate 0.003, r 16."
     assert read(tmp_path, {"metric": "loss"}).headline == "No trial yet."
 
 
@@ -207,7 +213,13 @@ def test_a_method_of_which_no_trial_came_to_its_end_is_said_to_have_none(tmp_pat
 def test_where_no_trial_keeps_the_budgets_the_words_say_so(tmp_path: Path) -> None:
     value = summary()
     value["methods"]["lora"]["winner"]["contenders"][0]["feasible"] = False
-    assert read(tmp_path, value).sentences[0].endswith(" No trial kept the budgets; it comes nearest.")
+    assert (
+        read(tmp_path, value)
+        .sentences[0]
+        .endswith(
+            " trial-0000 of 1.400: the first is nearer to the budgets. No trial kept the budgets; it comes nearest."
+        )
+    )
     for trial, excess in zip(value["methods"]["lora"]["trials"], (0.1, 0.2, None, 0.3, 0.5, 0.4), strict=True):
         trial["excess"] = excess
     # The two that were repeated, then the nearest to the budgets, whatever its value; a failure last.

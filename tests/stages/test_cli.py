@@ -152,7 +152,7 @@ def test_a_remedy_names_a_command_that_works_here(
     def refused(*_: object, **__: object) -> None:
         raise DataError("x: found y; expected z. Run `keeptune train` first.")
 
-    monkeypatch.setattr(cli, "load", refused)
+    monkeypatch.setattr(cli, "load_with_ranges", refused)
     monkeypatch.setattr(invocation.shutil, "which", lambda name: None)
     monkeypatch.setattr(sys, "argv", [".venv/bin/keeptune", "check", "recipe.yaml"])
     with pytest.raises(SystemExit):
