@@ -232,8 +232,9 @@ def _drift_sentence(trials: Sequence[TrialRow], *, asked: bool) -> Iterator[str]
     halved = [trial for trial in trials if trial.share < 1.0]
     known = [trial for trial in (halved or trials) if trial.drift is not None]
     if (halved or asked) and not known and any(trial.value is not None for trial in trials):
-        which = "short training was" if halved else "training was"
-        yield f"No drift was measured (no {which} long enough for it, or no texts are set): the value alone decided."
+        which, dropped = ("short training was", " what was dropped") if halved else ("training was", "")
+        why = f"no {which} long enough for it, or no texts are set"
+        yield f"No drift was measured ({why}): the value alone decided{dropped}."
 
 
 def _trial(row: Mapping[str, Any], *, chosen: Any, on_front: bool) -> TrialRow:

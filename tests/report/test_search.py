@@ -168,6 +168,10 @@ def test_a_best_setting_at_the_end_of_its_range_is_said_to_lie_there(tmp_path: P
 def test_where_no_drift_was_measured_the_words_say_that_the_value_decided_alone(tmp_path: Path) -> None:
     value = summary(against_drift=True)
     trials = value["methods"]["lora"]["trials"]
+    trials[-1]["drift"] = None
+    assert sentence(tmp_path, value).endswith(
+        " (no short training was long enough for it, or no texts are set): the value alone decided what was dropped."
+    )
     trials.pop()
     assert "No drift was measured" not in sentence(tmp_path, value)
     for trial in trials:
