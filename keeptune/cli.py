@@ -16,8 +16,10 @@ from keeptune import __version__
 from keeptune.errors import KeeptuneError
 from keeptune.invocation import (
     command_line,
+    count_of,
     end_with_driver,
     load,
+    load_with_ranges,
     make_console,
     make_context,
     open_recipe,
@@ -65,7 +67,7 @@ def check(
     """Audit and render the data; train nothing, keep nothing. Shows what would be trained on."""
     from keeptune import stages, terminal_check
 
-    loaded = load(recipe, set_)
+    loaded, ranges = load_with_ranges(recipe, set_)
     with stages.naming_recipe(recipe, loaded):
         stages.check_methods(loaded)
         outcome = stages.check(loaded, context=make_context(quiet=quiet, signals=False), num_shown=records)
@@ -75,7 +77,9 @@ def check(
     print(f"Checked: {outcome.audit['rows_in']:,} rows, {outcome.audit['kept']:,} records kept ({splits})")
     if not quiet:
         overrides = [part for override in set_ or [] for part in ("--set", override)]
-        print(f"Ready. Next: {command_line('run', str(recipe), *overrides)}")
+        if ranges:
+            print(f"Ranges, here with the largest value of each: {', '.join(ranges)}")
+        print(f"Ready. Next: {command_line('search' if ranges else 'run', str(recipe), *overrides)}")
 
 
 @app.command()
@@ -83,7 +87,8 @@ def plan(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) ->
     """Say what memory and time each method would take. Nothing is trained or kept."""
     from keeptune import stages, terminal_plan
 
-    loaded = load(recipe, set_)
+    # Of a range the largest value, which takes the most memory or time.
+    loaded, _ = load_with_ranges(recipe, set_)
     with stages.naming_recipe(recipe, loaded):
         stages.check_methods(loaded)
         outcome = stages.plan(loaded, context=make_context(quiet=quiet, signals=False))
@@ -202,8 +207,10 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
 def search(
     recipe: RecipePath,
     *,
-    trials: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Settings to try of each method.")] = 12,
-    jobs: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Trials at a time.")] = 1,
+    trials: Annotated[
+        int, typer.Option(parser=count_of("--trials"), metavar="NUMBER", help="Settings to try of each method.")
+    ] = 12,
+    jobs: Annotated[int, typer.Option(parser=count_of("--jobs"), metavar="NUMBER", help="Trials at a time.")] = 1,
     halving: Annotated[
         bool, typer.Option("--halving", help="Try all on a ninth of the train records, the better third on more.")
     ] = False,
@@ -240,7 +247,7 @@ def curve(
         str | None,
         typer.Option(metavar="N,N,N", help="Three or more numbers of train records; default: from an eighth to all."),
     ] = None,
-    jobs: Annotated[int, typer.Option(min=1, metavar="NUMBER", help="Trainings at a time.")] = 1,
+    jobs: Annotated[int, typer.Option(parser=count_of("--jobs"), metavar="NUMBER", help="Trainings at a time.")] = 1,
     set_: Overrides = None,
     quiet: Quiet = False,
 ) -> None:

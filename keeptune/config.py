@@ -281,7 +281,7 @@ def load_recipe(path: Path, *, overrides: Sequence[str] = ()) -> Recipe:
     """
     value = read_sections(path, overrides=overrides)
     if ranges := range_keys(value):
-        expected = "expected a value, as only a search takes ranges. Give this recipe to `keeptune search`, or a value."
+        expected = "expected a value, as only a search takes ranges. Write a value, or find one with `keeptune search`."
         raise_collected(RecipeError, [f"{path}: {key}: found a range; {expected}" for key in ranges])
     return make_recipe(value, path=path)
 

@@ -67,6 +67,31 @@ def load(path: Path, overrides: list[str] | None) -> Recipe:
     return load_recipe(path, overrides=overrides or [])
 
 
+def load_with_ranges(path: Path, overrides: list[str] | None) -> tuple[Recipe, list[str]]:
+    """Return the recipe in `path` with the largest value in place of each range, and the keys of the ranges."""
+    from keeptune.config import is_fractional, make_recipe, read_sections
+    from keeptune.search.space import plan_search, range_keys
+
+    sections = read_sections(path, overrides=overrides or [])
+    keys = range_keys(sections)
+    if keys:
+        sections = plan_search(sections, where=str(path), is_fractional=is_fractional).recipe
+    return make_recipe(sections, path=path), keys
+
+
+def count_of(option: str) -> Callable[[Any], int]:
+    """Return what reads the whole number above 0 of an option."""
+
+    def read(text: Any) -> int:
+        from keeptune.errors import RecipeError
+
+        if not str(text).isdecimal() or int(text) < 1:
+            raise RecipeError(f"{option}: found {text}; expected a whole number above 0. Write for example {option} 4.")
+        return int(text)
+
+    return read
+
+
 @contextmanager
 def open_recipe(
     path: Path,

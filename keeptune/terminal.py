@@ -27,6 +27,7 @@ from keeptune.storage import read_json
 
 _PLAIN_SECONDS = 15.0
 _LIVE_SECONDS = 0.1
+_SPEED_SECONDS = 3600.0
 _OVERLAPS = {
     "exact": "the same prompt",
     "near": "a near-duplicate prompt",
@@ -59,6 +60,8 @@ class LiveProgress:
             TextColumn("{task.fields[note]}"),
             console=self._console,
             transient=True,
+            # A search's trials take minutes each.
+            speed_estimate_period=_SPEED_SECONDS,
         )
         self._task = self._bar.add_task(title, total=total, note="", rate="")
         self._waiting, self._shown = 0, 0.0
@@ -74,7 +77,7 @@ class LiveProgress:
         self._bar.advance(self._task, self._waiting)
         self._waiting, self._shown = 0, now
         task = self._bar.tasks[0]
-        rate = f"{task.speed:,.1f}/s" if task.speed else ""
+        rate = _rate(task.speed or 0.0)
         self._bar.update(self._task, rate=rate, note=note or task.fields["note"])
 
     def finish(self) -> None:
@@ -112,9 +115,8 @@ class PlainProgress:
                 return
             rate = self._done / seconds
             left = (self._total - self._done) / rate
-            self._print(
-                f"{self._title}: {self._done:,}/{self._total:,} {self._unit}, {rate:,.1f}/s, {left:,.0f} s left"
-            )
+            done = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}"
+            self._print(", ".join(filter(None, (done, _rate(rate), f"{left:,.0f} s left"))))
 
     def finish(self) -> None:
         if self._title and not self._quiet:
@@ -131,6 +133,10 @@ class PlainProgress:
     def _print(self, line: str) -> None:
         note = f", {self._note}" if self._note else ""
         self._console.print(visible(line + note), highlight=False, soft_wrap=True)
+
+
+def _rate(units_per_second: float) -> str:
+    return f"{units_per_second:,.1f}/s" if units_per_second >= 0.05 else ""
 
 
 def visible(text: str) -> Text:

@@ -80,7 +80,7 @@ def test_work_that_cannot_be_counted_yet_shows_its_time_and_no_rate(monkeypatch:
     progress.finish()
     assert text_of(console).splitlines() == [
         "Reading: 4 tasks, 20 s so far, 9,000 rows",
-        "Reading: 1/4 tasks, 0.0/s, 120 s left, 9,000 rows",
+        "Reading: 1/4 tasks, 120 s left, 9,000 rows",
         "Reading: 4 tasks in 60.0 s, 9,000 rows",
     ]
 

@@ -25,7 +25,7 @@ _INK, _GRID, _TRAIN, _VALIDATION = "#010101", "#020202", "#030303", "#040404"
 NUM_COLOURS = 6
 _SERIES = tuple(f"#1010{i:02d}" for i in range(1, NUM_COLOURS + 1))
 # The looks of figures that are drawn by other modules of the report.
-INK, GRID, SERIES = _INK, _GRID, _SERIES
+INK, GRID, SERIES, FONT_PX = _INK, _GRID, _SERIES, _FONT_PX
 _CLASSES = {_INK: "ink", _GRID: "grid", _TRAIN: "train", _VALIDATION: "valid"}
 _CLASSES |= {colour: f"s{i}" for i, colour in enumerate(_SERIES, 1)}
 _STROKES = ("width", "dasharray", "dashoffset", "linejoin", "linecap")

@@ -67,6 +67,7 @@ def render_page(report: Report) -> str:
     """Return the page. Every text from the run is escaped, its control and direction marks made visible."""
     return _rendered(
         "page.html.j2",
+        alone=False,
         report=report,
         search=report.searched,
         search_panels=search_panels(report.searched) if report.searched else [],
@@ -92,6 +93,7 @@ def write_search_report(run: Path) -> Path | None:
     if found is None:
         return None
     content = {"section": "search.html.j2", "search": found, "search_panels": search_panels(found)}
+    content["context"] = found.context
     return _write_side_page(run, "search", sentence=found.headline, **content)
 
 
@@ -101,12 +103,13 @@ def write_growth_report(run: Path) -> Path | None:
     if found is None:
         return None
     content = {"section": "growth.html.j2", "growth": found, "growth_panels": growth_panels(found)}
-    return _write_side_page(run, "curve", sentence=found.methods[0].sentence if found.methods else "", **content)
+    content["context"] = found.context
+    return _write_side_page(run, "curve", sentence=found.headline, **content)
 
 
 def _write_side_page(run: Path, kind: str, **content: Any) -> Path:
     page = run / kind / "report.html"
-    write_atomic(page, _rendered("side_page.html.j2", kind=kind, name=run.resolve().name, **content))
+    write_atomic(page, _rendered("side_page.html.j2", alone=True, kind=kind, name=run.resolve().name, **content))
     return page
 
 

@@ -34,11 +34,12 @@ Missing = Callable[[Mapping[str, Trial], Mapping[str, Result]], list[Trial]]
 @dataclass(frozen=True, slots=True)
 class Work:
     """How trials are made: `start` begins a process that writes what it says of faults to a log; `read` returns a
-    trial's result once its folder holds one; `told` is called at each one's end."""
+    trial's result once its folder holds one; `told` is called at each one's end, `again` where it was killed before."""
 
     start: Callable[[Study, Trial, Path], subprocess.Popen[bytes]]
     read: Callable[[Study, Trial], Result | None]
     told: Callable[[Study, Result], None]
+    again: Callable[[Study, Trial], None]
     stop_requested: Callable[[], bool]
 
 
@@ -118,6 +119,7 @@ def _end(ended: _Running, *, kills: Counter[tuple[str, str]], work: Work) -> Non
         kills[study.method, trial.name] += 1
         if kills[study.method, trial.name] < _MOST_KILLS:
             study.queue_again(ended.begun)
+            work.again(study, trial)
             return
         reason = f"killed {_MOST_KILLS} times, as where there is too little memory. {reason}".strip()
     _tell(study, ended.begun, result or Result(trial, "failed", reason=reason), work=work)

@@ -66,6 +66,19 @@ def missing(search: Search, known: Mapping[str, Trial], results: Mapping[str, Re
     return [trial for trial in repeats if trial.name not in results]
 
 
+def num_expected(search: Search) -> int:
+    """Return how many trials a search comes to, repeats among them, where no more go on than must."""
+    total = number = search.num_trials
+    for _ in search.shares[1:]:
+        number = min(number, _num_kept(number))
+        total += number
+    return total + (NUM_REPEATED * len(REPEATS) if number >= NUM_REPEATED else 0)
+
+
+def _num_kept(number: int) -> int:
+    return max(NUM_REPEATED, math.ceil(_KEPT * number))
+
+
 def contenders(results: Mapping[str, Result], *, higher_is_better: bool) -> list[Result]:
     """Return the two best of the trials on all records, to be repeated with further seeds; none where one is all."""
     first = [result for result in results.values() if not result.trial.repeat and result.trial.share == 1.0]
@@ -81,8 +94,7 @@ def survivors(results: Sequence[Result], *, higher_is_better: bool) -> list[Tria
     All of them were trained on as many records, each with a schedule of its own: like is compared with like.
     """
     order = ranked(results, higher_is_better=higher_is_better)
-    num_kept = max(NUM_REPEATED, math.ceil(_KEPT * len(results)))
-    kept = {r.trial.name for r in order[:num_kept]}
+    kept = {r.trial.name for r in order[: _num_kept(len(results))]}
     kept |= {r.trial.name for r in front(results, higher_is_better=higher_is_better)}
     return [result.trial for result in results if result.trial.name in kept]
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -12,7 +14,8 @@ from keeptune.errors import import_extra
 from keeptune.search.space import Range, few_digits
 from keeptune.search.trials import Result
 
-_MOST_STARTS = 10
+# TPE knows nothing from fewer results.
+_LEAST_STARTS, _MOST_STARTS = 4, 10
 # TPE proposes what did well again and again, where there are few settings; then others are drawn blindly.
 _MOST_DRAWS, _MOST_BLIND_DRAWS = 30, 1000
 
@@ -71,20 +74,71 @@ def next_settings(
 ) -> list[dict[str, Any]]:
     """Return the settings of the next trials, fewer than `num_next` where all that there are were tried.
 
+    The first ones are spread over the ranges; what lies as near to one that was tried as to teach nothing is passed by.
     A function of its arguments: each trial has a sampler of its own, seeded by the trial's number. `against_drift`
     makes the drift a second objective, beside the value, once it was measured of a trial.
     """
     both = against_drift and any(result.drift is not None for result in results)
-    num_starts = min(_MOST_STARTS, max(1, num_trials // 3))
+    num_starts = min(_MOST_STARTS, max(_LEAST_STARTS, num_trials // 3))
     tried = [result.trial.params for result in results]
     for number in range(len(results), len(results) + num_next):
         study = partial(_study, ranges, results, higher_is_better=higher_is_better, against_drift=both)
         draws = _draws(study, ranges, seed=(seed, number), num_starts=num_starts)
-        new = next((one for one in draws if one not in tried), None)
+        if number < num_starts:
+            draws = itertools.chain([_spread(ranges, number, seed=seed)], draws)
+        fresh = (one for one in draws if not any(_alike(one, other, ranges, num_trials=num_trials) for other in tried))
+        new = next(fresh, None)
         if new is None:
             break
         tried.append(new)
     return [dict(params) for params in tried[len(results) :]]
+
+
+def _spread(ranges: Sequence[Range], number: int, *, seed: int) -> dict[str, Any]:
+    """Return the settings of a number in a sequence that fills the ranges evenly, wherever it is broken off.
+
+    Source: Roberts 2018, "The unreasonable effectiveness of quasirandom sequences": steps of 1/φ, 1/φ² …, φ being the
+    root of x^(d+1) = x + 1.
+    """
+    import numpy as np
+
+    root = 2.0
+    for _ in range(40):
+        root = (1.0 + root) ** (1.0 / (len(ranges) + 1))
+    starts = np.random.default_rng(seed).random(len(ranges))
+    places = [float(start + number * root ** -(i + 1)) % 1.0 for i, start in enumerate(starts)]
+    params = {r.key: _at(r, place) for r, place in zip(ranges, places, strict=True)}
+    return settings(params, ranges)
+
+
+def _at(range_: Range, place: float) -> Any:
+    """Return the value, in Optuna's words, at a place from 0 to 1 in a range."""
+    if range_.choices:
+        return range_.choices[int(place * len(range_.choices))]
+    low, high = range_.low, range_.high
+    whole = isinstance(low, int) and isinstance(high, int)
+    if range_.log:
+        value = math.exp(math.log(low) + place * (math.log(high) - math.log(low)))
+        return round(value) if whole else value
+    step = range_.step or (1 if whole else None)
+    if step is None:
+        return low + place * (high - low)
+    value = low + int(place * (round((high - low) / step) + 1)) * step
+    return int(value) if whole else value
+
+
+def _alike(one: Mapping[str, Any], other: Mapping[str, Any], ranges: Sequence[Range], *, num_trials: int) -> bool:
+    """Tell whether two settings are so near each other that the second teaches nothing."""
+    return all(
+        one[r.key] == other[r.key]
+        or (not r.choices and r.step is None and isinstance(r.low, float) and _gap(r, one, other) < 0.25 / num_trials)
+        for r in ranges
+    )
+
+
+def _gap(range_: Range, one: Mapping[str, Any], other: Mapping[str, Any]) -> float:
+    scale = math.log if range_.log else float
+    return abs(scale(one[range_.key]) - scale(other[range_.key])) / (scale(range_.high) - scale(range_.low))
 
 
 def _draws(

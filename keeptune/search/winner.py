@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from keeptune.search.rounds import REPEATS, contenders
@@ -12,7 +14,7 @@ from keeptune.search.trials import Result, ranked
 
 @dataclass(frozen=True, slots=True)
 class Contender:
-    """One of the two best trials with its values for all seeds, the first one's first.
+    """One of the two best trials with its values for all seeds; `fresh` are those of the further ones alone.
 
     `excess` is the mean over seeds of how far the worst suite is above its budget; None without a budget.
     """
@@ -21,6 +23,7 @@ class Contender:
     number: int
     params: Mapping[str, Any]
     values: tuple[float, ...]
+    fresh: tuple[float, ...] = ()
     excess: float | None = None
 
     @property
@@ -33,31 +36,26 @@ class Contender:
         """Whether the budgets are kept on the probe, in the mean over the seeds."""
         return self.excess is None or self.excess <= 0.0
 
-    @property
-    def spread(self) -> float:
-        """The largest less the smallest value."""
-        return max(self.values) - min(self.values)
-
 
 @dataclass(frozen=True, slots=True)
 class Winner:
-    """The chosen trial of a method, the one that it was held against, and what the difference is worth.
+    """The chosen trial of a method, the one that it was held against, and how much better it is.
 
-    `difference` is that of the means over seeds, `threshold` what it must exceed: twice its paired standard error over
-    the validation records, or the larger spread over seeds. None where there was no second.
+    `gain`, positive where the chosen one is better, is the difference of the means over the further seeds alone: the
+    first seed's values made these two the best, and flatter them. `low` and `high` hold it with 95 % confidence. None
+    where there was no second, or too few further seeds.
     """
 
     chosen: Contender
     second: Contender | None
-    difference: float | None
-    threshold: float | None
+    gain: float | None = None
+    low: float | None = None
+    high: float | None = None
 
     @property
-    def is_real(self) -> bool | None:
-        """Whether the difference is more than chance and seeds make."""
-        if self.difference is None or self.threshold is None:
-            return None
-        return abs(self.difference) > self.threshold
+    def is_likely(self) -> bool | None:
+        """Whether the chosen one is better by more than chance makes."""
+        return None if self.low is None else self.low > 0.0
 
 
 def repeated(results: Mapping[str, Result], *, higher_is_better: bool) -> list[Contender]:
@@ -73,10 +71,11 @@ def _contender(result: Result, results: Mapping[str, Result]) -> Contender:
     trial = result.trial
     names = [f"{trial.name}-seed-{repeat}" for repeat in REPEATS]
     again = [results[name] for name in names if name in results]
-    values = [r.value for r in (result, *again) if r.value is not None]
+    fresh = [r.value for r in again if r.value is not None]
+    values = [*([] if result.value is None else [result.value]), *fresh]
     excesses = [r.excess for r in (result, *again) if r.excess is not None]
     excess = sum(excesses) / len(excesses) if excesses else None
-    return Contender(trial.name, trial.number, trial.params, tuple(values), excess)
+    return Contender(trial.name, trial.number, trial.params, tuple(values), tuple(fresh), excess)
 
 
 def best_first(contenders: Sequence[Contender], *, higher_is_better: bool) -> list[Contender]:
@@ -91,10 +90,23 @@ def best_first(contenders: Sequence[Contender], *, higher_is_better: bool) -> li
 def decide(pair: Sequence[Contender], *, higher_is_better: bool, standard_error: float | None = None) -> Winner:
     """Return the better of the two by its mean over seeds, or the nearer one to the budgets where it is above them.
 
-    `standard_error` is that of the mean difference over the validation records, paired.
+    `standard_error` is that of the mean difference over the validation records, paired. To it comes that of the further
+    seeds, which have one spread about their means in both. As that is known from few of them, Student's factor has the
+    degrees of freedom of Welch and Satterthwaite.
     """
+    from scipy.stats import t
+
     if len(pair) == 1:
-        return Winner(pair[0], None, None, None)
+        return Winner(pair[0], None)
     chosen, second = best_first(pair, higher_is_better=higher_is_better)
-    threshold = max(2.0 * (standard_error or 0.0), chosen.spread, second.spread)
-    return Winner(chosen, second, chosen.mean - second.mean, threshold)
+    fresh = [c.fresh for c in (chosen, second)]
+    freedom = sum(len(values) - 1 for values in fresh)
+    if not all(fresh) or not freedom:
+        return Winner(chosen, second)
+    squares = sum((value - fmean(values)) ** 2 for values in fresh for value in values)
+    of_seeds = squares / freedom * sum(1.0 / len(values) for values in fresh)
+    variance = of_seeds + (standard_error or 0.0) ** 2
+    gain = (fmean(fresh[0]) - fmean(fresh[1])) * (1.0 if higher_is_better else -1.0)
+    factor = float(t.ppf(0.975, freedom * (variance / of_seeds) ** 2)) if of_seeds else 1.96
+    half = factor * math.sqrt(variance)
+    return Winner(chosen, second, gain, gain - half, gain + half)

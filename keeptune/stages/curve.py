@@ -19,7 +19,18 @@ from keeptune.stages.methods import check_methods
 from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.trial_parts import write_parts
-from keeptune.stages.trials import Launch, Maker, clear_trial, read_trial, study_key
+from keeptune.stages.trials import (
+    Launch,
+    Maker,
+    Told,
+    clear_trial,
+    note_study,
+    read_trial,
+    refuse_another_study,
+    study_facts,
+    study_key,
+    study_settings,
+)
 from keeptune.stages.validation import higher_is_better
 from keeptune.storage import remove_leftovers, write_json
 
@@ -59,6 +70,8 @@ def curve(
     with naming_recipe(path, recipe):
         check_methods(recipe)
         with open_run(recipe, context=context, beside=True) as opened:
+            for name in recipe.methods:
+                refuse_another_study(opened.folder / FOLDER / name, _settings(recipe, name))
             data = prepare(opened)
             trials = [
                 Trial(i, {}, repeat=seed, num_records=number)
@@ -67,22 +80,30 @@ def curve(
             ]
             inner = Run(_without_budget(recipe), opened.folder / FOLDER, context)
             remove_leftovers(inner.folder)
-            replays = any(method.replay_fraction for method in recipe.methods.values())
-            texts = write_texts(inner, data) if replays else None
-            parts = write_parts(inner, data, texts, trials=trials)
+            texts = write_texts(inner, data, for_trials=True) if _replays(recipe) else None
             studies = [_study(inner, data, texts, name=name) for name in recipe.methods]
+            parts = write_parts(inner, data, texts, trials=trials)
 
             def missing(known: Mapping[str, Trial], results: Mapping[str, Result]) -> list[Trial]:
                 return [trial for trial in trials if trial.name not in results]
 
+            done = [set(study.results()) for study in studies]
+            counted = Told(context.progress, sum(trial.name not in names for trial in trials for names in done))
+
             def told(study: Study, result: Result) -> None:
                 came = f"{result.value:.4g}" if result.value is not None else f"failed ({result.reason})"
-                context.progress.say(f"{study.method} {result.trial.name}: {recipe.evaluation.select_by} {came}")
                 clear_trial(study, result.trial)
+                counted.ended(f"{study.method} {result.trial.name}: {recipe.evaluation.select_by} {came}")
 
-            start = Maker(opened, sections, parts, launch).start
-            work = Work(start=start, read=read_trial, told=told, stop_requested=context.stop_requested)
-            run_trials([(study, missing) for study in studies], num_jobs=num_jobs, work=work)
+            work = Work(
+                start=Maker(opened, sections, parts, launch).start,
+                read=read_trial,
+                told=told,
+                again=counted.again,
+                stop_requested=context.stop_requested,
+            )
+            with counted.counting(num_before=sum(map(len, done))):
+                run_trials([(study, missing) for study in studies], num_jobs=num_jobs, work=work)
             return _write(opened, data, studies)
 
 
@@ -122,7 +143,17 @@ def _study(run: Run, data: Data, texts: Texts | None, *, name: str) -> Study:
 
     key = study_key(run.recipe, data, texts, name=name, ranges=())
     higher = higher_is_better(run.recipe)
-    return open_study(run.folder / name, method=name, key=key, ranges=(), higher_is_better=higher)
+    study = open_study(run.folder / name, method=name, key=key, ranges=(), higher_is_better=higher)
+    note_study(study.folder, key=key, settings=_settings(run.recipe, name))
+    return study
+
+
+def _settings(recipe: Recipe, name: str) -> dict[str, Any]:
+    return study_settings(_without_budget(recipe), name=name, ranges=(), with_texts=_replays(recipe))
+
+
+def _replays(recipe: Recipe) -> bool:
+    return any(method.replay_fraction for method in recipe.methods.values())
 
 
 def _write(run: Run, data: Data, studies: list[Study]) -> Path:
@@ -130,11 +161,10 @@ def _write(run: Run, data: Data, studies: list[Study]) -> Path:
     from keeptune.report.page import write_growth_report
 
     value = {
+        **study_facts(run, data),
         "metric": run.recipe.evaluation.select_by,
         "higher_is_better": higher_is_better(run.recipe),
         "split": "validation",
-        "num_validation_records": len(data.table("validation")),
-        "num_train_records": len(data.table("train")),
         "methods": {study.method: _facts(run.recipe, study) for study in studies},
     }
     path = run.folder / FOLDER / SUMMARY

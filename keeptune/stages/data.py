@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 # Part of every key: raise it when the same rows and settings give other splits.
 _CODE_VERSION = 1
+# What trials were given names in this file, beside them, the key of the data that it was taken from.
+TRIAL_FACTS = "parts.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +132,7 @@ def prepare(run: Run) -> Data:
     if made_before:
         progress.say(f"{folder}: prepared {UNCHANGED}")
     else:
-        _refuse_other_data(run.folder, folder)
+        _refuse_other_data(run.folder, folder, key=key)
         facts: dict[str, Any] = {
             "key": key,
             "keeptune": __version__,
@@ -163,13 +165,24 @@ def borrowed_data(recipe: Recipe, *, progress: Progress) -> Iterator[Data]:
         yield Data(base, folder, key)
 
 
-def _refuse_other_data(run_folder: Path, folder: Path) -> None:
-    """Keep the data that methods were trained on: other data would move records between train and test."""
-    if folder.exists() and begun_methods(run_folder):
+def _refuse_other_data(run_folder: Path, folder: Path, *, key: str) -> None:
+    """Keep the data that methods or trials were trained on: other data would move records between train and test."""
+    if not folder.exists():
+        return
+    if begun_methods(run_folder):
         raise FolderInUseError(
             f"{folder}: found methods trained on other data, another tokenizer or other base weights than the recipe "
             "names now; expected the same. Choose another output_dir, or put the files back."
         )
+    for kind in ("search", "curve"):
+        parts = run_folder / kind / "parts" / TRIAL_FACTS
+        before = read_json(parts)["data"] if parts.is_file() else key
+        if before != key:
+            raise FolderInUseError(
+                f"{folder}: found the data of {run_folder / kind} (hash {before[:16]}), and the recipe names other "
+                f"data, other splits or another tokenizer now (hash {key[:16]}); expected the same. Choose another "
+                f"output_dir, put the files back, or remove {run_folder / kind}."
+            )
 
 
 def evaluation_split(data: Data, split: SplitName) -> Split:

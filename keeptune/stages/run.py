@@ -136,11 +136,11 @@ def naming_recipe(path: Path, recipe: Recipe) -> Iterator[None]:
         yield
     except KeeptuneError as error:
         sections = recipe.model_dump(mode="json").items()
-        leaves = [key for section, value in sections for key, _ in _leaves(value, section)]
+        keys = [key for section, value in sections for key, _ in leaves(value, section)]
         lines = []
         for line in str(error).split("\n"):
             where = line.partition(": ")[0]
-            is_key = any(key == where or key.startswith(f"{where}.") for key in leaves)
+            is_key = any(key == where or key.startswith(f"{where}.") for key in keys)
             lines.append(f"{path}: {line}" if is_key else line)
         raise type(error)("\n".join(lines)) from error
 
@@ -201,14 +201,19 @@ def _refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
             "Put it back, or choose another output_dir."
         ) from error
     after = _weight_deciding(recipe.model_dump(mode="json"), methods=trained)
-    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
-    if changed:
-        listed = [f"{key} was {_short(before.get(key))}, now {_short(after.get(key))}" for key in changed[:_MAX_LISTED]]
-        more = [f"and {len(changed) - _MAX_LISTED} more"] if len(changed) > _MAX_LISTED else []
+    if changed := differences(before, after):
         raise FolderInUseError(
-            f"output_dir: found results of another recipe in {folder} ({'; '.join([*listed, *more])}); expected the "
+            f"output_dir: found results of another recipe in {folder} ({changed}); expected the "
             "same settings to go on. Choose another output_dir, or remove that folder."
         )
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return which settings by dotted key are others now, the first few of them; "" where none is."""
+    changed = sorted(key for key in before.keys() | after.keys() if before.get(key) != after.get(key))
+    listed = [f"{key} was {_short(before.get(key))}, now {_short(after.get(key))}" for key in changed[:_MAX_LISTED]]
+    more = [f"and {len(changed) - _MAX_LISTED} more"] if len(changed) > _MAX_LISTED else []
+    return "; ".join([*listed, *more])
 
 
 def _short(value: object) -> str:
@@ -219,13 +224,13 @@ def _short(value: object) -> str:
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}…"
 
 
-def _leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
+def leaves(value: Any, key: str) -> Iterator[tuple[str, Any]]:
     """Yield the settings in `value` by dotted key, list elements that are sections by their number."""
     if isinstance(value, list) and value and all(isinstance(entry, dict) for entry in value):
         value = dict(enumerate(value))
     if isinstance(value, dict) and value:
         for name, inner in value.items():
-            yield from _leaves(inner, f"{key}.{name}")
+            yield from leaves(inner, f"{key}.{name}")
     else:
         yield key, value
 
@@ -236,14 +241,14 @@ def _weight_deciding(recipe: Mapping[str, Any], *, methods: Sequence[str]) -> di
     # Unset in recipes from before there was this key too.
     flat["quantization"] = recipe.get("quantization")
     for section in ("data", "training"):
-        flat |= dict(_leaves(recipe.get(section, {}), section))
+        flat |= dict(leaves(recipe.get(section, {}), section))
     # Its forms have different keys: one is told beside the other as a whole.
     flat = {key: value for key, value in flat.items() if not key.startswith("data.mixture")}
     mixture = recipe.get("data", {}).get("mixture")
     is_section = isinstance(mixture, dict)
     flat["data.mixture"] = {k: v for k, v in mixture.items() if v is not None} if is_section else mixture
     for name in methods:
-        flat |= dict(_leaves(recipe.get("methods", {}).get(name), f"methods.{name}"))
+        flat |= dict(leaves(recipe.get("methods", {}).get(name), f"methods.{name}"))
     evaluation = recipe.get("evaluation", {})
     flat["evaluation.select_by"] = evaluation.get("select_by")
     if evaluation.get("select_by") != "loss":

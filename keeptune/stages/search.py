@@ -22,7 +22,18 @@ from keeptune.stages.run import Context, Run, naming_recipe, open_run
 from keeptune.stages.searched import FOLDER, Job, finish, write_summary
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.trial_parts import write_parts
-from keeptune.stages.trials import Launch, Maker, clear_trial, read_trial, study_key
+from keeptune.stages.trials import (
+    Launch,
+    Maker,
+    Told,
+    clear_trial,
+    note_study,
+    read_trial,
+    refuse_another_study,
+    study_facts,
+    study_key,
+    study_settings,
+)
 from keeptune.stages.validation import higher_is_better
 from keeptune.storage import remove_leftovers
 
@@ -59,7 +70,7 @@ def search(
         Interrupted: a stop was asked for.
     """
     from keeptune.search.driver import Work, run_trials
-    from keeptune.search.rounds import missing
+    from keeptune.search.rounds import missing, num_expected
     from keeptune.search.sampler import optuna
 
     # Refused before anything is prepared, where it is not installed.
@@ -79,14 +90,20 @@ def search(
         with open_run(recipe, context=context, beside=True) as opened:
             how = {"num_trials": num_trials, "num_jobs": num_jobs, "halving": halving, "against_drift": against_drift}
             job = _begin(opened, plan, how=how)
+            pairs = list(job.methods.values())
+            num_before = [len(study.results()) for study, _ in pairs]
+            left = [max(0, num_expected(s) - n) for (_, s), n in zip(pairs, num_before, strict=True)]
+            told = Told(context.progress, sum(left))
             work = Work(
                 start=Maker(opened, plan.recipe, job.parts, launch).start,
                 read=read_trial,
-                told=lambda study, result: _told(job, study, result),
+                told=lambda study, result: _told(job, told, study, result=result),
+                again=told.again,
                 stop_requested=context.stop_requested,
             )
-            methods = [(study, partial(missing, search)) for study, search in job.methods.values()]
-            run_trials(methods, num_jobs=num_jobs, work=work)
+            with told.counting(num_before=sum(num_before)):
+                methods = [(study, partial(missing, search)) for study, search in pairs]
+                run_trials(methods, num_jobs=num_jobs, work=work)
             _refuse_nothing_finished(job)
             return finish(job)
 
@@ -112,11 +129,16 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
     from keeptune.search.study import open_study
 
     recipe = run.recipe
+    settings = {
+        name: study_settings(recipe, name=name, ranges=plan.of(name), with_texts=True) for name in recipe.methods
+    }
+    for name in recipe.methods:
+        refuse_another_study(run.folder / FOLDER / name, settings[name])
     data = prepare(run)
     # However few the trials are: more of them go on from these.
     inner = Run(_with_replay(recipe), run.folder / FOLDER, run.context)
     remove_leftovers(inner.folder)
-    texts = write_texts(inner, data)
+    texts = write_texts(inner, data, for_trials=True)
     higher = higher_is_better(recipe)
     methods: dict[str, tuple[Study, Search]] = {}
     keys: dict[str, str] = {}
@@ -129,11 +151,13 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
         search = Search(ranges, start, seed=recipe.seed, higher_is_better=higher, **how)
         keys[name] = study_key(recipe, data, texts, name=name, ranges=ranges)
         study = open_study(inner.folder / name, method=name, key=keys[name], ranges=ranges, higher_is_better=higher)
+        note_study(study.folder, key=keys[name], settings=settings[name])
         _refuse_other_shares(study, search)
         methods[name] = (study, search)
     shares = {share for _, search in methods.values() for share in search.shares}
     parts = write_parts(inner, data, texts, trials=[Trial(0, {}, share=share) for share in sorted(shares)])
-    job = Job(run, plan, parts, methods, keys)
+    facts = study_facts(run, data)
+    job = Job(run, plan, parts, methods, keys, facts, how["against_drift"])
     for study, _ in methods.values():
         for result in study.results().values():
             clear_trial(study, result.trial)
@@ -185,16 +209,16 @@ def _can_replay(recipe: Recipe, data: Data, texts: Texts | None) -> bool:
     return kept is not None and kept.replay is not None
 
 
-def _told(job: Job, study: Study, result: Result) -> None:
+def _told(job: Job, told: Told, study: Study, *, result: Result) -> None:
     """Say what became of a trial, take its weights off the disk, and write the table anew."""
     settings = ", ".join(f"{key.rpartition('.')[2]} {_short(value)}" for key, value in result.trial.params.items())
     metric = job.run.recipe.evaluation.select_by
     became = (
         f"{metric} {result.value:.4g}" if result.value is not None else f"failed ({result.reason.splitlines()[-1]})"
     )
-    job.run.context.progress.say(f"{study.method} {result.trial.name}: {became} with {settings}")
     clear_trial(study, result.trial)
     write_summary(job, winners={})
+    told.ended(f"{study.method} {result.trial.name}: {became} with {settings}")
 
 
 def _short(value: Any) -> str:

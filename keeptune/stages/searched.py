@@ -34,6 +34,8 @@ class Job:
     parts: Parts
     methods: Mapping[str, tuple[Study, Search]]
     keys: Mapping[str, str]
+    facts: Mapping[str, Any]
+    against_drift: bool
 
 
 def finish(job: Job) -> Path:
@@ -63,14 +65,15 @@ def _winner(job: Job, study: Study) -> Winner | None:
     pair = repeated(study.results(), higher_is_better=higher)
     if not pair:
         return None
-    error = _paired_error(job, study, [contender.name for contender in pair]) if len(pair) > 1 else None
+    error = _paired_error(job, [study.folder / contender.name for contender in pair]) if len(pair) > 1 else None
     return decide(pair, higher_is_better=higher, standard_error=error)
 
 
-def _paired_error(job: Job, study: Study, names: Sequence[str]) -> float | None:
+def _paired_error(job: Job, trials: Sequence[Path]) -> float | None:
     """Return the standard error of the difference between two trials over the validation records, paired.
 
-    The mean over the seeds that both have: the same records are asked each time, so that more seeds make it no smaller.
+    The mean over the further seeds that both have: the same records are asked each time, so that more seeds make it no
+    smaller.
     """
     from keeptune.evaluation.evaluate import read_answers
     from keeptune.evaluation.scores import paired_differences
@@ -78,22 +81,41 @@ def _paired_error(job: Job, study: Study, names: Sequence[str]) -> float | None:
 
     metric = job.run.recipe.evaluation.select_by
     errors = []
-    for suffix in ("", *(f"-seed-{repeat}" for repeat in REPEATS)):
-        folders = [study.folder / f"{name}{suffix}" / VALIDATION for name in names]
+    for repeat in REPEATS:
+        folders = [trial.with_name(f"{trial.name}-seed-{repeat}") / VALIDATION for trial in trials]
         if all(folder.is_dir() for folder in folders):
             mine, theirs = (read_answers(folder) for folder in folders)
-            found = paired_differences(mine, theirs, metrics=(metric,), model=names[0], against=names[1])
+            found = paired_differences(mine, theirs, metrics=(metric,), model="mine", against="theirs")
             errors += [d.standard_error for d in found if d.task == ALL_TASKS and d.standard_error is not None]
     return sum(errors) / len(errors) if errors else None
 
 
 def _best_method(job: Job, winners: Mapping[str, Winner]) -> str:
     """Return the method whose chosen trial is best, or the nearest to the budgets where none keeps them."""
+    return _methods_in_order(job, winners)[0]
+
+
+def _methods_in_order(job: Job, winners: Mapping[str, Winner]) -> list[str]:
     from keeptune.search.winner import best_first
 
     chosen = [winner.chosen for winner in winners.values()]
-    best = best_first(chosen, higher_is_better=higher_is_better(job.run.recipe))[0]
-    return next(name for name, winner in winners.items() if winner.chosen is best)
+    order = best_first(chosen, higher_is_better=higher_is_better(job.run.recipe))
+    return [next(name for name, winner in winners.items() if winner.chosen is one) for one in order]
+
+
+def _between(job: Job, winners: Mapping[str, Winner]) -> dict[str, Any] | None:
+    """Return how the best method's chosen trial stands to that of the next; None where there is one method."""
+    from keeptune.search.winner import decide
+
+    if len(winners) < 2:
+        return None
+    names = _methods_in_order(job, winners)[:2]
+    error = _paired_error(job, [job.methods[name][0].folder / winners[name].chosen.name for name in names])
+    pair = [winners[name].chosen for name in names]
+    return {
+        "methods": names,
+        **_said(decide(pair, higher_is_better=higher_is_better(job.run.recipe), standard_error=error)),
+    }
 
 
 def _together(job: Job, winners: Mapping[str, Winner]) -> list[str]:
@@ -129,17 +151,21 @@ def write_summary(job: Job, *, winners: Mapping[str, Winner]) -> None:
             "key": job.keys[name],
             "front": [r.trial.name for r in front(full, higher_is_better=higher)] if search.against_drift else [],
             "by": "preset" if search.start is not None else "ranges",
+            "ranges": [asdict(range_) for range_ in search.ranges] if search.start is None else [],
             "trials": [_row(result) for result in results],
             "importance": importances(search.ranges, first, higher_is_better=higher) if winners else {},
             "winner": _said(winners[name]) if name in winners else None,
         }
     value = {
+        **job.facts,
         "metric": recipe.evaluation.select_by,
         "higher_is_better": higher,
         "split": "validation",
         "budget": dict(recipe.retention.budget),
         "best": _best_method(job, winners) if winners else None,
         "together": _together(job, winners) if winners else [],
+        "between": _between(job, winners),
+        "against_drift": job.against_drift,
         "methods": methods,
     }
     write_json(job.run.folder / FOLDER / SUMMARY, value)
@@ -155,7 +181,8 @@ def _said(winner: Winner) -> dict[str, Any]:
     contenders = [c for c in (winner.chosen, winner.second) if c is not None]
     return {
         "contenders": [{**asdict(c), "mean": c.mean, "feasible": c.feasible} for c in contenders],
-        "difference": winner.difference,
-        "threshold": winner.threshold,
-        "is_real": winner.is_real,
+        "gain": winner.gain,
+        "low": winner.low,
+        "high": winner.high,
+        "is_likely": winner.is_likely,
     }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,10 +75,11 @@ class Texts:
         return Split(part, records, self.table(part), untrained_tasks=frozenset(record.task for record in records))
 
 
-def write_texts(run: Run, data: Data) -> Texts | None:
+def write_texts(run: Run, data: Data, *, for_trials: bool = False) -> Texts | None:
     """Let the base model write its texts and read the general ones into `texts/`, unless they stand there.
 
-    None where the recipe wants none of either. The base is asked before any method is trained.
+    None where the recipe wants none of either. The base is asked before any method is trained. `for_trials`: it writes
+    only what trials are given, no text to report on or to certify with; the others are the same.
 
     Raises:
         DataError: a source has no texts, or all of them overlap with train.
@@ -99,7 +100,8 @@ def write_texts(run: Run, data: Data) -> Texts | None:
     for suite in retention.texts:
         audit[suite.name] = _read_suite(recipe, data, suite, into=parts)
     if counts:
-        audit[SELF_TEXTS] = _write_own(run, data, counts=counts, into=parts)
+        wanted = set(counts) - ({"test", "certify"} if for_trials else set())
+        audit[SELF_TEXTS] = _write_own(run, data, counts=counts, wanted=wanted, into=parts)
     with staged_folder(folder, facts={"key": key, "seed": recipe.seed}) as staging:
         _write_parts(staging, parts)
         write_json(staging / AUDIT, audit)
@@ -212,9 +214,13 @@ def _write_own(
     data: Data,
     *,
     counts: Mapping[PartName | SplitName, int],
+    wanted: Set[PartName | SplitName],
     into: dict[PartName | SplitName, list[Tokenized]],
 ) -> dict[str, Any]:
-    """Add texts that the base model writes itself to the parts; return how many, and of which seeds."""
+    """Add texts that the base model writes itself to the `wanted` parts; return how many, and of which seeds.
+
+    The number of a part among all `counts` seeds it, wanted or not.
+    """
     import torch
 
     from keeptune.model.artifact import stop_token_ids
@@ -235,6 +241,8 @@ def _write_own(
             prompts = [validation[i].prompt_ids.tolist() for i in range(len(validation))]
         num_loops = 0
         for number, (part, num_texts) in enumerate(counts.items()):
+            if part not in wanted:
+                continue
             written = sample(
                 model,
                 prompts=prompts,
@@ -251,7 +259,7 @@ def _write_own(
             into.setdefault(part, []).extend(written_texts(records, prompts=written.prompts, rows=written.rows))
     del model
     gc.collect()
-    found = {part: sum(row.record.task == SELF_TEXTS for row in into[part]) for part in counts}
+    found = {part: sum(row.record.task == SELF_TEXTS for row in into[part]) for part in counts if part in wanted}
     dropped = {"loop": num_loops} if num_loops else {}
     return {"num_read": sum(found.values()) + num_loops, "dropped": dropped, "parts": found, "seed": run.recipe.seed}
 

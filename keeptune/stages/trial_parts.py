@@ -17,7 +17,7 @@ from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, PartName, SplitName
 from keeptune.search.trials import Trial
 from keeptune.stages.certify import budgets_of
-from keeptune.stages.data import Data, max_new_tokens, read_base
+from keeptune.stages.data import TRIAL_FACTS, Data, max_new_tokens, read_base
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.training import fit_model, make_bench
@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 # What a trial trains on, what chooses, what it may train on again, and what its losses are measured on.
 _SHOWN: tuple[SplitName | PartName, ...] = ("train", "validation", "replay", "probe")
-_FACTS = "parts.json"
 _KINDS = ("tasks", "texts")
 
 
@@ -58,22 +57,22 @@ class Parts:
     @property
     def key(self) -> str:
         """The hash of the data and texts that the parts were taken from."""
-        return read_json(self.folder / _FACTS)["key"]
+        return read_json(self.folder / TRIAL_FACTS)["key"]
 
     @property
     def limits(self) -> Limits:
         """How long answers may be."""
-        return Limits(**read_json(self.folder / _FACTS)["limits"])
+        return Limits(**read_json(self.folder / TRIAL_FACTS)["limits"])
 
     def data(self, recipe: Recipe, *, cache: Path, subset: str) -> Data:
         """Return the data with the train records of a subset."""
-        key = read_json(self.folder / _FACTS)["data"]
+        key = read_json(self.folder / TRIAL_FACTS)["data"]
         return Data(read_base(recipe, cache=cache), self.folder / subset, stage_key(data=key, subset=subset))
 
     @property
     def texts(self) -> Texts | None:
         """The texts to replay and those of the probe; None where the recipe has none."""
-        key = read_json(self.folder / _FACTS)["texts"]
+        key = read_json(self.folder / TRIAL_FACTS)["texts"]
         return None if key is None else Texts(self.folder / "texts", key)
 
 
@@ -95,7 +94,7 @@ def write_parts(run: Run, data: Data, texts: Texts | None, *, trials: Sequence[T
             if texts is not None:
                 _link(texts.folder, staging / "texts")
             facts = {"key": key, "data": data.key, "texts": texts_key, "limits": asdict(limits)}
-            write_json(staging / _FACTS, facts)
+            write_json(staging / TRIAL_FACTS, facts)
     parts = Parts(folder)
     answer_probe(run, data, parts, model=lambda: load_base(run, data), folder=run.folder / BASE)
     return parts

@@ -2,29 +2,65 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
+from keeptune.errors import FolderInUseError
+from keeptune.progress import Progress, noun
 from keeptune.recipe_text import write_yaml
 from keeptune.search.space import Range, with_values
 from keeptune.search.trials import Result, Trial
 from keeptune.stages.data import Data
 from keeptune.stages.mixture import mixture_key
-from keeptune.stages.run import Run, stage_key
+from keeptune.stages.run import Run, differences, leaves, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.trial import RESULT
 from keeptune.stages.trial_parts import Parts
-from keeptune.storage import read_json, storage_errors, write_atomic
+from keeptune.storage import read_json, storage_errors, write_atomic, write_json
 
 if TYPE_CHECKING:
     from keeptune.search.study import Study
 
 Launch = Callable[..., subprocess.Popen[bytes]]
+_SETTINGS = "study.json"
+
+
+@dataclass(slots=True)
+class Told:
+    """What becomes of trials, in lines and as a count of the `num_left` that are to come."""
+
+    progress: Progress
+    num_left: int
+
+    @contextmanager
+    def counting(self, *, num_before: int) -> Iterator[None]:
+        """Count trials as they come to their end inside the block."""
+        if num_before and self.num_left:
+            self.progress.say(f"{num_before} {noun(num_before, 'trials')} stood before, {self.num_left} to come")
+        if self.num_left:
+            self.progress.start("Trials", total=self.num_left, unit="trials")
+        try:
+            yield
+        finally:
+            self.progress.finish()
+
+    def ended(self, line: str) -> None:
+        """Say what a trial came to. More of them than were expected are not counted."""
+        self.progress.say(line)
+        if self.num_left:
+            self.num_left -= 1
+            self.progress.advance()
+
+    def again(self, study: Study, trial: Trial) -> None:
+        """Say that a trial's process was killed and is started again."""
+        self.progress.say(f"{study.method} {trial.name}: its process was killed; it goes on from its last checkpoint")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +112,61 @@ def study_key(recipe: Recipe, data: Data, texts: Texts | None, *, name: str, ran
         budget=recipe.retention.budget,
         seed=recipe.seed,
         ranges=[asdict(range_) for range_ in ranges],
+        **({"quantization": recipe.quantization} if recipe.quantization else {}),
     )
+
+
+def study_settings(recipe: Recipe, *, name: str, ranges: Sequence[Range], with_texts: bool) -> dict[str, Any]:
+    """Return the settings, by dotted key, that a study's trials depend on; its own `ranges` in place of values."""
+    evaluation, retention = recipe.evaluation, recipe.retention
+    chooses = ["select_by", "num_validation_records", "max_new_tokens", *(["metrics"] if retention.budget else [])]
+    sections = {
+        "data": recipe.data.model_dump(mode="json"),
+        f"methods.{name}": recipe.methods[name].model_dump(mode="json"),
+        "training": recipe.training.model_dump(mode="json", exclude={"save_steps"}),
+        "evaluation": evaluation.model_dump(mode="json", include=set(chooses)),
+        "retention.budget": retention.budget,
+        "retention": retention.model_dump(mode="json", include={"self_texts", "texts"}) if with_texts else {},
+        "quantization": recipe.quantization,
+        "seed": recipe.seed,
+    }
+    found = {key: value for section, part in sections.items() for key, value in leaves(part, section)}
+    return found | {r.key: {k: v for k, v in asdict(r).items() if k != "key" and v} for r in ranges}
+
+
+def refuse_another_study(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse to go on with a study of other settings, before anything is written; `note_study` wrote down its own.
+
+    Raises:
+        FolderInUseError: they differ.
+    """
+    path = folder / _SETTINGS
+    if not path.is_file():
+        return
+    known = read_json(path)
+    # As JSON has them: a tuple is a list there.
+    if changed := differences(known["settings"], json.loads(json.dumps(settings))):
+        raise FolderInUseError(
+            f"{folder}: found a study of another recipe (hash {known['key'][:16]}): "
+            f"{changed}; expected the same to go on. Choose another output_dir, or remove that folder."
+        )
+
+
+def note_study(folder: Path, *, key: str, settings: Mapping[str, Any]) -> None:
+    """Write down the settings of a study, so that a message can name those that differ."""
+    write_json(folder / _SETTINGS, {"key": key, "settings": settings})
+
+
+def study_facts(run: Run, data: Data) -> dict[str, Any]:
+    """Return what a page says of where its trials come from: the model, the records and the command."""
+    return {
+        "model": run.recipe.model,
+        "tasks": [task.name for task in run.recipe.data.tasks if task.train],
+        "num_train_records": len(data.table("train")),
+        "num_validation_records": len(data.table("validation")),
+        "output_dir": run.recipe.output_dir,
+        "command": run.context.command,
+    }
 
 
 def read_trial(study: Study, trial: Trial) -> Result | None:

@@ -39,6 +39,7 @@ class Machine:
     stop_after: int | None = None
     started: list[str] = field(default_factory=list)
     told: list[str] = field(default_factory=list)
+    again: list[str] = field(default_factory=list)
     drift: Callable[[Trial], float] | None = None
 
     def study(self, *, key: str = "k" * 64) -> Study:
@@ -47,7 +48,13 @@ class Machine:
     def run(self, search: Search) -> dict[str, Any]:
         """Make the trials; return (settings, value) by name, the value None of those that failed."""
         study = self.study()
-        work = Work(self._start, self._read, lambda _, result: self.told.append(result.trial.name), self._stop)
+        work = Work(
+            self._start,
+            self._read,
+            told=lambda _, result: self.told.append(result.trial.name),
+            again=lambda _, trial: self.again.append(trial.name),
+            stop_requested=self._stop,
+        )
         run_trials([(study, partial(missing, search))], num_jobs=search.num_jobs, work=work)
         return finished(study)
 

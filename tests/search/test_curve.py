@@ -73,6 +73,30 @@ def test_scores_that_follow_no_such_law_are_told() -> None:
     assert not fit_curve(points, higher_is_better=False, bounds=(0.0, np.inf), seed=0).fits
 
 
+def three_sizes(*rows: tuple[float, float, float]) -> list[Measured]:
+    return [Measured(n, s, row[s]) for n, row in zip((20, 60, 180), rows, strict=True) for s in SEEDS]
+
+
+def test_three_sizes_at_the_limit_test_the_law() -> None:
+    # What lora came to in the lab: a law with the limit 0 gives half of what was measured at 60 records.
+    points = three_sizes((2.93, 3.16, 3.16), (0.987, 1.141, 1.318), (0.083, 0.120, 0.086))
+    found = fit_curve(points, higher_is_better=False, bounds=(0.0, np.inf), seed=0)
+    assert (found.limit, found.fits, found.tested) == (0.0, False, True)
+    # And full: a fall that the law explains as well as the seeds do.
+    points = three_sizes((1.183, 1.534, 1.252), (0.409, 0.312, 0.349), (0.0587, 0.0723, 0.0616))
+    found = fit_curve(points, higher_is_better=False, bounds=(0.0, np.inf), seed=0)
+    assert (found.limit, found.fits, found.tested) == (0.0, True, True)
+
+
+def test_a_law_through_all_of_three_sizes_is_untested_and_one_without_repeats_too() -> None:
+    points = three_sizes((0.50, 0.51, 0.52), (0.60, 0.61, 0.62), (0.65, 0.66, 0.67))
+    found = fit_curve(points, higher_is_better=True, bounds=(0.0, 1.0), seed=0)
+    assert found.limit < 1.0 and (found.fits, found.tested) == (True, False)
+    single = [one for one in measured((0.9, -3.0, 0.5), noise=0.01) if one.seed == 0]
+    assert not fit_curve(single, higher_is_better=True, bounds=(0.0, 1.0), seed=0).tested
+    assert fit_curve(measured((0.9, -3.0, 0.5)), higher_is_better=True, bounds=(0.0, 1.0), seed=0).tested
+
+
 def test_no_score_is_foretold_beyond_the_best_there_is() -> None:
     found = fit_curve(measured((1.4, -3.0, 0.3), noise=0.01), higher_is_better=True, bounds=(0.0, 1.0), seed=0)
     assert found.limit_high <= 1.0 and found.doubling.high <= 1.0

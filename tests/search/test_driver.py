@@ -13,6 +13,7 @@ import pytest
 
 from keeptune.errors import FolderInUseError, Interrupted, RecipeError, StorageError
 from keeptune.search import sampler
+from keeptune.search.rounds import num_expected
 from keeptune.search.study import JOURNAL
 from keeptune.search.trials import Result, Trial
 from tests.search.simulated import Machine, finished, search, value_of
@@ -27,7 +28,7 @@ def test_every_trial_is_made_once_and_the_two_best_with_two_more_seeds(tmp_path:
     best = sorted(first, key=lambda name: first[name])[:2]
     assert set(found) - set(first) == {f"{name}-seed-{i}" for name in best for i in (1, 2)}
     assert machine.run(search()) == found
-    assert len(machine.started) == 10
+    assert len(machine.started) == num_expected(search()) == 10
 
 
 @pytest.mark.parametrize("num_jobs", [1, 3])
@@ -44,6 +45,7 @@ def test_a_killed_process_is_started_again_and_changes_nothing(tmp_path: Path) -
     killed = Machine(tmp_path / "killed", codes={"trial-0001": [-9, 137], "trial-0004": [143], "trial-0005": [7]})
     assert killed.run(search()) == whole
     assert killed.started.count("trial-0001") == 3
+    assert killed.again == ["trial-0001", "trial-0001", "trial-0004", "trial-0005"]
 
 
 def test_what_is_killed_three_times_is_a_failure(tmp_path: Path) -> None:

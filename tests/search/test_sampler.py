@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from keeptune.search.sampler import importances, next_settings
+from keeptune.search.sampler import _spread, importances, next_settings
 from keeptune.search.space import Range
 from keeptune.search.trials import Result, Trial
 
@@ -138,3 +140,42 @@ def test_importance_does_not_depend_on_how_much_wider_a_range_is_than_what_was_t
     # With ranges that hold no more than what was tried.
     narrow = (Range(rate, 6e-5, 6e-4, log=True), Range(epochs, 1, 6), Range(rank, 8, 32))
     assert found == pytest.approx(importances(narrow, tried, higher_is_better=False))
+
+
+def test_the_first_settings_are_spread_over_the_range() -> None:
+    ranges = (Range("methods.full.learning_rate", 1e-5, 1e-3, log=True),)
+    for seed in range(20):
+        first = next_settings(ranges, [], num_next=4, num_trials=4, seed=seed, higher_is_better=False)
+        places = sorted(math.log10(one["methods.full.learning_rate"]) for one in first)
+        # Of two decades: no gap below a fifth of one, and no end further off than a decade.
+        assert min(b - a for a, b in itertools.pairwise([*places])) > 0.2
+        assert places[0] < -4.0 < places[-1]
+
+
+def test_settings_that_are_nearly_those_of_an_earlier_trial_are_not_tried() -> None:
+    ranges = (Range("methods.full.learning_rate", 1e-5, 1e-3, log=True), Range("methods.full.r", choices=("4", "8")))
+    before: list[Result] = []
+    for i in range(8):
+        (new,) = next_settings(ranges, before, num_next=1, num_trials=8, seed=1, higher_is_better=False)
+        # All is best at one place, to which TPE comes back again and again.
+        value = abs(math.log10(new["methods.full.learning_rate"]) + 3.05)
+        before.append(Result(Trial(i, new), "finished", value=value))
+    for rank in (4, 8):
+        rates = sorted(math.log10(r.trial.params["methods.full.learning_rate"]) for r in before
+                       if r.trial.params["methods.full.r"] == rank)  # fmt: skip
+        assert all(b - a > 0.99 * 2 * 0.25 / 8 for a, b in itertools.pairwise(rates))
+
+
+@pytest.mark.parametrize(
+    ("range_", "allowed"),
+    [
+        (Range("training.num_train_epochs", 1, 3), {1, 2, 3}),
+        (Range("methods.full.l2_base", 0.0, 0.2, step=0.05), {0.0, 0.05, 0.1, 0.15, 0.2}),
+        (Range("methods.lora.r", 1, 8, log=True), set(range(1, 9))),
+        (Range("methods.lora.r", choices=("4", "8")), {4, 8}),
+    ],
+)
+def test_the_first_settings_are_values_of_any_range(range_: Range, allowed: set[Any]) -> None:
+    found = [_spread((range_,), number, seed=0)[range_.key] for number in range(30)]
+    assert set(found) <= allowed and len(set(found)) >= len(allowed) - 1
+    assert all(type(value) is type(next(iter(allowed))) for value in found)

@@ -157,8 +157,8 @@ def test_a_run_refuses_ranges_and_names_the_command_that_takes_them(tmp_path: Pa
     lines = str(error.value).split("\n")
     assert [line.split(": ")[1] for line in lines] == ["methods.full.learning_rate", "methods.lora.r"]
     assert (
-        "found a range; expected a value, as only a search takes ranges. Give this recipe to `keeptune search`"
-        in lines[0]
+        "found a range; expected a value, as only a search takes ranges. Write a value, or find one with "
+        "`keeptune search`" in lines[0]
     )
 
 

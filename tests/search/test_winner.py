@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import pytest
+from scipy.stats import t
 
 from keeptune.search.trials import Result, Trial, dominated, front, ranked
 from keeptune.search.winner import Contender, decide, repeated
 
 
 def contender(number: int, *values: float, excess: float | None = None) -> Contender:
-    return Contender(f"trial-{number:04d}", number, {}, values, excess)
+    return Contender(f"trial-{number:04d}", number, {}, values, values[1:], excess)
 
 
 def result(
@@ -25,17 +29,43 @@ def test_the_mean_over_seeds_chooses_in_the_metrics_direction() -> None:
     assert decide(pair, higher_is_better=True).chosen.number == 0
 
 
-@pytest.mark.parametrize(
-    ("second", "error", "is_real"),
-    [((2.0, 2.1, 2.2), 0.1, True), ((1.3, 1.4, 1.5), 0.1, True), ((2.0, 2.1, 2.2), 0.6, False),
-     ((0.9, 2.1, 2.2), 0.1, False)],
-)  # fmt: skip
-def test_a_difference_is_real_above_two_standard_errors_and_the_spread_over_seeds(
-    second: tuple[float, ...], error: float, *, is_real: bool
-) -> None:
-    found = decide([contender(0, 1.0, 1.1, 1.05), contender(1, *second)], higher_is_better=False, standard_error=error)
-    assert found.is_real is is_real
-    assert found.difference == pytest.approx(1.05 - sum(second) / 3)
+def test_the_gain_is_that_of_the_further_seeds_with_the_interval_of_welch() -> None:
+    pair = [contender(0, 0.1, 1.00, 1.10), contender(1, 9.0, 1.50, 1.70)]
+    found = decide(pair, higher_is_better=False)
+    # Spread: (0.005 + 0.02) / 2 freedoms, twice over two seeds; t(2) at 97.5 % is 4.3027.
+    half = 4.3027 * math.sqrt((0.005 + 0.02) / 2)
+    assert (found.gain, found.low, found.high) == pytest.approx((0.55, 0.55 - half, 0.55 + half), abs=1e-4)
+    assert found.is_likely
+    # The records' error is known from many of them, so that Student's factor falls as the interval widens.
+    wide = decide(pair, higher_is_better=False, standard_error=0.4)
+    assert wide.high is not None and wide.high - 0.55 == pytest.approx(
+        t.ppf(0.975, 2 * ((0.0125 + 0.16) / 0.0125) ** 2) * math.sqrt(0.0125 + 0.16)
+    )
+    assert wide.is_likely is False
+    higher = decide([contender(0, 1.0, 1.2, 1.1), contender(1, 0.5, 0.5, 0.6)], higher_is_better=True)
+    assert higher.chosen.number == 0 and higher.gain == pytest.approx(0.6)
+
+
+def test_of_equal_settings_the_winner_is_hardly_ever_called_likely_better() -> None:
+    rng = np.random.default_rng(0)
+    called = 0
+    for _ in range(400):
+        # The two best of twelve settings that are all alike, by the first seed; the second is a little worse there.
+        first = np.sort(rng.normal(size=12))[:2]
+        pair = [contender(i, float(value), *rng.normal(size=2)) for i, value in enumerate(first)]
+        called += decide(pair, higher_is_better=False).is_likely is True
+    # 2.5 % are meant on that side; above 20 of 400 would have a chance of 1 in 500.
+    assert called <= 20
+
+
+def test_with_too_few_further_seeds_nothing_is_said_of_chance() -> None:
+    for pair in ([contender(0, 1.0, 1.1), contender(1, 2.0, 2.1)], [contender(0, 1.0), contender(1, 2.0, 2.1, 2.2)]):
+        found = decide(pair, higher_is_better=False)
+        assert found.second is not None and (found.gain, found.is_likely) == (None, None)
+    alike = decide(
+        [contender(0, 1.0, 1.0, 1.0), contender(1, 2.0, 2.0, 2.0)], higher_is_better=False, standard_error=0.1
+    )
+    assert (alike.low, alike.high) == pytest.approx((1.0 - 0.196, 1.0 + 0.196))
 
 
 def test_a_trial_that_keeps_the_budgets_goes_before_a_better_one_that_does_not() -> None:
@@ -65,7 +95,7 @@ def test_a_budget_is_kept_in_the_mean_over_seeds_as_the_value_is_one() -> None:
 
 def test_one_trial_alone_is_chosen_and_nothing_is_said_of_chance() -> None:
     found = decide([contender(0, 1.0)], higher_is_better=False)
-    assert (found.chosen.number, found.second, found.is_real) == (0, None, None)
+    assert (found.chosen.number, found.second, found.is_likely) == (0, None, None)
 
 
 def test_only_first_seeds_are_ranked_and_a_seed_that_failed_is_left_out() -> None:

@@ -133,7 +133,7 @@ def test_a_remedy_names_a_command_that_works_here(
     def refused(*_: object, **__: object) -> None:
         raise DataError("x: found y; expected z. Run `keeptune train` first.")
 
-    monkeypatch.setattr(cli, "load", refused)
+    monkeypatch.setattr(cli, "load_with_ranges", refused)
     monkeypatch.setattr(invocation.shutil, "which", lambda name: None)
     monkeypatch.setattr(sys, "argv", [".venv/bin/keeptune", "check", "recipe.yaml"])
     with pytest.raises(SystemExit):
@@ -151,6 +151,29 @@ def test_help_names_what_an_argument_is() -> None:
     assert "[FOLDER]" in (shown := process("lab", "--help").stdout) and "[[" not in shown
     assert "--records NUMBER" in process("check", "--help").stdout
     assert "--method NAME" in process("train", "--help").stdout
+
+
+def test_a_check_shows_a_recipe_with_ranges_at_the_largest_value_of_each(path: Path, keeptune: world.Keeptune) -> None:
+    ranges = "methods={full: {learning_rate: {low: 1e-5, high: 0.0625, log: true}}}"
+    result = keeptune("check", path, "--set", ranges)
+    assert result.returncode == 0, result.stderr
+    assert "0.0625" in result.stdout
+    named, ready = result.stdout.splitlines()[-2:]
+    assert named == "Ranges, here with the largest value of each: methods.full.learning_rate"
+    assert " search " in ready
+
+
+@pytest.mark.parametrize(
+    ("option", "found"), [("--trials", "-3"), ("--trials", "four"), ("--jobs", "0"), ("--trials", "1.5")]
+)
+def test_a_number_of_trials_that_is_none_is_refused(
+    path: Path, keeptune: world.Keeptune, option: str, found: str
+) -> None:
+    result = keeptune("search", path, option, found)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        f"keeptune: {option}: found {found}; expected a whole number above 0. Write for example {option} 4.\n"
+    )
 
 
 def test_a_quiet_check_prints_its_outcome_alone(path: Path, keeptune: world.Keeptune) -> None:
@@ -174,7 +197,7 @@ def test_an_interrupted_check_does_not_look_like_a_success(monkeypatch: pytest.M
     def interrupted(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "load", interrupted)
+    monkeypatch.setattr(cli, "load_with_ranges", interrupted)
     monkeypatch.setattr(sys, "argv", ["keeptune", "check", "recipe.yaml"])
     with pytest.raises(SystemExit) as stop:
         cli.main()

@@ -150,7 +150,9 @@ def test_ranges_are_for_a_search(tmp_path: Path, base: Path) -> None:
 
 def test_a_curve_of_another_recipe_is_refused(tmp_path: Path, base: Path) -> None:
     curved(recipe(tmp_path, base), Launcher())
-    with pytest.raises(FolderInUseError, match="found a study of another recipe, other ranges or other data"):
+    with pytest.raises(
+        FolderInUseError, match=r"curve/full: found .*\): methods.full.learning_rate was 0.001, now 0.002"
+    ):
         curved(recipe(tmp_path, base, methods={"full": {"learning_rate": 2e-3}}), Launcher())
     path = recipe(tmp_path, base)
     overrides = ["data.mixture={cap: 20}"]
