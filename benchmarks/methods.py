@@ -271,14 +271,12 @@ def rates_table() -> str:
     lines = [_line(["`peft_type`", "default", "from"]), _line(["---"] * 3)]
     for peft_type, default in LEARNING_RATES.items():
         name = next((n for n, (_, arguments) in METHODS.items() if arguments.get("peft_type") == peft_type), "full")
-        source = "a usual rate; not searched yet"
-        if peft_type in {None, "LORA"}:
-            source = "a usual rate" + (f"; best in the lab {best[name]:g}" if name in best else "")
-        elif name in best:
-            # OSF trains whole weights.
-            like = "full" if peft_type == "OSF" else "lora"
-            rate = LEARNING_RATES[None if like == "full" else "LORA"] * best[name] / best[like]
-            source = f"best in the lab {best[name]:g}, which gives {rate:.1g}"
+        # OSF trains whole weights.
+        like = "full" if peft_type == "OSF" else "lora"
+        rate = LEARNING_RATES[None if like == "full" else "LORA"] * best[name] / best[like]
+        is_usual = peft_type in {None, "LORA"}
+        found = f"best in the lab {best[name]:g}"
+        source = f"a usual rate; {found}" if is_usual else f"{found}, which gives {rate:.1g}"
         lines.append(_line([f"`{peft_type}`" if peft_type else "none: full", f"{default:g}", source]))
     return "\n".join(lines)
 

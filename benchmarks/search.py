@@ -178,8 +178,9 @@ def tables(results: dict[str, Any]) -> str:
         lines += [
             f"| {name}: best of the grid | {grid['learning_rate']:.2g} | {grid['loss']:.3f} | |",
             f"| {name}: best rate of the search, all else as in the grid | {rate['learning_rate']:.2g} | "
-            f"{rate['loss']:.3f} | {found['rate_over_the_grids_best']:+.1%} |",
-            f"| {name}: chosen ({settings}) | | {chosen['loss']:.3f} | {found['chosen_over_the_grids_best']:+.1%} |",
+            f"{rate['loss']:.3f} | {100 * found['rate_over_the_grids_best']:+.1f} % |",
+            f"| {name}: chosen ({settings}) | | {chosen['loss']:.3f} | "
+            f"{100 * found['chosen_over_the_grids_best']:+.1f} % |",
         ]
     if "kills" in results:
         kills = results["kills"]

@@ -35,7 +35,7 @@ _RESERVED_NAMES = frozenset(
 LEARNING_RATES: Mapping[str | None, float] = {
     None: 2e-5,
     "LORA": 2e-4,
-    "ADALORA": 1e-3,
+    "ADALORA": 2e-3,
     "VERA": 7e-3,
     "IA3": 7e-3,
     "LOHA": 7e-4,
