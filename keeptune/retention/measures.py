@@ -16,8 +16,6 @@ from keeptune.retention.drops import metric_scale, require_same_records
 MAX_LABELS = 20
 # Share of the scale that the base must be above chance for a retention ratio to mean anything.
 LEAST_ABOVE_CHANCE = 0.1
-# Metrics of which a difference is a corpus's own, no mean of differences: the bootstrap alone knows its error.
-_NOT_A_MEAN = frozenset({"bleu", "chrf", "perplexity"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +77,8 @@ def measure_retention(
     ]
     means = _by_task(score_answers(base, metrics=[metric]))
     tuned_means = _by_task(score_answers(tuned, metrics=[metric]))
-    errors = {} if metric in _NOT_A_MEAN else _by_task(score_answers(forgotten, metrics=[metric]))
+    # The difference of two corpus scores is no mean of differences: the bootstrap alone knows its error.
+    errors = _by_task(score_answers(forgotten, metrics=[metric])) if metric_of(metric).is_mean else {}
     paired = _by_task(paired_differences(tuned, base, metrics=[metric], model="tuned", against="base"))
     tasks = []
     for task, score in means.items():
