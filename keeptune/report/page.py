@@ -151,7 +151,9 @@ def _forgotten(report: Report) -> dict[str, Any]:
     on_the_way = delivered is not None and delivered[1] < 1.0
     flip_model = report.answers.model if report.answers else "tuned"
     return {
-        "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
+        "show_forgotten": bool(
+            forgotten.rows or forgotten.certificate or any(any(row.counts) for row in forgotten.canaries)
+        ),
         "verdict": _verdict_sentence(report),
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
@@ -186,6 +188,7 @@ def report_json(report: Report) -> str:
             "metric": report.selection.metric,
             "split": report.selection.split,
             "values": dict(report.selection.values),
+            "notes": list(report.selection.notes),
         },
         "main_metric": report.main_metric,
         "untrained_tasks": sorted(report.untrained_tasks),

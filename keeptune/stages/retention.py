@@ -178,11 +178,12 @@ def _forgetting(
 
     metric = main_metric(run.recipe)
     first = run.folder / BASE / ZERO_SHOT
-    base = _others(read_answers(first), data) if first.exists() else []
+    base_everything = read_answers(first) if first.exists() else []
+    base = _others(base_everything, data)
     base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
     asked = harness_answers(run, None)
     rows: list[dict[str, Any]] = []
-    broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(base).values()]
+    broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(base_everything).values()]
     for method in methods:
         for point in points(run, method):
             tuned = _others(read_answers(point.test), data) if base else []
@@ -192,9 +193,8 @@ def _forgetting(
                 weighed = read_answers(point.texts)
                 rows += [facts | row for row in lost_rows(base_texts, weighed, metric="loss")]
             rows += [facts | row for row in harness_rows(asked, harness_answers(run, point), harness=harness)]
-            if base and point.alpha == 1.0:
-                everything = read_answers(point.test)
-                broken += [facts | asdict(c) for c in canaries(everything).values()]
+            if point.alpha == 1.0:
+                broken += [facts | asdict(c) for c in canaries(read_answers(point.test)).values()]
     return {
         "metric": metric,
         "suites": sorted({row["suite"] for row in rows}),
