@@ -119,7 +119,11 @@ def check_model(recipe: Recipe) -> None:
 
 
 def prepare(run: Run) -> Data:
-    """Read, audit, split and tokenise the data into `data/`, unless the same data stand there."""
+    """Read, audit, split and tokenise the data into `data/`, unless the same data stand there.
+
+    Raises:
+        RecipeError: a metric cannot read the references of a task.
+    """
     from keeptune.stages.splits import write_data
 
     progress = run.progress
@@ -147,7 +151,26 @@ def prepare(run: Run) -> Data:
         }
         with staged_folder(folder, facts=facts) as staging:
             facts["counts"] = write_data(run.recipe, base, staging, progress=progress).counts()
-    return Data(base, folder, key, made_before=made_before)
+    data = Data(base, folder, key, made_before=made_before)
+    for remark in check_metrics(run.recipe, data):
+        progress.say(remark)
+    return data
+
+
+def check_metrics(recipe: Recipe, data: Data) -> list[str]:
+    """Return remarks on metrics that say less of a task than they seem to.
+
+    Raises:
+        RecipeError: a metric cannot read a task's references, so that right answers would score 0.
+    """
+    from keeptune.evaluation.corpus import load_tokenisers
+    from keeptune.evaluation.legible import blind_problems, remarks
+
+    metrics, references = recipe.evaluation.metrics, data.audit.get("references", {})
+    problems = [*load_tokenisers(metrics), *blind_problems(metrics, references)]
+    if problems:
+        raise RecipeError("\n".join(f"evaluation.metrics: {problem}" for problem in problems))
+    return remarks(metrics, references)
 
 
 @contextmanager
