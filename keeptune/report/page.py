@@ -17,6 +17,7 @@ from markupsafe import Markup
 from keeptune import __version__
 from keeptune.progress import noun
 from keeptune.report import losses, wording
+from keeptune.report.broken import broken_rows, broken_sentence
 from keeptune.report.growth import growth_panels, read_growth
 from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
@@ -80,6 +81,7 @@ def render_page(report: Report) -> str:
         **_forgotten(report),
         colours=colours(report),
         score_groups=score_groups(report),
+        broken_rows=broken_rows(report),
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
@@ -151,12 +153,11 @@ def _forgotten(report: Report) -> dict[str, Any]:
     on_the_way = delivered is not None and delivered[1] < 1.0
     flip_model = report.answers.model if report.answers else "tuned"
     return {
-        "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
+        "show_forgotten": bool(forgotten.rows or forgotten.certificate),
         "verdict": _verdict_sentence(report),
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
         "tested": tested_rows(forgotten.certificate) if forgotten.certificate else [],
-        "canaries": [row for row in forgotten.canaries if any(row.counts)],
         "drift_panels": losses.drift_panels(report),
         "not_measured": losses.not_measured(report),
         "flip_model": flip_model,
@@ -174,6 +175,7 @@ def report_json(report: Report) -> str:
     value = {
         "version": VERSION,
         "keeptune": __version__,
+        "broken_answers": broken_sentence(report) or None,
         "headline": " ".join(
             [
                 _text(headline(report)),

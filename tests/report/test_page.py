@@ -168,7 +168,8 @@ def test_tasks_that_were_not_trained_on_stand_apart(tmp_path: Path) -> None:
     page = page_of(run)
     assert_safe(page)
     for words in (
-        "english-3m, tuned with lora on 1,624 records of news and qa, raises ROUGE-L on 200 test records from 0.118",
+        "english-3m, tuned with lora on 1,624 records of news and qa, raises ROUGE-L on 200 test records of the same "
+        "tasks from 0.118",
         "On 2 other tasks, which it was not trained on, it loses: ROUGE-L went from 0.106 to 0.042 (difference −0.064, "
         "95 % interval −0.080 to −0.048).",
         "here those of the tasks trained on. Dot",
@@ -430,7 +431,8 @@ def test_a_method_that_changes_no_score_is_not_called_unclear(tmp_path: Path) ->
     write_json(run / "paired.json", {"paired": pairs})
     page = page_of(run)
     for words in (
-        "on 1,624 records of news and qa, changes no record’s score in ROUGE-L on 200 test records: 0.118 to",
+        "on 1,624 records of news and qa, changes no record’s ROUGE-L on 200 test records of the same "
+        "tasks: it stays 0.118",
         "On another task, boolq, which it was not trained on, it changes no record’s score: ROUGE-L went from",
         "0 0 = no score changed",
         "≈ unclear, = no record’s score changed, ∅ both have 0, and the base had no score to lose.",
