@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from keeptune import __version__
 from keeptune.progress import noun
-from keeptune.report import losses, wording
+from keeptune.report import explained, losses, wording
 from keeptune.report.broken import broken_rows, broken_sentence
 from keeptune.report.growth import growth_panels, read_growth
 from keeptune.report.guide import guide
@@ -42,6 +42,7 @@ _FILTERS = (
     wording.num_bytes,
     wording.parameters,
     wording.percent,
+    wording.rate,
     wording.seconds,
     wording.thousands,
     noun,
@@ -86,6 +87,8 @@ def render_page(report: Report) -> str:
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
         num_looks=_num_looks(report),
+        memory_sentence=explained.memory_sentence(report),
+        forgot_more_sentence=explained.forgot_more_sentence(report),
     )
 
 
@@ -144,6 +147,7 @@ def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
     # The scores of other tasks are the trained model's: of one delivered on the way to it, its own losses are said.
     of_trained = (others_sentence,) if delivered is None or delivered[1] == 1.0 else ()
     sentences = (alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
+    sentences += (explained.tied_sentence, explained.unfinished_sentence)
     return [found for sentence in sentences if (found := sentence(report))]
 
 

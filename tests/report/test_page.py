@@ -154,7 +154,7 @@ def test_a_finished_run_gives_a_safe_page_with_every_section(tmp_path: Path) -> 
         "% of all) and 3 min 12 s of training.",
         "keeptune run recipes/news.yaml --set training.num_train_epochs=3",
         "lora was chosen among 2 methods by ROUGE-L on the validation split. The test split played no part in it.",
-        "lora chosen 590 k 15.8 % 911 MB 3 min 12 s 4,222 120 2.40 MB cpu float32",
+        "lora chosen 0.0002 590 k 15.8 % 911 MB 3 min 12 s 4,222 120 2.40 MB cpu float32",
         "rouge_score 0.1.2|rougeL|stemmer|F1|max over 1 reference",
         "1.00 % cut at the limit",
         "How much another seed would change was not measured.",
