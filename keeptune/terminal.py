@@ -211,6 +211,8 @@ def show_scores(console: Console, report: Path) -> None:
     _show_tasks(console, value)
     _show_lost(console, value)
     console.print(visible(_choice(value)), highlight=False, soft_wrap=True)
+    if value["broken_answers"]:
+        console.print(visible(f"Broken answers: {value['broken_answers']}"), highlight=False, soft_wrap=True)
 
 
 def show_comparison(console: Console, path: Path) -> None:

@@ -185,6 +185,11 @@ def _scaled(value: float | None, units: list[tuple[float, str]], *, plain: str) 
     return f"{value:,.0f}{plain}"
 
 
+def rate(value: float | None) -> str:
+    """Return a learning rate as recipes write it, as in 0.001 and 2e-05."""
+    return MISSING if value is None else f"{value:g}"
+
+
 def percent(part: float | None, total: float | None = 1.0) -> str:
     """Return a share in percent with two digits that count, as in "0.63 %"."""
     if part is None or not total or not math.isfinite(part) or not math.isfinite(total):

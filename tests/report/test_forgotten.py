@@ -199,7 +199,7 @@ def test_one_record_a_task_shows_what_was_forgotten(tmp_path: Path) -> None:
 
 def test_only_broken_answers_are_in_the_table_of_broken_answers(tmp_path: Path) -> None:
     words = page_of(a_run(tmp_path)).words
-    assert "lora wiki 100 7 0 3 – 5" in words
+    assert "lora wiki not trained on 100 7 3 0 – 5" in words
     assert "base boolq 100 0" not in words
     assert "Forgetting was measured on boolq, wiki, texts of the base itself, and on nothing else." in words
 
@@ -285,13 +285,14 @@ def test_the_first_sentence_speaks_of_the_delivered_model_and_not_of_the_whole_t
     words = page_of(a_run(tmp_path, verdict="CERTIFIED")).words.replace("\u00a0", " ")
     # 0.8 of the whole training's 0.431, which the run folder holds at alpha 0.3.
     assert (
-        "and taken 30 % of the way there, reaches ROUGE-L 0.345 on 100 test records (base 0.118; 95 % interval" in words
+        "and taken 30 % of the way there, reaches ROUGE-L 0.345 on 100 test records of the same task (base 0.118; "
+        "95 % interval" in words
     )
     assert (
         "The whole training (alpha 1) reaches 0.431, and loses 0.140 (0.120 to 0.160) of ROUGE-L on all other" in words
     )
     assert "where this model loses 0.028 (0.008 to 0.048). Scores on this page without an alpha are those of" in words
-    assert "ROUGE-L 0.345 base 0.118, 100 test records … of the whole training 0.431 not delivered" in words
+    assert "ROUGE-L 0.345 base 0.118, 100 test records of ag_news … of the whole training 0.431 not delivered" in words
 
 
 def test_the_frontier_stands_on_the_first_screen(tmp_path: Path) -> None:
@@ -355,7 +356,7 @@ def test_what_is_delivered_and_what_the_way_reaches_are_in_the_numbers(tmp_path:
 
 def test_answers_of_the_delivered_model_are_not_called_those_of_the_whole_training(tmp_path: Path) -> None:
     words = page_of(a_run(tmp_path, verdict="CERTIFIED")).words
-    assert "lora at alpha 0.3 0.0" in words.partition("Forgotten answers")[2].partition("Broken answers")[0]
+    assert "lora at alpha 0.3 0.0" in words.partition("Forgotten answers")[2].partition("What was not measured")[0]
     assert "lora, trained to the end (alpha 1), to what was trained on, ranked by" in words
 
 
