@@ -6,6 +6,7 @@ the clock, and loops, repetition and output are bounded.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import re
@@ -43,6 +44,7 @@ class ChatWording:
         environment.binop_table |= {operator: _bounded(operator) for operator in environment.intercepted_binops}
         try:
             tree = environment.parse(_GENERATION_TAG.sub(_as_condition, source))
+            self._names = _names(tree)
             self._template = environment.from_string(_guarded(tree))
         except _FAULTS as error:
             raise RecipeError(
@@ -50,19 +52,31 @@ class ChatWording:
                 "Set data.template=alpaca, or choose another model."
             ) from error
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def reads(self, name: str) -> bool:
+        """Return whether the template names a variable, attribute or key `name` anywhere."""
+        return name in self._names
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+        switches: Mapping[str, bool] | None = None,
+    ) -> str:
         """Return the text of a conversation, or what an answer to it starts from.
+
+        `switches` are further variables of the template, such as `enable_thinking`.
 
         Raises:
             RecipeError: the template refuses the conversation, breaks the sandbox or passes its caps.
         """
         self._num_loop_items = 0
-        variables = {"messages": [dict(message) for message in messages], "tools": None, "documents": None}
+        variables: dict[str, Any] = {**self._role_tokens, **(switches or {})}
+        variables |= {"messages": copy.deepcopy(list(messages)), "tools": copy.deepcopy(tools), "documents": None}
         try:
             pieces, num_characters = [], 0
-            for piece in self._template.generate(
-                **self._role_tokens, **variables, add_generation_prompt=add_generation_prompt
-            ):
+            for piece in self._template.generate(**variables, add_generation_prompt=add_generation_prompt):
                 num_characters += len(piece)
                 if num_characters > _MAX_CHARACTERS:
                     _raise(f"more than {_MAX_CHARACTERS} characters of output")
@@ -81,6 +95,13 @@ class ChatWording:
             if self._num_loop_items > _MAX_LOOP_ITEMS:
                 _raise(f"more than {_MAX_LOOP_ITEMS} turns of its loops")
             yield item
+
+
+def _names(tree: jinja2.nodes.Template) -> frozenset[str]:
+    """Return the variables, attributes and string constants of a template."""
+    names: set[str] = {node.name for node in tree.find_all(jinja2.nodes.Name)}
+    names |= {node.attr for node in tree.find_all(jinja2.nodes.Getattr)}
+    return frozenset(names | {c.value for c in tree.find_all(jinja2.nodes.Const) if isinstance(c.value, str)})
 
 
 def _guarded(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
