@@ -10,7 +10,7 @@ import copy
 import datetime
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 import jinja2
@@ -32,6 +32,9 @@ _FAULTS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueE
 class ChatWording:
     """A compiled chat template with the tokens that it may name."""
 
+    literals: Set[str]
+    """The texts that stand in the template, as text or as string constants."""
+
     def __init__(self, source: str, *, role_tokens: Mapping[str, str]) -> None:
         self._role_tokens = dict(role_tokens)
         self._num_loop_items = 0
@@ -44,7 +47,10 @@ class ChatWording:
         environment.binop_table |= {operator: _bounded(operator) for operator in environment.intercepted_binops}
         try:
             tree = environment.parse(_GENERATION_TAG.sub(_as_condition, source))
-            self._names = _names(tree)
+            self._variables = frozenset(node.name for node in tree.find_all(jinja2.nodes.Name))
+            strings = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+            self._keys = strings | {node.attr for node in tree.find_all(jinja2.nodes.Getattr)}
+            self.literals = strings | {node.data for node in tree.find_all(jinja2.nodes.TemplateData)}
             self._template = environment.from_string(_guarded(tree))
         except _FAULTS as error:
             raise RecipeError(
@@ -52,9 +58,13 @@ class ChatWording:
                 "Set data.template=alpaca, or choose another model."
             ) from error
 
-    def reads(self, name: str) -> bool:
-        """Return whether the template names a variable, attribute or key `name` anywhere."""
-        return name in self._names
+    def reads(self, key: str) -> bool:
+        """Return whether the template names the attribute or key `key` of anything."""
+        return key in self._keys
+
+    def has_variable(self, name: str) -> bool:
+        """Return whether the template uses the variable `name`."""
+        return name in self._variables
 
     def render(
         self,
@@ -95,13 +105,6 @@ class ChatWording:
             if self._num_loop_items > _MAX_LOOP_ITEMS:
                 _raise(f"more than {_MAX_LOOP_ITEMS} turns of its loops")
             yield item
-
-
-def _names(tree: jinja2.nodes.Template) -> frozenset[str]:
-    """Return the variables, attributes and string constants of a template."""
-    names: set[str] = {node.name for node in tree.find_all(jinja2.nodes.Name)}
-    names |= {node.attr for node in tree.find_all(jinja2.nodes.Getattr)}
-    return frozenset(names | {c.value for c in tree.find_all(jinja2.nodes.Const) if isinstance(c.value, str)})
 
 
 def _guarded(tree: jinja2.nodes.Template) -> jinja2.nodes.Template:
