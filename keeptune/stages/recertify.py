@@ -24,17 +24,18 @@ from keeptune.stages.certify import (
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.harness import harness_rows, write_harness
 from keeptune.stages.retention import FORGETTING, lost_rows, main_metric
-from keeptune.stages.run import Run, stage_key
-from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify_answers, drops_of, open_session
+from keeptune.stages.run import Run, intact_record, stage_key
+from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import write_texts
 from keeptune.stages.way import load_at
-from keeptune.storage import MANIFEST, read_json, storage_errors, write_json
+from keeptune.storage import MANIFEST, read_record, write_record
 
 if TYPE_CHECKING:
     from torch import nn
 
     from keeptune.evaluation.metrics import Answer
     from keeptune.retention.drops import Drops
+    from keeptune.retention.ledger import Opening
     from keeptune.retention.walk import Walk
     from keeptune.text.tokenizer import Tokenizer
 
@@ -83,15 +84,13 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     session = Session(run, data, texts, harness, budgets, {}, key)
     name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"
     path = run.folder / CERTIFICATES / f"{name}.json"
-    if path.is_file() and read_json(path)["key"] == key:
+    if intact_record(path, say=run.context.progress.say).get("key") == key:
         run.context.progress.say(f"{path}: certified before and unchanged")
         return _read(path)
     for earlier in certificates_of(folder, runs=[run.folder]):
         if (changed := changed_file(earlier)) is not None:
             run.context.progress.say(f"{changed}. What stands there now gets a certificate of its own.")
-    with storage_errors(path):
-        (path.parent / name).mkdir(parents=True, exist_ok=True)
-    opening = open_session(session, [name], note=path.parent / name / OPENING_NOTE)
+    opening = open_session(session, [name], certificate=path)
     base = base_answers(session)
     left_out = _at_chance(session, base)
     session = replace(session, left_out=left_out, budgets={s: b for s, b in budgets.items() if s not in left_out})
@@ -169,7 +168,7 @@ def _at_chance(session: Session, base: Sequence[Answer]) -> dict[str, str]:
     """Return the suites that the base answers at chance, by the report part where that was measured."""
     measured, tasks = session.run.folder / FORGETTING, session.data.untrained_tasks
     if measured.is_file():
-        rows = read_json(measured)["rows"]
+        rows = read_record(measured)["rows"]
     else:
         others = [answer for answer in base if answer.task in tasks]
         of_tasks = lost_rows(others, others, metric=main_metric(session.run.recipe))
@@ -177,7 +176,7 @@ def _at_chance(session: Session, base: Sequence[Answer]) -> dict[str, str]:
     return at_chance(rows, budgets=session.budgets, tasks=tasks)
 
 
-def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str, opening: int) -> Walk:
+def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str, opening: Opening) -> Walk:
     from keeptune.model.folder import ADAPTER_CONFIG
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.walk import Candidate, walk
@@ -197,12 +196,12 @@ def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str
         place = run.folder / CERTIFICATES / name
         return drops_of(session, base, certify_answers(session, model, name=name, folder=place))
 
-    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening)
+    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening.number)
     return walk([Candidate(name, (1.0,))], budgets=session.budgets, delta=delta, drops_at=drops_at)
 
 
 def _write(
-    session: Session, walked: Walk, *, folder: Path, hashes: Mapping[str, str], opening: int, path: Path
+    session: Session, walked: Walk, *, folder: Path, hashes: Mapping[str, str], opening: Opening, path: Path
 ) -> None:
     from keeptune.retention.verdict import verdict
 
@@ -210,16 +209,16 @@ def _write(
     # The walk's words for a point between base and trained model: here there is one model, and no way to it.
     sentence = found.sentence.replace(" at alpha 1, the smallest tested,", "").replace(" at alpha 1", "")
     value = {
-        **certificate_facts(session, walked, found, opening=opening, note=path.with_suffix("") / OPENING_NOTE),
+        **certificate_facts(session, walked, found, opening=opening),
         "sentence": sentence,
         "artifact": {"folder": str(folder.resolve()), "sha256": dict(hashes)},
         "base": {"name": session.data.base.name, "sha256": session.data.base.facts.sha256},
     }
-    write_json(path, value)
+    write_record(path, value)
 
 
 def _read(path: Path) -> ArtifactCertificate:
-    value = read_json(path)
+    value = read_record(path)
     weights = [name for name in value["artifact"]["sha256"] if name.endswith(".safetensors")]
     named = ", ".join(f"{name} {value['artifact']['sha256'][name][:16]}" for name in weights)
     return ArtifactCertificate(

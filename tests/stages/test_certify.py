@@ -19,7 +19,7 @@ from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.stages.retention import FORGETTING
 from keeptune.stages.run import stage_key
 from keeptune.stages.session import LEDGER
-from keeptune.storage import staged_folder, write_json, write_jsonl
+from keeptune.storage import staged_folder, write_json, write_jsonl, write_record
 from tests.stages.world import Notes, context, llama, recipe_file, records
 
 TASKS = ("left", "right", "riddles")
@@ -90,7 +90,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
                 scores = run.folder / method / place / "scores.json"
                 scores.parent.mkdir(parents=True, exist_ok=True)
                 write_json(scores, {"scores": []})
-        write_json(run.folder / FORGETTING, {"rows": [*rows_of(recipe, at_chance={"riddles"})]})
+        write_record(run.folder / FORGETTING, {"rows": [*rows_of(recipe, at_chance={"riddles"})]})
     return Scripted(recipe, run.folder)
 
 
@@ -211,24 +211,24 @@ def certify_lines(run: Scripted) -> list[dict[str, Any]]:
 
 
 def test_where_every_other_task_is_at_chance_there_is_nothing_to_certify(run: Scripted) -> None:
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={*TASKS, "others"})]})
+    write_record(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={*TASKS, "others"})]})
     with pytest.raises(DataError, match=r"retention\.budget: found only suites that the base answers at chance \(left"):
         run.certified()
 
 
 def test_tasks_at_chance_that_hide_the_others_leave_the_others_to_certify(run: Scripted) -> None:
     """A mean of all tasks may be at chance where one of them is not."""
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles", "others"})]})
+    write_record(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles", "others"})]})
     found = run.certified()
     assert found["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
 
 
 def test_a_budget_in_nats_leaves_out_nothing_since_a_loss_has_no_chance_level(run: Scripted) -> None:
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={*TASKS, "others"})]})
+    write_record(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={*TASKS, "others"})]})
     found = run.certified(budget={"others": "0.5 nats of loss"})
     assert (found["verdict"], found["left_out_at_chance"]) == ("CERTIFIED", {})
     assert found["items"] == {"others": len(certify_lines(run))}
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"riddles"})]})
+    write_record(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"riddles"})]})
     found = run.certified(budget={"others": "0.5 nats of loss", "riddles": "20 points of exact_match"})
     assert found["left_out_at_chance"] == {"riddles": "0.02"}
     assert found["items"] == {"others": len(certify_lines(run))}
@@ -236,7 +236,7 @@ def test_a_budget_in_nats_leaves_out_nothing_since_a_loss_has_no_chance_level(ru
 
 def test_where_each_task_is_at_chance_the_others_have_nothing_to_lose_whatever_their_mean_says(run: Scripted) -> None:
     """Together, tasks may have too many labels for a chance, and a mean above it."""
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance=set(TASKS))]})
+    write_record(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance=set(TASKS))]})
     with pytest.raises(DataError, match=r"answers at chance \(left, right, riddles, others\); expected one or more"):
         run.certified()
 
@@ -244,7 +244,7 @@ def test_where_each_task_is_at_chance_the_others_have_nothing_to_lose_whatever_t
 def test_what_is_not_evaluated_yet_is_refused_before_anything_is_opened(run: Scripted) -> None:
     path = run.folder / FORGETTING
     rows = [row for row in rows_of(run.recipe, at_chance=set()) if row["model"] == "full"]
-    write_json(path, {"rows": rows})
+    write_record(path, {"rows": rows})
     with pytest.raises(DataError) as error:
         run.certified()
     assert str(error.value) == (
@@ -262,7 +262,7 @@ def test_what_is_not_evaluated_yet_is_refused_before_anything_is_opened(run: Scr
 
 def test_other_tasks_left_out_of_the_others_are_another_question(run: Scripted) -> None:
     assert run.certified()["items"] == {"others": sum(line["task"] != "riddles" for line in certify_lines(run))}
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles"})]})
+    write_record(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles"})]})
     assert run.certified()["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
     assert openings(run) == [1, 2]
 
@@ -340,7 +340,8 @@ def test_the_prompts_are_measured_as_validation_answers_them_and_other_numbers_a
     found = run.certified()
     assert [one["shots"] for one in found["fallback"]["values"]] == [0, 3]
     assert found["fallback"]["values"][0] == first["fallback"]["values"][0]
-    assert {**found, "fallback": None} == {**first, "fallback": None}
+    changed = {"fallback": None, "content_sha256": ""}
+    assert {**found, **changed} == {**first, **changed}
     assert openings(run) == [1]
 
 
