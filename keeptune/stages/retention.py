@@ -21,7 +21,7 @@ from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.training import fit_model, make_bench
 from keeptune.stages.way import BASE, ZERO_SHOT, load_base, open_way, points, trained_facts
-from keeptune.storage import read_json, write_json
+from keeptune.storage import MANIFEST, read_record, write_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +50,7 @@ def measure(run: Run, data: Data, texts: Texts | None, *, harness: Harness | Non
     if harness is not None:
         ask_all(run, data, methods, harness=harness)
     path = run.folder / FORGETTING
-    write_json(path, _forgetting(run, data, methods, texts=texts, harness=harness))
+    write_record(path, _forgetting(run, data, methods, texts=texts, harness=harness))
     return path
 
 
@@ -102,7 +102,7 @@ def _repeat_base(run: Run, data: Data) -> None:
     if not first.exists():
         return
     folder = run.folder / BASE / "repeat"
-    key = stage_key(repeat=read_json(first / "manifest.json")["key"])
+    key = stage_key(repeat=read_record(first / MANIFEST)["key"])
     if is_done(folder, key):
         return
     run.context.progress.say(f"{BASE}: answering test again, in smaller batches")
