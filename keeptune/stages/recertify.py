@@ -21,6 +21,7 @@ from keeptune.stages.certify import (
     require_budget,
     require_something_to_lose,
 )
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.harness import harness_rows, write_harness
 from keeptune.stages.retention import FORGETTING, lost_rows, main_metric
@@ -79,6 +80,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         confidence=run.recipe.retention.confidence,
         metric=main_metric(run.recipe),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
+        **policy_of(run.recipe).answers_key(),
     )
     session = Session(run, data, texts, harness, budgets, {}, key)
     name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"

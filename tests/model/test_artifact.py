@@ -413,6 +413,20 @@ def test_an_adapter_with_other_weights_than_its_config_is_refused(
         load_artifact(folder, base=base.folder, device=CPU, dtype=torch.float32)
 
 
+def test_a_device_that_fails_while_an_adapter_is_read_is_not_told_as_damaged_weights(
+    bases: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = bases("llama")
+    folder = save(trained(base, "LORA"), tmp_path / "adapter", base)
+
+    def fails(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("Need to provide pin_memory allocator to use pin memory.")
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", fails)
+    with pytest.raises(RuntimeError, match="pin_memory allocator"):
+        load_artifact(folder, base=base.folder, device=CPU, dtype=torch.float32)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
