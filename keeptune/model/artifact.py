@@ -264,7 +264,12 @@ def adapter_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         StorageError: they are missing or cannot be read.
     """
-    weights = folder / ADAPTER_WEIGHTS
+    weights, index = folder / ADAPTER_WEIGHTS, folder / f"{ADAPTER_WEIGHTS}.index.json"
+    if index.exists():
+        raise StorageError(
+            f"{folder}: found {index.name}; expected all weights in {ADAPTER_WEIGHTS}, as PEFT reads no others. "
+            "Save the adapter with PEFT as one file, or remove the index if it belongs to no file here."
+        )
     if not weights.exists():
         raise StorageError(
             f"{folder}: found no {ADAPTER_WEIGHTS}; expected an adapter's weights as safetensors. "
