@@ -113,12 +113,13 @@ def forgetting_sentence(report: Report) -> tuple[Phrase, ...]:
     parts = []
     if of_tasks:
         row = max(of_tasks, key=lambda row: row.forgetting)
-        parts.append(f"of {count(len(of_tasks))} {noun(len(of_tasks), 'tasks')}, {_said(row)}")
-    parts += [_said(max(rows, key=lambda row: row.forgetting)) for rows in (of_harness, of_texts) if rows]
+        parts.append(f"of {count(len(of_tasks))} {noun(len(of_tasks), 'tasks')}, {lost_in_words(row)}")
+    parts += [lost_in_words(max(rows, key=lambda row: row.forgetting)) for rows in (of_harness, of_texts) if rows]
     return (Phrase("Forgotten at worst: ", strong=True), Phrase(f"{'; '.join(parts)}.")) if parts else ()
 
 
-def _said(row: Lost) -> str:
+def lost_in_words(row: Lost) -> str:
+    """Return what a model lost on a suite as a clause: "ROUGE-L on boolq dropped by 0.200 (95 % interval …)"."""
     places = decimals_for(row.forgetting, row.high, row.low)
     ends = f"95 % interval {interval(row.low, row.high, places)}" if row.low is not None else ""
     number = decimal(abs(row.forgetting), places)
