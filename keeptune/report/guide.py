@@ -10,16 +10,25 @@ from keeptune.report.headline import base_label, series, shown
 from keeptune.report.tables import Report
 from keeptune.report.wording import count, metric_label, parameters, rate
 
-_MEANINGS = {
-    "exact_match": "the share of answers that equal the expected one word for word (case, punctuation and articles "
-    "aside), 0 to 1",
-    "raw_exact_match": "the share of answers that equal the expected one to the letter, 0 to 1",
+_ROUGE = {
     "rouge1": "how many words agree with the expected answer’s, 0 to 1",
     "rouge2": "how many pairs of neighbouring words agree, 0 to 1",
     "rougeL": "how much of the wording agrees with the expected answer’s, in its order, 0 to 1",
     "rougeLsum": "how much of the wording agrees with the expected answer’s, line by line, 0 to 1",
+}
+_BLEU = "how many runs of words agree with the expected answers’, 0 to 100"
+_MEANINGS = {
+    **_ROUGE,
+    **{f"{name}_unicode": meaning for name, meaning in _ROUGE.items()},
+    "exact_match": "the share of answers that equal the expected one (case, white space and a final full stop aside), "
+    "0 to 1",
+    "exact_match_squad": "the share of answers that equal the expected one word for word (case, punctuation, signs and "
+    "articles aside, as in SQuAD), 0 to 1",
+    "raw_exact_match": "the share of answers that equal the expected one to the letter, 0 to 1",
     "token_f1": "how many words agree with the expected answer’s, whatever their order, 0 to 1",
-    "bleu": "how many runs of words agree with the expected answers’, 0 to 100",
+    "char_f1": "how many characters agree with the expected answer’s, whatever their order, 0 to 1",
+    **dict.fromkeys(("bleu", "bleu_zh", "bleu_ja_mecab", "bleu_ko_mecab"), _BLEU),
+    **dict.fromkeys(("bleu_char", "bleu_flores200"), _BLEU.replace("words", "parts of words")),
     "chrf": "how many runs of letters agree with the expected answers’, 0 to 100",
     "loss": "how unlikely the model finds the expected answer, lower is better",
     "perplexity": "the loss on another scale, from 1 up, lower is better",

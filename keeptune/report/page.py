@@ -230,7 +230,7 @@ def report_json(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     certificate = report.forgotten.certificate
-    return f"{certificate.verdict}: {_verdict_sentence(report)}" if certificate else ""
+    return f"{certificate.heading}: {_verdict_sentence(report)}" if certificate else ""
 
 
 def _verdict_sentence(report: Report) -> str:

@@ -391,7 +391,10 @@ def write_certificate(run: Path, verdict: str) -> Path:
         "delta": 0.025,
         "confidence": 0.95,
         "items": {"others": 400},
-        "left_out_at_chance": {"wiki": "0.02", "arc_easy": "0.25"},
+        "left_out_at_chance": {
+            "wiki": {"suite": "wiki", "budget": "others", "metric": "rougeL", "base": 0.02, "chance": 0.0},
+            "arc_easy": {"suite": "arc_easy", "budget": "arc_easy", "metric": "acc", "base": 0.25, "chance": 0.25},
+        },
         "artifact": {"folder": "adapter", "sha256": {"adapter_model.safetensors": "ab12"}} if is_certified else None,
     }
     write_json(run / "certificate.json", certificate)
