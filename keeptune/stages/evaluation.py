@@ -85,9 +85,9 @@ def evaluate(
         run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
     _write_paired(run, data, entrants)
     trained = {method.name: points(run, method)[-1] for method in methods}
+    measure(run, data, texts, harness=harness)
     for point in trained.values():
         write_record(point.folder / CARD, card_to_json(model_card(run, data, point)))
-    measure(run, data, texts, harness=harness)
     if run.recipe.retention.budget:
         return None
     # Validation alone chooses now; a certificate of the time when there was a budget speaks of another model.
