@@ -10,13 +10,12 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.evaluation.metrics import DIVERGENCE, LOSS_METRICS, Answer
 from keeptune.evaluation.words import plain, unicode_words
 
@@ -66,28 +65,6 @@ def canaries(answers: Sequence[Answer]) -> dict[str, Canaries]:
         if set(answer.metrics) - {*LOSS_METRICS, DIVERGENCE}:
             members.setdefault(answer.task, []).append(answer)
     return {task: _canaries(task, mine) for task, mine in members.items()}
-
-
-def degeneration(answers: Sequence[Answer], *, untrained_tasks: Collection[str] = ()) -> list[Canaries]:
-    """Return each task's counts, then the sums over the tasks that were trained on ("all") and the others ("others").
-
-    What is None of a task adds nothing to a sum; where it is None of all, the sum is None.
-    """
-    by_task = canaries(answers)
-    found = list(by_task.values())
-    for name, untrained in ((ALL_TASKS, False), (OTHER_TASKS, True)):
-        together = [counts for task, counts in by_task.items() if (task in untrained_tasks) == untrained]
-        if together:
-            found.append(_sum(name, together))
-    return found
-
-
-def _sum(name: str, together: Sequence[Canaries]) -> Canaries:
-    numbers: dict[str, int | None] = {}
-    for field in (field.name for field in fields(Canaries) if field.name.startswith("num_")):
-        known = [count for count in (getattr(counts, field) for counts in together) if count is not None]
-        numbers[field] = sum(known) if known else None
-    return Canaries(task=name, format=None, **numbers)  # pyright: ignore[reportArgumentType]
 
 
 def _canaries(task: str, answers: Sequence[Answer]) -> Canaries:

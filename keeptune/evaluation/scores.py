@@ -6,7 +6,7 @@ Records with the same input form a cluster: their values are not independent, so
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -83,15 +83,31 @@ def score_answers(
     return scores
 
 
-def still_metrics(means: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return the metrics in which every model has the same score, so that they tell no model from another.
+def score_of(answers: Sequence[Answer], *, metric: str) -> float:
+    """Return the metric over all these answers together."""
+    judged = metric_of(metric)
+    return float(judged.combine(_statistics(answers, judged).sum(axis=0)))
 
-    `means` holds each model's scores by metric; a metric that some model lacks is left out. Of fewer than two models
-    nothing can be said.
-    """
-    models = list(means.values())
-    shared = [name for name in models[0] if all(name in scores for scores in models)] if len(models) > 1 else []
-    return [name for name in shared if len({scores[name] for scores in models}) == 1]
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One score minus another over the same records; `standard_error` is clustered, None where one cluster is all."""
+
+    difference: float
+    standard_error: float | None
+    num_clusters: int
+
+
+def difference(mine: Sequence[Answer], theirs: Sequence[Answer], *, metric: str) -> Difference:
+    """Return the score of `mine` minus that of `theirs`, which answer the same records in the same order."""
+    judged = metric_of(metric)
+    clusters_R, num_clusters = _clusters(mine)
+    here_GS, there_GS = (_cluster_sums(_statistics(side, judged), clusters_R, num_clusters) for side in (mine, theirs))
+    return Difference(
+        float(judged.combine(here_GS.sum(axis=0)) - judged.combine(there_GS.sum(axis=0))),
+        _standard_error(_left_out(here_GS, judged) - _left_out(there_GS, judged)),
+        num_clusters,
+    )
 
 
 def macro_mean(scores: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:

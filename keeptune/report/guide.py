@@ -8,7 +8,7 @@ from keeptune.progress import noun
 from keeptune.report.cost import Cost
 from keeptune.report.headline import base_label, series, shown
 from keeptune.report.tables import Report
-from keeptune.report.wording import count, metric_label, parameters
+from keeptune.report.wording import count, metric_label, parameters, rate
 
 _ROUGE = {
     "rouge1": "how many words agree with the expected answer’s, 0 to 1",
@@ -55,7 +55,9 @@ def _what_was_done(report: Report) -> Iterator[str]:
         verb = "changes" if len(whole) == 1 else "change"
         yield f"Full fine-tuning ({_names(whole)}) {verb} all of the model’s weights{all_of}."
     if added:
-        kinds = series([f"{cost.model} (PEFT’s {cost.peft_type})" for cost in added], of="PEFT methods")
+        kinds = series(
+            [f"{cost.model} (PEFT’s {cost.peft_type}{_learning_rate(cost)})" for cost in added], of="PEFT methods"
+        )
         verbs = ("leaves", "trains") if len(added) == 1 else ("leave", "train")
         sizes = list(dict.fromkeys(parameters(cost.trained_parameters) for cost in added))
         known = [cost.trained_parameters for cost in added if cost.trained_parameters is not None]
@@ -66,17 +68,32 @@ def _what_was_done(report: Report) -> Iterator[str]:
         )
     splits = report.audit.splits
     validation = sum(split.validation for split in splits)
-    test = sum(split.test for split in splits) - report.audit.num_set_aside
-    sizes = [f" ({count(n)} {noun(n, 'records')})" if splits else "" for n in (validation, test)]
+    of_validation = f" ({count(validation)} {noun(validation, 'records')})" if splits else ""
     yield (
-        f"Validation{sizes[0]} is what was kept from training to choose by: when to stop, and which method is best; "
-        f"test{sizes[1]} was kept from both, and every score on this page is from it, except "
+        f"Validation{of_validation} is what was kept from training to choose by: when to stop, and which method is "
+        f"best; test{_test_records(report)} was kept from both, and every score on this page is from it, except "
         "those under “Learning curves” and “How it was decided”."
     )
 
 
 def _names(costs: list[Cost]) -> str:
-    return series([cost.model for cost in costs], of="methods")
+    return series([f"{cost.model}{_learning_rate(cost)}" for cost in costs], of="methods")
+
+
+def _learning_rate(cost: Cost) -> str:
+    return f", learning rate {rate(cost.learning_rate)}" if cost.learning_rate is not None else ""
+
+
+def _test_records(report: Report) -> str:
+    """Return how many test records there are, and how many of them are of other tasks, in brackets after a space."""
+    audit = report.audit
+    aside = {part.task: part.probe + part.certify + part.replay for part in audit.parts}
+    numbers = {split.task: split.test - aside.get(split.task, 0) for split in audit.splits}
+    total, others = sum(numbers.values()), sum(n for task, n in numbers.items() if task in report.untrained_tasks)
+    if not audit.splits:
+        return ""
+    kinds = f": {count(total - others)} of what was trained on, {count(others)} of other tasks" if others else ""
+    return f" ({count(total)} {noun(total, 'records')}{kinds})"
 
 
 def _what_is_shown(report: Report) -> Iterator[str]:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.progress import noun
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens
 from keeptune.stages.run import Run, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
-from keeptune.stages.training import fit_model, make_bench
+from keeptune.stages.training import make_bench
 from keeptune.stages.way import BASE, load_base, open_way
 
 if TYPE_CHECKING:
@@ -31,30 +32,15 @@ def higher_is_better(recipe: Recipe) -> bool:
     return METRICS[recipe.evaluation.select_by].higher_is_better
 
 
-def selection_notes(
-    selected: str, *, metric: str, values: Mapping[str, float | None], still: Sequence[str]
-) -> list[str]:
-    """Return sentences on what the metric that selects left to the validation loss; none where it decided all.
-
-    `values` are the methods' best ones, `still` the methods with one value at every validation.
-    """
-    if metric == "loss":
-        return []
-    notes = []
-    if still:
-        each = ", ".join(f"{name} ({values[name]:.3f})" for name in still)
-        notes.append(f"{metric} was the same at every validation of {each}: the validation loss chose the checkpoint.")
+def describe_tie(selected: str, *, metric: str, values: Mapping[str, float | None]) -> str:
+    """Return in words that the validation loss chose among methods with the same value; "" where it did not."""
     tied = [name for name, value in values.items() if value is not None and value == values[selected]]
-    if len(tied) > 1:
-        notes.append(
-            f"{', '.join(tied)} have the same {metric} on validation, {values[selected]:.3f}: {selected} has the "
-            "lowest validation loss of these."
-        )
-    if notes:
-        notes.append(
-            "Set evaluation.select_by to loss, or to a metric that gives credit for part of an answer, such as chrf."
-        )
-    return notes
+    if metric == "loss" or len(tied) < 2:
+        return ""
+    return (
+        f"{', '.join(tied)} have the same {metric} on validation, {values[selected]:.3f}: {selected} has the lowest "
+        "validation loss of these."
+    )
 
 
 def certified_values(
@@ -92,6 +78,7 @@ def best_prompt(run: Run, data: Data, *, before: Mapping[str, Any] | None = None
         rows=[SHOTS_VERSION, *([row.num_shots, row.draw] for row in rows)],
         metric=evaluation.select_by,
         num_records=evaluation.num_validation_records,
+        **policy_of(run.recipe).answers_key(),
     )
     if before is not None and before.get("key") == key:
         return dict(before)
@@ -136,10 +123,7 @@ def _worded(row: ShotRow | None) -> str:
 
 
 def _bench(run: Run, data: Data, model: nn.Module) -> Bench:
-    from keeptune.model.load import pick_device
-
-    fit = fit_model(model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
-    return make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens(run.recipe, data))
+    return make_bench(run, data, model, max_new_tokens=max_new_tokens(run.recipe, data))
 
 
 def _value(run: Run, model: nn.Module, *, split: Split, bench: Bench, metric: str | None = None) -> float:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from keeptune.evaluation.canaries import Canaries, canaries, degeneration, loops
+from keeptune.evaluation.canaries import Canaries, canaries, loops
 from keeptune.evaluation.metrics import Answer
 
 
@@ -121,7 +121,7 @@ def test_answers_that_were_never_generated_are_left_out() -> None:
 # Greedy answers of a small model that was tuned on dialogue summaries, all cut at the limit: no fixed period.
 WANDERING = [
     "#Person1# and #Person1# and #Person1# and #Person1# and #Person1#s #Person1# and #Person1# to #Person2# to "
-    "#Person1# to #Person1# and #Person1# to #Person1# to #Person1# to #Person1# and #Person1# to #Person1# and #Person1# and",
+    "#Person1# to #Person1# and #Person1# to #Person1# to #Person1# to #Person1# and #Person1# to #Person1# and",
     "#Person1# and #Person1# and #Person1# and #Person2# to #Person2# to #Person1# and #Person2# to #P",
     "#Person1# and #Person1# to the#s #Person1# to the#s #Person1# to the#s #Person2# to the#s #Person1# to #Person1#",
     "1. I like the red house. 2. I like the red house. 3. I like the red house. 4. I like the red house. 5. I like the",
@@ -189,19 +189,3 @@ def test_what_repeats_itself_for_a_reason_is_no_loop_whole_or_cut(text: str) -> 
     assert not loops(text)
     if len(text) > 40:
         assert not loops(text, ended=False)
-
-
-def test_the_counts_of_tasks_add_up_to_those_of_the_trained_and_of_the_other_ones() -> None:
-    looping = "the cat sat " * 8
-    answers = [
-        answer(looping, task="a", ended=False),
-        answer("", task="a"),
-        answer("yes", task="b"),
-        answer(looping, task="c", reference="5"),
-    ]
-    found = degeneration(answers, untrained_tasks={"c"})
-    assert [row.task for row in found] == ["a", "b", "c", "all", "others"]
-    together, others = found[3:]
-    assert together == Canaries("all", 3, 1, 1, 1, 0, None, None)
-    assert (others.num_records, others.num_looping, others.num_other_script) == (1, 1, None)
-    assert degeneration([]) == []

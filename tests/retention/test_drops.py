@@ -63,3 +63,18 @@ def test_a_suite_without_a_record_is_refused() -> None:
     assert str(error.value) == (
         "sst2: found no record; expected some to measure forgetting on. Give the suite more records."
     )
+
+
+@pytest.mark.parametrize(
+    "metrics", [{"exact_match": float("nan")}, {"exact_match": float("inf")}, {"loss": 1.0}], ids=["nan", "inf", "none"]
+)
+def test_a_record_without_a_finite_value_is_refused(metrics: dict[str, float]) -> None:
+    base = [answer(i, exact_match=1.0) for i in range(3)]
+    tuned = [answer(0, exact_match=1.0), answer(1, **metrics), answer(2, exact_match=1.0)]
+    for one, other in ((base, tuned), (tuned, base)):
+        with pytest.raises(DataError) as error:
+            paired_drops(one, other, metric="exact_match", suite="sst2")
+        assert str(error.value) == (
+            "sst2: found 1 of 3 records without a finite exact_match of base or tuned model, the first of them id1; "
+            "expected one of each. Evaluate both again."
+        )
