@@ -10,9 +10,10 @@ import itertools
 import json
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -30,6 +31,8 @@ _MAX_LOOP_CHARACTERS = 4096
 _LEAST_WORDS, _LAST_WORDS = 12, 64
 _MOST_DISTINCT_WORDS, _MOST_DISTINCT_PAIRS = 1 / 3, 1 / 2
 _MOST_NEW_TRIPLES = 0.2
+# Of a label that is shown.
+_MAX_SHOWN = 80
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*")
 # A quoted word or a formula is no change of language.
 _OTHER_SCRIPT_SHARE = 0.2
@@ -42,7 +45,9 @@ class Canaries:
     """How many of a task's answers are not ended, empty, loops, in another script or not in the references' form.
 
     `num_other_script` is None where no reference has a letter, `num_broken_format` where the references have no form in
-    common: all JSON objects or arrays, or a few labels.
+    common: all JSON objects or arrays, or a few labels. Of a choice among labels, `top_answer` is the most frequent
+    answer, given `num_top_answer` times and expected `num_top_expected` times; always giving the most frequent
+    reference would be right `num_majority` times.
     """
 
     task: str
@@ -53,6 +58,10 @@ class Canaries:
     num_other_script: int | None
     num_broken_format: int | None
     format: Literal["json", "labels"] | None
+    top_answer: str | None = None
+    num_top_answer: int | None = None
+    num_top_expected: int | None = None
+    num_majority: int | None = None
 
 
 def canaries(answers: Sequence[Answer]) -> dict[str, Canaries]:
@@ -78,7 +87,20 @@ def _canaries(task: str, answers: Sequence[Answer]) -> Canaries:
         num_other_script=_other_script(answers),
         num_broken_format=num_broken,
         format=format_,
+        **(_labelled(answers) if format_ == "labels" else {}),
     )
+
+
+def _labelled(answers: Sequence[Answer]) -> dict[str, Any]:
+    given = Counter(plain(answer.prediction) for answer in answers)
+    expected = Counter(label for answer in answers for label in {plain(text) for text in answer.references})
+    top, number = given.most_common(1)[0]
+    return {
+        "top_answer": top[:_MAX_SHOWN],
+        "num_top_answer": number,
+        "num_top_expected": expected[top],
+        "num_majority": max(expected.values()),
+    }
 
 
 def _looping(answer: Answer) -> bool:

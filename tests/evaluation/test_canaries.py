@@ -106,6 +106,16 @@ def test_where_references_are_few_labels_other_answers_break_the_format() -> Non
     assert of_task([answer("x", reference=f"label {i % 20}") for i in range(42)]).num_broken_format == 42
 
 
+def test_of_a_choice_among_labels_the_most_frequent_answer_and_the_majority_are_counted() -> None:
+    labels = ["billing"] * 14 + ["login"] * 20 + ["bug"] * 26
+    given = ["Billing."] * 33 + ["bug"] * 27
+    found = of_task([answer(p, reference=r) for p, r in zip(given, labels, strict=True)])
+    assert (found.top_answer, found.num_top_answer, found.num_top_expected) == ("billing", 33, 14)
+    assert (found.num_majority, found.num_records) == (26, 60)
+    free = of_task([answer("x", reference=str(i)) for i in range(60)])
+    assert (free.top_answer, free.num_top_answer, free.num_majority) == (None, None, None)
+
+
 def test_the_references_as_answers_trip_no_canary() -> None:
     texts = ["Paris is the capital of France.", "В Москве", "badger " * 9, '{"a": 1}', "7"]
     found = of_task([answer(text, reference=text) for text in texts])
