@@ -140,7 +140,7 @@ class _Renderer:
             except KeeptuneError as error:
                 if not shown[i].num_shown:
                     shown[i] = replace(shown[i], refusal=str(error))
-        ids = encode_prompts(list(rows.values()), template=self.template)
+        ids = encode_prompts(list(rows.values()), tokenizer=self.tokenizer, encoder_decoder=self.encoder_decoder)
         return dict(zip(rows, ids, strict=True))
 
     def text(self, record: Record, exemplars: Sequence[Record]) -> str:

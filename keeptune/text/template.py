@@ -49,7 +49,7 @@ class Template(Protocol):
     chat_template: str
     """The Jinja source that renders the same in transformers' apply_chat_template."""
     controls: Controls
-    """What encodes the rendered text."""
+    """The tokens that are hidden where contents spell them."""
 
     def render(self, messages: Sequence[Message], *, train_on: TrainOn, tools: str = "") -> Rendered:
         """Return the whole conversation, which ends with an assistant message.
