@@ -26,7 +26,13 @@ _MAX_NUMBER = 1_000_000
 # The date that Llama's own template falls back to; one record must render alike on every day.
 _FIXED_DATE = datetime.datetime(2024, 7, 26)
 _GENERATION_TAG = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+_DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 _FAULTS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError, AttributeError, RecursionError)
+
+
+def with_fixed_date(source: str) -> str:
+    """Return a chat template that says of every day what records are rendered with."""
+    return _DATE.sub(lambda found: json.dumps(_FIXED_DATE.strftime(found[1] or found[2])), source)
 
 
 class ChatWording:

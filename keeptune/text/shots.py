@@ -174,7 +174,7 @@ class _Renderer:
 
     def _block(self, exemplar: Record) -> str:
         row = self.template.render(exemplar.messages, train_on="last")
-        return f"{self._parted(row.prompt)[1]}\n{row.completion.removesuffix(self.template.end_token)}"
+        return f"{self._parted(row.prompt)[1]}\n{row.completion.removesuffix(row.end)}"
 
     def _prompt(self, record: Record) -> str:
         return self.template.render_prompt(record.messages[:-1], tools=record.tools)

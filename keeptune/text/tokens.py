@@ -208,7 +208,7 @@ def token_cache_key(
 
 def encode_prompts(prompts: Sequence[str], *, tokenizer: Tokenizer, encoder_decoder: bool) -> list[NDArray[np.int32]]:
     """Return the ids of rendered prompts."""
-    rows = [Rendered(prompt, "") for prompt in prompts]
+    rows = [Rendered(prompt, "", "") for prompt in prompts]
     return [example.input_ids for example in _encode(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)]
 
 
@@ -232,11 +232,11 @@ def _encode(rows: Sequence[Rendered], *, tokenizer: Tokenizer, encoder_decoder: 
     remaining = iter(wholes)
     for row, prompt in zip(rows, prompts, strict=True):
         whole = next(remaining) if row.completion else prompt
-        if prompt and whole[: len(prompt)] == prompt:
+        if prompt and whole[: len(prompt)] == prompt and (not row.end or whole[-1] == tokenizer.added_tokens[row.end]):
             completion = whole[len(prompt) :]
         else:
             # A decoder's text is one of its own. Else the ids of prompt and completion would merge where they meet,
-            # which no model can do that writes after the prompt.
+            # or no end token be found after the last word: a model writes token by token.
             completion = encoder.encode_answer(row.completion, first=encoder_decoder)
         loss_mask = np.arange(len(prompt) + len(completion)) >= len(prompt)
         if row.answers:
