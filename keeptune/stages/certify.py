@@ -173,10 +173,11 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
         return path
     opening = open_session(session, list(methods), certificate=path)
     walked = _walked(session, methods, opening=opening)
-    values = certified_values(run, data, methods=methods, certified=walked.certified)
+    values, losses = certified_values(run, data, methods=methods, certified=walked.certified)
     choice = choose(
         walked.certified,
         validation=lambda name, alpha: values[name, alpha],
+        loss=lambda name, alpha: losses[name, alpha],
         higher_is_better=higher_is_better(run.recipe),
     )
     found = verdict(walked, choice=choice, left_out=left_out)
