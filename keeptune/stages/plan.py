@@ -78,7 +78,7 @@ def plan(recipe: Recipe, *, context: Context) -> PlanOutcome:
     """
     from keeptune.model.load import pick_device
     from keeptune.model.memory import memory_errors
-    from keeptune.stages.certify import budgets_of
+    from keeptune.stages.budgets import budgets_of
     from keeptune.training.cost import available_memory_bytes
 
     budgets_of(recipe)
