@@ -170,8 +170,9 @@ def _joined(
 def _copy_parts(folder: Path, staging: Path) -> None:
     """Put the parts that stand in `folder` beside those in `staging`."""
     with storage_errors(staging):
-        for file in (*folder.glob("*.jsonl"), *folder.glob("tokens/*.arrow")):
-            shutil.copy2(file, staging / file.relative_to(folder))
+        for file in folder.glob("*.jsonl"):
+            shutil.copy2(file, staging / file.name)
+        shutil.copytree(folder / "tokens", staging / "tokens", dirs_exist_ok=True)
 
 
 def keep_texts(recipe: Recipe, data: Data, texts: Texts | None) -> KeepTexts | None:
