@@ -175,7 +175,7 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     overlaps = {kind: leak for kind, leak in audit["leaks"].items() if leak["num_train_records"]}
     rows += [("train records that share with a held-out record", "")] if overlaps else []
     rows += [
-        (f"  {_OVERLAPS[kind]}", f"{leak['num_train_records']:,}, {'removed' if leak['num_removed'] else 'kept'}")
+        (f"  {_OVERLAPS[kind]}", f"{leak['num_train_records']:,}, {leak['num_removed']:,} removed")
         for kind, leak in overlaps.items()
     ]
     show_table(console, "Audit", ("", ""), rows=rows)
@@ -189,6 +189,8 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     lengths = [(part, *(f"{audit['tokens'][part][q]:,}" for q in quantiles)) for part in parts]
     title = "Tokens of a record" + (", before cutting" if audit["truncated"] else "")
     show_table(console, title, ("", *quantiles.values()), rows=lengths)
+    for remark in audit["remarks"]:
+        console.print(visible(remark), highlight=False, soft_wrap=True, style="yellow")
 
 
 def show_scores(console: Console, report: Path) -> None:
