@@ -122,7 +122,7 @@ class TaskFields(Section):
                 "chooses nothing. Remove validation"
             )
         if self.columns is not None:
-            _check_columns(self.columns)
+            _check_columns({part: named for part, named in self.columns.items()})
         if self.instruction is not None and self.columns is None:
             raise ValueError(
                 "found instruction without columns, where it has no effect; expected both. Add columns, or remove it"

@@ -40,6 +40,7 @@ class DataFile:
 
 
 def data_file(path: Path, *, shown: str, split: SplitName | None) -> DataFile:
+    """Return a file of rows; refuse one that is not there, or whose name says that it holds other things."""
     if not path.is_file():
         found = "something that is no regular file" if path.exists() else "no such file or folder"
         raise DataError(f"{shown}: found {found}; expected a data file. {_near(path)}")

@@ -232,7 +232,7 @@ def _completion(value: Any, *, row: Row, column: str, labels: Labels | None) -> 
     """Return a completion: a text, a list of messages, a whole number in digits, or what `labels` call a value."""
     if labels is not None and value is not None:
         key = label_key(value)
-        if key not in labels:
+        if key is None or key not in labels:
             shown = f"{value!r:.40}" if isinstance(value, str | int | float) else json_kind(value)
             expected = f"one that `labels` of the task name: {', '.join(labels)[:200]}"
             raise _refusal(row, "no_label", found=f"the label {shown} in {column}", expected=expected, remedy=_LABELS)

@@ -193,14 +193,14 @@ def _remarks(
     counts = {"num_removed": num_removed, "num_kept": num_kept if leaks == "auto" else 0}
     yield from remarks.overlaps(**counts, num_train=num_train, example=example)
     yield from remarks.unread(ledger.unread)
-    numbered = {source.name: source.columns["completion"] for source in sources if _has_bare_labels(source)}
+    numbered = {source.name: column for source in sources if (column := _bare_labels(source))}
     yield from remarks.labels(ledger.labels, numbered=numbered)
 
 
-def _has_bare_labels(source: TaskSource) -> bool:
-    """Tell whether completions come from a column called as one of labels is, and the recipe does not name them."""
+def _bare_labels(source: TaskSource) -> str | None:
+    """Return the column of the completions if it is called as one of labels is and the recipe does not name them."""
     column = (source.columns or {}).get("completion")
-    return isinstance(column, str) and is_label(column) and source.labels is None
+    return column if isinstance(column, str) and is_label(column) and source.labels is None else None
 
 
 def _leak_audits(

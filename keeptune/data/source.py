@@ -142,7 +142,7 @@ def _rows(
 ) -> Iterator[Row]:
     problems: list[str] = []
     if source.hub:
-        own = [file.split for file in source.files if file.split]
+        own: list[SplitName] = [file.split for file in source.files if file.split]
         yield from _hub_rows(source.hub, own=own, max_records=max_records, say=say)
     for file in source.files:
         for found in _found_in(file):
@@ -172,7 +172,9 @@ def _found_in(file: DataFile) -> Iterator[Found]:
         yield Problem(f"{file.shown}: found no rows; expected at least one. Name a file that holds rows.")
 
 
-def _hub_rows(hub: _Hub, *, own: list[SplitName], max_records: int | None, say: Callable[[str], None]) -> Iterator[Row]:
+def _hub_rows(
+    hub: _Hub, *, own: Sequence[SplitName], max_records: int | None, say: Callable[[str], None]
+) -> Iterator[Row]:
     by_name = _loaded(hub, streaming=max_records is not None)
     splits: dict[str, SplitName] = {key: ALIASES[key] for key in by_name if key in ALIASES}
     if len(by_name) == 1 and "train" not in splits.values():

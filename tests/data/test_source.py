@@ -185,9 +185,12 @@ def test_reading_gives_what_was_written_in_parquet(tmp_path: Path, table: list[d
     [
         (
             "a,b\n1,2\n1,2,3\n4\n",
-            "a.csv:3: found 3 cells; expected 2 as in the header. Fix the row.\na.csv:4: found 1",
+            "a.csv:3: found 3 cells; expected 2 as in the header. Put cells that hold",
         ),
-        ('a,b\n1,2\n"open,2\n3,4\n', "a.csv:3: found broken CSV (unexpected end of data); expected commas, quotes dou"),
+        (
+            'a,b\n1,2\n"open,2\n3,4\n',
+            "a.csv:3: found broken CSV (unexpected end of data); expected cells separated by commas, each quote",
+        ),
         ('a,b\n"x"y,2\n', "a.csv:2: found broken CSV ("),
         ("a,a\n1,2\n", "a.csv:1: found the header ['a', 'a']; expected different names. Fix the header."),
         ("a,\n1,2\n", "a.csv:1: found the header ['a', '']; expected different names."),
@@ -280,7 +283,7 @@ def test_an_unknown_home_folder_is_refused() -> None:
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     assert refusal(written(tmp_path / "a.txt", "x")).startswith(
-        "a.txt: found the name ending '.txt'; expected .json, .jsonl, .ndjson, .csv (each may end with .gz) or .parq"
+        "a.txt: found the name ending '.txt'; expected .json, .jsonl, .ndjson, .csv, .tsv (each may end with .gz)"
     )
 
 
