@@ -19,6 +19,7 @@ from rich.text import Text
 
 from keeptune.data.audit import unused_and_removed
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.errors import printable
 from keeptune.progress import noun
 from keeptune.report import comparison
 from keeptune.report.certificate import read_certificate
@@ -142,7 +143,7 @@ def _rate(units_per_second: float) -> str:
 
 def visible(text: str) -> Text:
     """Return text in which control characters cannot steer the terminal."""
-    return Text("".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text))
+    return Text(printable(text))
 
 
 def show_table(

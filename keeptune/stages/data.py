@@ -115,6 +115,7 @@ def check_model(recipe: Recipe) -> None:
     """
     from keeptune.model.folder import check_model_folder, resolve_model
 
+    check_sources(recipe)
     check_model_folder(resolve_model(recipe.model))
 
 

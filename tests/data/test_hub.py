@@ -140,7 +140,7 @@ def test_a_capped_data_set_is_streamed_and_its_train_split_read_in_part(hub: Hub
     assert [int(row.value["prompt"]) for row in found[:10_000]] != list(range(10_000))
     assert said == [
         f"{NAME}/train: read 10,000 rows, as max_records is 500, and left the others on the hub; without max_records "
-        "all are read"
+        "all are read."
     ]
 
 
