@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from keeptune.config import ADAPTER_LEARNING_RATE, LEARNING_RATES, MethodFields, Recipe
 from keeptune.config_data import LEAST_LENGTH
 from keeptune.errors import RecipeError, raise_collected
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import check_sources
 
 if TYPE_CHECKING:
@@ -28,11 +29,11 @@ def check_methods(recipe: Recipe) -> None:
     folder = resolve_model(recipe.model)
     facts = check_model_folder(folder)
 
-    from keeptune.model.load import empty_model, pick_device, require_quantization
+    from keeptune.model.load import empty_model, require_quantization
     from keeptune.model.methods import check_fit, check_method
     from keeptune.model.modes import NOT_RECOMPUTED
 
-    pick_device(recipe.device)
+    policy_of(recipe)
     quantised = recipe.quantization or facts.quantised
     if recipe.quantization is not None:
         require_quantization()
