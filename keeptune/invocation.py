@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -130,7 +130,7 @@ def make_context(*, quiet: bool, signals: bool = True) -> Context:
         progress=Joined(listener),
         stop_requested=received.stop_requested,
         command=shlex.join(["keeptune", *sys.argv[1:]]),
-        now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        now=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
