@@ -13,7 +13,7 @@ from typing import Annotated
 import typer
 
 from keeptune import __version__
-from keeptune.errors import KeeptuneError
+from keeptune.errors import KeeptuneError, printable
 from keeptune.invocation import (
     command_line,
     count_of,
@@ -375,7 +375,7 @@ def main() -> None:
     except KeeptuneError as error:
         # A remedy names a command that works here.
         message = str(error).replace("`keeptune ", f"`{program()} ")
-        sys.stderr.write(f"keeptune: {message}\n")
+        sys.stderr.write(f"keeptune: {printable(message)}\n")
         code = error.exit_code
     except typer.Exit as stop:
         code = stop.exit_code

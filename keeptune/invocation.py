@@ -13,7 +13,7 @@ import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -137,7 +137,7 @@ def make_context(*, quiet: bool, signals: bool = True) -> Context:
         progress=Joined(listener),
         stop_requested=received.stop_requested,
         command=shlex.join(["keeptune", *sys.argv[1:]]),
-        now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        now=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
     )
 
 
