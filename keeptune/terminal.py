@@ -21,6 +21,7 @@ from keeptune.data.audit import unused_and_removed
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report import comparison
+from keeptune.report.certificate import read_certificate
 from keeptune.report.scores import Score
 from keeptune.report.wording import decimal, decimals_for
 from keeptune.storage import read_json
@@ -210,6 +211,8 @@ def show_scores(console: Console, report: Path) -> None:
     _show_tasks(console, value)
     _show_lost(console, value)
     console.print(visible(_choice(value)), highlight=False, soft_wrap=True)
+    if value["broken_answers"]:
+        console.print(visible(f"Broken answers: {value['broken_answers']}"), highlight=False, soft_wrap=True)
 
 
 def show_comparison(console: Console, path: Path) -> None:
@@ -240,6 +243,8 @@ def _with_doubt(score: Mapping[str, Any]) -> str:
 
 def _show_few_shot(console: Console, value: Mapping[str, Any]) -> None:
     """Print the base model's scores behind solved examples, a line for each number of them."""
+    for left_out in value["few_shot_left_out"]:
+        console.print(visible(f"No score of {left_out['name']}: {left_out['reason']}"), highlight=False, soft_wrap=True)
     cells: dict[str, dict[str, str]] = {}
     for score in (score for score in value["few_shot"] if score["task"] == ALL_TASKS):
         single, places = score["num_draws"] == 1, decimals_for(score["mean"])
@@ -342,7 +347,9 @@ def _choice(value: Mapping[str, Any]) -> str:
 def show_certificate(console: Console, path: Path) -> None:
     """Print the verdict on what may be lost, and what it stands on."""
     value = read_json(path)
-    console.print(f"\n{value['verdict']}", style="bold", highlight=False)
+    certificate = read_certificate(value)
+    assert certificate is not None, "a certificate without a verdict"
+    console.print(f"\n{certificate.heading}", style="bold", markup=False, highlight=False)
     if value["artifact"]:
         outcome = f"Instruct model: {path.parent / value['artifact']['folder']}"
     else:

@@ -33,7 +33,7 @@ from keeptune.model.modes import evaluating
 from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.ranks import note_ranks_
 from keeptune.model.served import refuse_unserved_adapter
-from keeptune.storage import read_json, staged_folder, storage_errors, write_atomic, write_json
+from keeptune.storage import read_json, require_unchanged, staged_folder, storage_errors, write_atomic, write_json
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
 
@@ -62,7 +62,7 @@ def stop_token_ids(model: nn.Module, *, tokenizer: Tokenizer, template: Template
     """Return, sorted, every id that ends an answer: the template's, the tokenizer's and the base model's own."""
     own = base_of(model).generation_config
     found = own.eos_token_id if own is not None else None
-    ids = {tokenizer.eos_id, tokenizer.special_tokens[template.end_token]}
+    ids = {tokenizer.eos_id, tokenizer.added_tokens[template.end_token]}
     return tuple(sorted(ids | set(found if isinstance(found, list) else [] if found is None else [found])))
 
 
@@ -220,9 +220,11 @@ def load_artifact(
     `quantization` is that of the weights that are frozen: the base model's, or a whole model's.
 
     Raises:
-        StorageError: weights are missing, or are not those that the adapter's config asks for.
+        StorageError: a file is not as its manifest says, or weights are missing or are not those that the adapter's
+            config asks for.
         RecipeError: the adapter's base model is not to be found.
     """
+    require_unchanged(folder)
     if not (folder / ADAPTER_CONFIG).exists():
         return load_model(folder, device=device, dtype=dtype, quantization=quantization)
     if base is None:
