@@ -5,18 +5,24 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
+
+import jinja2
+import jinja2.ext
+import jinja2.nodes
 
 from keeptune.errors import RecipeError
 
 _WORKER = Path(__file__).with_name("chat_worker.py")
+_GENERATION_TAG = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 
 
 class ChatWording:
@@ -25,33 +31,57 @@ class ChatWording:
     Its process starts with the first rendering, and ends with this object or with the process that made it.
     """
 
+    literals: Set[str]
+    """The texts that stand in the template, as text or as string constants."""
+
     def __init__(self, source: str, *, role_tokens: Mapping[str, str]) -> None:
+        source = _GENERATION_TAG.sub(_as_condition, source)
+        try:
+            # This reads the template and runs nothing of it.
+            environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
+            tree = environment.parse(source)
+        except (jinja2.TemplateError, RecursionError) as error:
+            raise _no_template(str(error)) from error
+        self._variables = frozenset(node.name for node in tree.find_all(jinja2.nodes.Name))
+        strings = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+        self._keys = strings | {node.attr for node in tree.find_all(jinja2.nodes.Getattr)}
+        self.literals = strings | {node.data for node in tree.find_all(jinja2.nodes.TemplateData)}
         self._start = {"source": source, "role_tokens": dict(role_tokens)}
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
         self._lock = threading.Lock()
 
-    def render(self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool) -> str:
+    def reads(self, key: str) -> bool:
+        """Return whether the template names the attribute or key `key` of anything."""
+        return key in self._keys
+
+    def has_variable(self, name: str) -> bool:
+        """Return whether the template uses the variable `name`."""
+        return name in self._variables
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+        switches: Mapping[str, bool] | None = None,
+    ) -> str:
         """Return the text of a conversation, or what an answer to it starts from.
+
+        `switches` are further variables of the template, such as `enable_thinking`.
 
         Raises:
             RecipeError: the template does not compile, refuses the conversation, breaks the sandbox, or takes more than
                 2 seconds or 512 MB.
         """
-        variables = {
-            "messages": [dict(message) for message in messages],
-            "tools": None,
-            "documents": None,
-            "add_generation_prompt": add_generation_prompt,
-        }
+        variables = {**(switches or {}), "messages": [dict(message) for message in messages], "tools": tools}
+        variables |= {"documents": None, "add_generation_prompt": add_generation_prompt}
         reply = self._asked(variables)
         if "text" in reply:
             return reply["text"]
         if not reply["compiled"]:
-            raise RecipeError(
-                f"chat template: found {reply['fault']}; expected a Jinja template that compiles. "
-                "Set data.template=alpaca, or choose another model."
-            )
+            raise _no_template(reply["fault"])
         roles = ", ".join(message["role"] for message in messages)
         raise RecipeError(
             f"chat template: found {reply['fault']} for a conversation of the roles {roles}; "
@@ -100,6 +130,18 @@ class ChatWording:
     def _end(self) -> None:
         self._finalizer()
         self._process = None
+
+
+def _as_condition(tag: re.Match[str]) -> str:
+    # transformers' own tag marks the answer and prints its body unchanged; so does a condition that always holds.
+    return f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}"
+
+
+def _no_template(fault: str) -> RecipeError:
+    return RecipeError(
+        f"chat template: found {fault}; expected a Jinja template that compiles. "
+        "Set data.template=alpaca, or choose another model."
+    )
 
 
 def _kill(process: subprocess.Popen[str], owner: int) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import datetime
 import json
-import re
 import resource
 import signal
 import sys
@@ -24,7 +23,6 @@ _MAX_CHARACTERS = 4 * 1024 * 1024
 _MAX_SHOWN = 500
 # The date that Llama's own template falls back to; one record must render alike on every day.
 _FIXED_DATE = datetime.datetime(2024, 7, 26)
-_GENERATION_TAG = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
 
@@ -76,7 +74,7 @@ def _compiled(source: str) -> Any:
 
     environment.filters["tojson"] = _to_json
     environment.globals |= {"raise_exception": raise_exception, "strftime_now": _FIXED_DATE.strftime}
-    return environment.from_string(_GENERATION_TAG.sub(_as_condition, source))
+    return environment.from_string(source)
 
 
 def _rendered(template: Any, variables: Mapping[str, Any]) -> str:
@@ -84,11 +82,6 @@ def _rendered(template: Any, variables: Mapping[str, Any]) -> str:
     if len(text) > _MAX_CHARACTERS:
         raise ValueError(f"more than {_MAX_CHARACTERS} characters of output")
     return text
-
-
-def _as_condition(tag: re.Match[str]) -> str:
-    # transformers' own tag marks the answer and prints its body unchanged; so does a condition that always holds.
-    return f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}"
 
 
 def _to_json(value: object, **options: Any) -> str:
