@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -50,6 +51,8 @@ TEXT_FILES = (
     "generation_config.json",
 )
 _PROBE_TOKENS = 8
+# How torch says that weights do not fit; it raises the same kind of error where a device fails.
+_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|state_dict)\b")
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 _HALF_TOLERANCE = 5e-2
 
@@ -263,7 +266,12 @@ def adapter_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         StorageError: they are missing or cannot be read.
     """
-    weights = folder / ADAPTER_WEIGHTS
+    weights, index = folder / ADAPTER_WEIGHTS, folder / f"{ADAPTER_WEIGHTS}.index.json"
+    if index.exists():
+        raise StorageError(
+            f"{folder}: found {index.name}; expected all weights in {ADAPTER_WEIGHTS}, as PEFT reads no others. "
+            "Save the adapter with PEFT as one file, or remove the index if it belongs to no file here."
+        )
     if not weights.exists():
         raise StorageError(
             f"{folder}: found no {ADAPTER_WEIGHTS}; expected an adapter's weights as safetensors. "
@@ -280,8 +288,10 @@ def _complete_adapter(folder: Path) -> Iterator[None]:
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             yield
-        except (UserWarning, RuntimeError, KeyError) as error:
-            if lacks_memory(error):
+        except (UserWarning, KeyError) as error:
+            raise _incomplete(folder, " ".join(str(error).split())[:300]) from error
+        except RuntimeError as error:
+            if not _SHAPES.search(str(error)) or lacks_memory(error):
                 raise
             raise _incomplete(folder, " ".join(str(error).split())[:300]) from error
 

@@ -109,6 +109,13 @@ def why_no_path(peft_type: str | None, arguments: Mapping[str, Any]) -> str | No
     return None
 
 
+def moves_own_weights(peft_type: str | None, arguments: Mapping[str, Any]) -> bool:
+    """Tell whether a method trains weights of the base model itself, rather than weights beside them."""
+    kept_whole = ("modules_to_save", "trainable_token_indices")
+    biases = arguments.get("bias", "none") != "none"
+    return peft_type in {None, "LN_TUNING", "TRAINABLE_TOKENS"} or biases or any(arguments.get(k) for k in kept_whole)
+
+
 @dataclass(frozen=True, slots=True)
 class _Moved:
     """A tensor of the model, which it shares, and its values at α = 0 and at α = 1."""

@@ -11,6 +11,7 @@ from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import DataError
 from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_stands
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, withdraw
@@ -218,6 +219,7 @@ def _key(session: Session, methods: Mapping[str, Method]) -> str:
         budgets={suite: asdict(budget) for suite, budget in session.tested.items()},
         confidence=run.recipe.retention.confidence,
         select_by=run.recipe.evaluation.select_by,
+        **policy_of(run.recipe).answers_key(),
         **({"left_out": sorted(one.name for one in session.left_out)} if session.left_out else {}),
         **({"max_new_tokens": limit} if (limit := run.recipe.evaluation.max_new_tokens) != "auto" else {}),
     )

@@ -281,6 +281,7 @@ def read_base(recipe: Recipe, *, cache: Path) -> Base:
 def rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
     """Return the arguments that say how a record becomes tokens."""
     return {
+        "tokenizer": base.tokenizer,
         "template": base.template,
         "train_on": recipe.data.train_on,
         "encoder_decoder": base.facts.encoder_decoder,
@@ -331,10 +332,7 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
     from keeptune.text.tokens import token_cache_key
 
     tokens = token_cache_key(
-        data_sha256=stage_key(sources=list(sources)),
-        tokenizer=base.tokenizer,
-        **rendering(recipe, base),
-        **length_policy(recipe, base),
+        data_sha256=stage_key(sources=list(sources)), **rendering(recipe, base), **length_policy(recipe, base)
     )
     settings = recipe.data.model_dump(mode="json", exclude={"mixture"})
     # Data prepared before tasks could be scored only stay what they are.

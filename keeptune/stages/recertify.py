@@ -15,6 +15,7 @@ from keeptune.errors import RecipeError
 from keeptune.report.certificate import read_certificate
 from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificates_of, changed_file
 from keeptune.stages.certify import budgets_of, certificate_facts, check_budgets, require_budget
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.harness import write_harness
 from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
@@ -75,6 +76,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         confidence=run.recipe.retention.confidence,
         metric=main_metric(run.recipe),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
+        **policy_of(run.recipe).answers_key(),
     )
     session = Session(run, data, texts, harness, budgets, (), key)
     name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"

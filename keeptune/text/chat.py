@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import re
@@ -15,49 +16,42 @@ from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import jinja2.ext
-import jinja2.nodes
-
 from keeptune.errors import RecipeError
+from keeptune.text.chat_worker import FIXED_DATE
 
 _WORKER = Path(__file__).with_name("chat_worker.py")
-_GENERATION_TAG = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
+_DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
+
+
+def with_fixed_date(source: str) -> str:
+    """Return a chat template that says of every day what records are rendered with."""
+    return _DATE.sub(lambda found: json.dumps(FIXED_DATE.strftime(found[1] or found[2])), source)
 
 
 class ChatWording:
     """A chat template with the tokens that it may name.
 
-    Its process starts with the first rendering, and ends with this object or with the process that made it.
+    Its process starts with the first question, and ends with this object or with the process that made it.
     """
 
-    literals: Set[str]
-    """The texts that stand in the template, as text or as string constants."""
-
     def __init__(self, source: str, *, role_tokens: Mapping[str, str]) -> None:
-        source = _GENERATION_TAG.sub(_as_condition, source)
-        try:
-            # This reads the template and runs nothing of it.
-            environment = jinja2.Environment(trim_blocks=True, lstrip_blocks=True, extensions=[jinja2.ext.loopcontrols])
-            tree = environment.parse(source)
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise _no_template(str(error)) from error
-        self._variables = frozenset(node.name for node in tree.find_all(jinja2.nodes.Name))
-        strings = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
-        self._keys = strings | {node.attr for node in tree.find_all(jinja2.nodes.Getattr)}
-        self.literals = strings | {node.data for node in tree.find_all(jinja2.nodes.TemplateData)}
         self._start = {"source": source, "role_tokens": dict(role_tokens)}
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
         self._lock = threading.Lock()
 
+    @property
+    def literals(self) -> Set[str]:
+        """The texts that stand in the template, as text or as string constants."""
+        return self._named["literals"]
+
     def reads(self, key: str) -> bool:
         """Return whether the template names the attribute or key `key` of anything."""
-        return key in self._keys
+        return key in self._named["keys"]
 
     def has_variable(self, name: str) -> bool:
         """Return whether the template uses the variable `name`."""
-        return name in self._variables
+        return name in self._named["variables"]
 
     def render(
         self,
@@ -75,20 +69,35 @@ class ChatWording:
             RecipeError: the template does not compile, refuses the conversation, breaks the sandbox, or takes more than
                 2 seconds or 512 MB.
         """
-        variables = {**(switches or {}), "messages": [dict(message) for message in messages], "tools": tools}
-        variables |= {"documents": None, "add_generation_prompt": add_generation_prompt}
-        reply = self._asked(variables)
+        variables = {**(switches or {}), "messages": list(messages), "tools": tools, "documents": None}
+        reply = self._asked({**variables, "add_generation_prompt": add_generation_prompt})
         if "text" in reply:
             return reply["text"]
-        if not reply["compiled"]:
-            raise _no_template(reply["fault"])
         roles = ", ".join(message["role"] for message in messages)
         raise RecipeError(
             f"chat template: found {reply['fault']} for a conversation of the roles {roles}; "
             "expected rendered text. Change the records, or set data.template=alpaca."
         )
 
-    def _asked(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+    @functools.cached_property
+    def _named(self) -> dict[str, frozenset[str]]:
+        return {kind: frozenset(names) for kind, names in self._asked(None).items()}
+
+    def _asked(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
+        """Return the process's answer: a rendered text, or what the template names where there are no variables.
+
+        Raises:
+            RecipeError: the template does not compile.
+        """
+        reply = self._exchanged(variables)
+        if reply.get("compiled", True):
+            return reply
+        raise RecipeError(
+            f"chat template: found {reply['fault']}; expected a Jinja template that compiles. "
+            "Set data.template=alpaca, or choose another model."
+        )
+
+    def _exchanged(self, variables: Mapping[str, Any] | None) -> dict[str, Any]:
         """Return the process's answer; one that ended without an answer starts anew with the next question."""
         with self._lock:
             process = self._running()
@@ -130,18 +139,6 @@ class ChatWording:
     def _end(self) -> None:
         self._finalizer()
         self._process = None
-
-
-def _as_condition(tag: re.Match[str]) -> str:
-    # transformers' own tag marks the answer and prints its body unchanged; so does a condition that always holds.
-    return f"{{%{tag[1]} {'endif' if tag[2] else 'if true'} {tag[3]}%}}"
-
-
-def _no_template(fault: str) -> RecipeError:
-    return RecipeError(
-        f"chat template: found {fault}; expected a Jinja template that compiles. "
-        "Set data.template=alpaca, or choose another model."
-    )
 
 
 def _kill(process: subprocess.Popen[str], owner: int) -> None:

@@ -257,7 +257,7 @@ def test_where_each_task_is_at_chance_the_others_have_nothing_to_lose_whatever_t
 
 def test_what_is_not_evaluated_yet_is_refused_before_anything_is_opened(run: Scripted) -> None:
     path = run.folder / FORGETTING
-    write_json(path, {"rows": [{"model": "full"}]})
+    write_record(path, {"rows": [{"model": "full"}]})
     with pytest.raises(DataError) as error:
         run.certified()
     assert str(error.value) == (
