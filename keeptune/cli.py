@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +12,8 @@ from typing import Annotated
 import typer
 
 from keeptune import __version__
-from keeptune.errors import KeeptuneError, printable
 from keeptune.invocation import (
+    Output,
     command_line,
     count_of,
     end_with_driver,
@@ -23,7 +22,7 @@ from keeptune.invocation import (
     make_console,
     make_context,
     open_recipe,
-    program,
+    report_fault,
     trial_launcher,
 )
 
@@ -368,15 +367,11 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # PEFT imports bitsandbytes where that is installed, which tells at once of a kernel that it can do without.
     getLogger("bitsandbytes").setLevel(ERROR)
+    output = Output()
     try:
         # typer returns the code of an exit of its own, 130 after Ctrl-C among them.
         returned = app(standalone_mode=False)
         code = returned if isinstance(returned, int) else 0
-    except KeeptuneError as error:
-        # A remedy names a command that works here.
-        message = str(error).replace("`keeptune ", f"`{program()} ")
-        sys.stderr.write(f"keeptune: {printable(message)}\n")
-        code = error.exit_code
     except typer.Exit as stop:
         code = stop.exit_code
     except typer.Abort:
@@ -384,15 +379,11 @@ def main() -> None:
     except Exception as error:
         show = getattr(error, "show", None)
         if show is None:
-            traceback.print_exc()
-            sys.stderr.write("keeptune: this is a fault of keeptune's own; please report it with the lines above.\n")
-            code = 1
+            code = report_fault(error)
         else:
             show()
             code = 2
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(code)
+    sys.exit(output.end(code))
 
 
 if __name__ == "__main__":

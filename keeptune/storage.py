@@ -38,6 +38,9 @@ _REMEDIES = {
     errno.EISDIR: ("a folder stands where a file is expected", "move that folder, or choose another output_dir"),
     errno.ELOOP: ("a symbolic link stands where a file is expected", "remove it, then give the same command again"),
     errno.ENOENT: ("no such file or folder", "check that nothing removed it, then give the same command again"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk, then give the same command again"),
+    errno.EMFILE: ("too many open files", "raise the limit of this process (ulimit -n), then go on"),
+    errno.ENFILE: ("too many open files on this machine", "close other programs, then go on"),
 }
 
 
@@ -47,9 +50,14 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        unknown = (str(error), "check the disk, then give the same command again")
-        found, remedy = _REMEDIES.get(error.errno or 0, unknown)
-        raise StorageError(f"{path}: {found}; expected a place to read and write. Remedy: {remedy}.") from error
+        raise refusal(str(path), error) from error
+
+
+def refusal(where: str, error: OSError) -> StorageError:
+    """Return what says that the disk, or the machine, refused something."""
+    unknown = (str(error), "check the disk, then give the same command again")
+    found, remedy = _REMEDIES.get(error.errno or 0, unknown)
+    return StorageError(f"{where}: {found}; expected a place to read and write. Remedy: {remedy}.")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
