@@ -139,8 +139,8 @@ def _other_tasks(report: Report) -> Iterator[str]:
 def _on_the_way(report: Report) -> Iterator[str]:
     if report.forgotten.certificate is not None:
         yield (
-            "A trained model can be scaled between the base (alpha 0) and itself (alpha 1): a smaller alpha learns less "
-            "and forgets less. A model is certified if it was shown, on records kept for this alone, to lose less than "
+            "A trained model can be scaled between the base (alpha 0) and itself (alpha 1): a smaller alpha learns and "
+            "forgets less. A model is certified if it was shown, on records kept for this alone, to lose less than "
             "its budget."
         )
 

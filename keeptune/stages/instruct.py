@@ -15,10 +15,9 @@ from keeptune.report.reading import RunFolder, mapping
 from keeptune.report.scores import read_scores
 from keeptune.report.shots import FewShot, few_shot_scores, read_shot_row
 from keeptune.stages.data import Data, max_new_tokens
-from keeptune.stages.delivery import CARD
-from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.run import CARD, INSTRUCT_MODEL, Run, is_done, stage_key
 from keeptune.stages.way import BASE, ZERO_SHOT, Point, artifact_at, trained_facts
-from keeptune.storage import MANIFEST, read_json, staged_folder, storage_errors, write_json
+from keeptune.storage import MANIFEST, read_json, read_record, staged_folder, storage_errors, write_record
 
 if TYPE_CHECKING:
     from keeptune.model.card import CardScore, ModelCard
@@ -33,8 +32,8 @@ def deliver(run: Run, data: Data, selected: Point, *, limits: Sequence[str] = ()
     from keeptune.model.card import card_to_json, write_model_card
 
     source = artifact_at(run, data, selected)
-    target = run.folder / "instruct-model"
-    made, card = read_json(source / MANIFEST), model_card(run, data, selected, limits=limits)
+    target = run.folder / INSTRUCT_MODEL
+    made, card = read_record(source / MANIFEST), model_card(run, data, selected, limits=limits)
     key = stage_key(artifact=made, card=card_to_json(card))
     if is_done(target, key):
         return target
@@ -43,13 +42,13 @@ def deliver(run: Run, data: Data, selected: Point, *, limits: Sequence[str] = ()
         with storage_errors(target):
             shutil.copytree(source, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         write_model_card(staging, card=card)
-        write_json(staging / CARD, card_to_json(card))
+        write_record(staging / CARD, card_to_json(card))
     return target
 
 
 def withdraw(run: Run) -> None:
     """Remove an instruct model that nothing speaks for any more."""
-    target = run.folder / "instruct-model"
+    target = run.folder / INSTRUCT_MODEL
     if target.exists():
         with storage_errors(target):
             shutil.rmtree(target)
@@ -85,7 +84,7 @@ def model_card(run: Run, data: Data, point: Point, *, limits: Sequence[str] = ()
             "Scores hold for records like those of the test split.",
             f"What the base model lost beyond {beyond} was not measured.",
         ),
-        versions=read_json(run.folder / MANIFEST)["versions"],
+        versions=read_record(run.folder / MANIFEST)["versions"],
         quantization=data.base.facts.quantization,
     )
 

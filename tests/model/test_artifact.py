@@ -388,7 +388,7 @@ def test_a_non_finite_difference_is_told(bases: Callable[..., Base], tmp_path: P
         verify_artifact(model, folder, base=base.folder)
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no file", "broken"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no file", "broken", "index"])
 def test_an_adapter_with_other_weights_than_its_config_is_refused(
     fault: str, bases: Callable[..., Base], tmp_path: Path
 ) -> None:
@@ -397,6 +397,8 @@ def test_an_adapter_with_other_weights_than_its_config_is_refused(
     path = folder / "adapter_model.safetensors"
     weights = load_file(path)
     first = sorted(weights)[0]
+    if fault == "index":
+        (folder / "adapter_model.safetensors.index.json").write_text("{}", encoding="utf-8")
     if fault == "missing":
         del weights[first]
     elif fault == "unexpected":
@@ -408,8 +410,26 @@ def test_an_adapter_with_other_weights_than_its_config_is_refused(
         path.write_bytes(b"no safetensors")
     elif fault != "no file":
         save_file(weights, path, metadata={"format": "pt"})
-    expected = {"no file": "found no adapter_model.safetensors", "broken": "weights cannot be written or read"}
+    expected = {
+        "index": "found adapter_model.safetensors.index.json",
+        "no file": "found no adapter_model.safetensors",
+        "broken": "weights cannot be written or read",
+    }
     with pytest.raises(StorageError, match=expected.get(fault, "expected exactly the weights that")):
+        load_artifact(folder, base=base.folder, device=CPU, dtype=torch.float32)
+
+
+def test_a_device_that_fails_while_an_adapter_is_read_is_not_told_as_damaged_weights(
+    bases: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = bases("llama")
+    folder = save(trained(base, "LORA"), tmp_path / "adapter", base)
+
+    def fails(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("Need to provide pin_memory allocator to use pin memory.")
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", fails)
+    with pytest.raises(RuntimeError, match="pin_memory allocator"):
         load_artifact(folder, base=base.folder, device=CPU, dtype=torch.float32)
 
 
