@@ -169,7 +169,9 @@ def test_the_matrix_says_without_colour_how_much_was_lost(tmp_path: Path) -> Non
     assert (cells["boolq"].mark, cells["boolq"].tint) == ("▼▼▼", "loss3")
     assert (cells["wiki"].mark, cells["gain"].mark) == ("≈", "▲")
     assert cells["riddles"].mark == "∅" and "nothing to lose" in cells["riddles"].detail
-    assert cells["text that the base wrote"].detail == "31 records lost, 4 gained; KL 0.134 nats"
+    assert cells["text that the base wrote"].detail == (
+        "a token becomes 1.1 times less likely; 31 records lost, 4 gained; KL 0.134 nats"
+    )
 
 
 def test_the_delivered_alpha_has_a_column_and_a_tile_of_its_own(tmp_path: Path) -> None:
