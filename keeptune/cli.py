@@ -21,6 +21,7 @@ from keeptune.invocation import (
     load_with_ranges,
     make_console,
     make_context,
+    next_steps,
     open_recipe,
     report_fault,
     trial_launcher,
@@ -204,6 +205,8 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
     else:
         print(f"Instruct model: {delivered}")
     print(f"Report: {page}")
+    if not quiet:
+        print("\n".join(["Next:", *next_steps(page.parent)]))
 
 
 @app.command()

@@ -136,6 +136,18 @@ def command_line(*arguments: str) -> str:
     return f"{program()} {shlex.join(arguments)}"
 
 
+def next_steps(run: Path) -> list[str]:
+    """Return what one may do after a run: ask the delivered model, fold its adapter, compare the run with another."""
+    steps = []
+    model = run / "instruct-model"
+    if (model / "README.md").is_file():
+        steps.append(("ask the model", f"see the code in {model / 'README.md'}"))
+    if (model / "adapter_config.json").is_file():
+        steps.append(("fold the adapter", command_line("export", str(model), "--merged", "FOLDER")))
+    steps.append(("compare", command_line("compare", str(run), "OTHER_RUN")))
+    return [f"  {what + ':':<17}{how}" for what, how in steps]
+
+
 def program() -> str:
     """Return what starts keeptune: its name where the shell finds that, else the path that this process came from."""
     if shutil.which("keeptune"):

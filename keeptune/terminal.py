@@ -35,7 +35,7 @@ _OVERLAPS = {
     "exact": "the same prompt",
     "near": "a near-duplicate prompt",
     "ngram_cover": "more than half of its words, in runs of 8",
-    "ngram_13": "others, with no more than a run of 13 words",
+    "ngram_13": "a short phrase only (13 words in a row)",
 }
 # The rows of means in the table of tasks.
 _MEANS = {ALL_TASKS: "all together", OTHER_TASKS: "others together"}
@@ -197,7 +197,7 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
         *((f"removed: {reason}", f"{count:,}") for reason, count in removed.items()),
         ("exact duplicates", f"{audit['exact_duplicates']:,}"),
         ("near-duplicate pairs", f"{near['num_pairs']:,}"),
-        ("groups kept in one split", f"{groups['num_groups']:,}, the largest of {groups['largest_group']:,}"),
+        ("groups of similar prompts", f"{groups['num_groups']:,}; the largest has {groups['largest_group']:,}"),
         ("shortened to the limit", f"{audit['truncated']:,} ({100 * audit['tokens']['truncated_fraction']:.1f} %)"),
         ("completions cut", f"{audit['tokens']['completion_cut']:,}"),
         ("target tokens, all splits", f"{audit['tokens']['supervised_tokens']:,}"),
@@ -377,7 +377,7 @@ def _choice(value: Mapping[str, Any]) -> str:
         f"{method} {'no finite value' if number is None else f'{number:.4f}'}"
         for method, number in selection["values"].items()
     )
-    return f"Selected on validation: {value['selected']} ({selection['metric']}: {reached})"
+    return f"Selected on validation: {value['selected']} ({selection['metric']}: {reached}; the tables above show test)"
 
 
 def show_certificate(console: Console, path: Path) -> None:

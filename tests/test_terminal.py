@@ -288,7 +288,7 @@ def test_few_shot_scores_take_a_line_for_each_number_of_examples(tmp_path: Path)
 
 def test_the_choice_says_what_each_method_reached(tmp_path: Path) -> None:
     lines = scores_of(write_run(tmp_path, num_steps=1)).splitlines()
-    assert lines[-1] == "Selected on validation: lora (rougeL: full 0.3991, lora 0.4312)"
+    assert lines[-1] == "Selected on validation: lora (rougeL: full 0.3991, lora 0.4312; the tables above show test)"
 
 
 def test_where_nothing_is_delivered_every_method_still_has_its_column(tmp_path: Path) -> None:
@@ -356,7 +356,7 @@ def test_the_audit_tells_what_was_not_asked_for_from_what_was_taken_out_and_over
     assert rows[first + 1 : first + 4] == [
         ["a near-duplicate prompt", "4, removed"],
         ["more than half of its words, in runs of 8", "2, removed"],
-        ["others, with no more than a run of 13 words", "31, kept"],
+        ["a short phrase only (13 words in a row)", "31, kept"],
     ]
     assert ["", "median", "90 % have at most", "99 % have at most", "longest"] in rows
     # What is over the limit is longest before it is cut.
