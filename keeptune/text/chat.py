@@ -6,6 +6,7 @@ import contextlib
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,8 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from keeptune.errors import RecipeError
+from keeptune.text.chat_worker import FIXED_DATE
 
 _WORKER = Path(__file__).with_name("chat_worker.py")
+_DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
+
+
+def with_fixed_date(source: str) -> str:
+    """Return a chat template that says of every day what records are rendered with."""
+    return _DATE.sub(lambda found: json.dumps(FIXED_DATE.strftime(found[1] or found[2])), source)
 
 
 class ChatWording:

@@ -24,7 +24,7 @@ _MEMORY_BYTES = 512 * 1024 * 1024
 _MAX_CHARACTERS = 4 * 1024 * 1024
 _MAX_SHOWN = 500
 # The date that Llama's own template falls back to; one record must render alike on every day.
-_FIXED_DATE = datetime.datetime(2024, 7, 26)
+FIXED_DATE = datetime.datetime(2024, 7, 26)
 _GENERATION_TAG = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
@@ -79,7 +79,7 @@ def _compiled(source: str) -> tuple[Any, dict[str, list[str]]]:
         raise jinja2.TemplateError(message)
 
     environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": _FIXED_DATE.strftime}
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": FIXED_DATE.strftime}
     tree = environment.parse(_GENERATION_TAG.sub(_as_condition, source))
     strings = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     names = {

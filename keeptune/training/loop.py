@@ -116,6 +116,8 @@ def train(
         settings=settings,
         has_validation=len(validation_table) > 0,
         has_metric=validate is not None,
+        # One rank that stopped here would leave the others waiting.
+        stop_requested=stop_requested if world.size == 1 else lambda: False,
     )
     run = Run(
         folder=folder,
