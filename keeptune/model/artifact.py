@@ -31,7 +31,7 @@ from keeptune.model.methods import quiet_peft
 from keeptune.model.modes import evaluating
 from keeptune.model.ranks import note_ranks_
 from keeptune.model.served import refuse_unserved_adapter
-from keeptune.storage import read_json, staged_folder, storage_errors, write_atomic, write_json
+from keeptune.storage import read_json, require_unchanged, staged_folder, storage_errors, write_atomic, write_json
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
 
@@ -216,9 +216,11 @@ def load_artifact(
     `quantization` is that of the weights that are frozen: the base model's, or a whole model's.
 
     Raises:
-        StorageError: weights are missing, or are not those that the adapter's config asks for.
+        StorageError: a file is not as its manifest says, or weights are missing or are not those that the adapter's
+            config asks for.
         RecipeError: the adapter's base model is not to be found.
     """
+    require_unchanged(folder)
     if not (folder / ADAPTER_CONFIG).exists():
         return load_model(folder, device=device, dtype=dtype, quantization=quantization)
     if base is None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keeptune.errors import RecipeError, import_extra, relative_start
-from keeptune.storage import MANIFEST, file_sha256, read_json, storage_errors
+from keeptune.storage import file_sha256, read_json, read_manifest, storage_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
 
@@ -100,8 +100,7 @@ def adapter_base(folder: Path) -> str:
 
 def adapter_quantization(folder: Path) -> Quantization | None:
     """Return in how many bits the base model's weights stood when keeptune trained an adapter; None: as it has them."""
-    path = folder / MANIFEST
-    return read_json(path).get("quantization") if path.exists() else None
+    return read_manifest(folder).get("quantization")
 
 
 def _nearest(path: Path) -> str:

@@ -248,7 +248,7 @@ def read_report(run: Path) -> Report:
         selection=selection,
         answers=answers,
         audit=audit,
-        openings=tuple(tuple(flat(line)) for line in folder.lines("test_openings.jsonl", expected=False)),
+        openings=tuple(_openings(folder)),
         facts=_facts(folder, manifest, methods),
         command=_command(run),
         commands=tuple(_commands(manifest)),
@@ -352,6 +352,11 @@ def _decodings(values: Sequence[Mapping[str, Any]]) -> Iterator[Decoding]:
                 prompt_sha256=string(value.get("prompt_sha256")),
                 settings=tuple(flat(mapping(value.get("decoding")))),
             )
+
+
+def _openings(folder: RunFolder) -> Iterator[tuple[tuple[str, str], ...]]:
+    for line in folder.lines("test_openings.jsonl", expected=False):
+        yield tuple((name, text) for name, text in flat(line) if name != "previous_sha256")
 
 
 def _command(run: Path) -> str | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,20 +14,23 @@ from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_s
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, withdraw
+from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
+from keeptune.stages.openings import ledger_heads
 from keeptune.stages.retention import FORGETTING, main_metric
-from keeptune.stages.run import Run, stage_key
-from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify_answers, drops_of, open_session
+from keeptune.stages.run import SELECTION, Run, intact_record, stage_key
+from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import Texts, write_texts
 from keeptune.stages.training import artifact_folder
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
 from keeptune.stages.way import open_way, points, trained_facts
-from keeptune.storage import MANIFEST, file_sha256, read_json, write_json
+from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 
 if TYPE_CHECKING:
     from keeptune.model.methods import Method
     from keeptune.retention.budget import Budget
     from keeptune.retention.drops import Drops
+    from keeptune.retention.ledger import Opening
     from keeptune.retention.verdict import Verdict
     from keeptune.retention.walk import Choice, Walk
 
@@ -82,19 +85,6 @@ def require_budget(recipe: Recipe) -> None:
     if not recipe.retention.budget:
         raise DataError(
             "retention.budget: found none; expected what each suite may lose, such as {others: 2 points}. Add it."
-        )
-
-
-def require_something_to_lose(budgets: Mapping[str, Budget], *, left_out: Mapping[str, str]) -> None:
-    """Refuse a certificate about no suite: `left_out` are those that the base answers at chance.
-
-    Raises:
-        DataError: no budget is left.
-    """
-    if not budgets:
-        raise DataError(
-            f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected "
-            "one or more with something to lose. Name other suites."
         )
 
 
@@ -166,19 +156,21 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
     asked = budgets_of(run.recipe, harness=harness)
-    left_out = at_chance(_measured(run, methods), budgets=asked, tasks=data.untrained_tasks)
-    budgets = {suite: budget for suite, budget in asked.items() if suite not in left_out}
-    session = Session(run, data, texts, harness, budgets, left_out, "")
+    _require_measured(run, methods)
+    left_out = at_chance(reported_answers(run), budgets=asked, tasks=data.untrained_tasks, harness=harness)
+    tested_budgets(asked, left_out)
+    session = Session(run, data, texts, harness, asked, left_out, "")
     session = replace(session, key=_key(session, methods))
     # A delivered model that someone changed or removed is delivered again.
-    if path.exists() and (before := read_json(path)).get("key") == session.key and names_what_stands(path):
+    before = intact_record(path, say=run.context.progress.say)
+    chosen = intact_record(run.folder / SELECTION, say=run.context.progress.say)
+    if before and chosen.get("certified") is not None and before["key"] == session.key and names_what_stands(path):
         run.context.progress.say(f"{path}: certified before and unchanged")
         if before["fallback"] is not None:
             # Other numbers of examples may be asked for now; the verdict stands.
-            write_json(path, {**before, "fallback": best_prompt(run, data, before=before["fallback"])})
+            write_record(path, {**before, "fallback": best_prompt(run, data, before=before["fallback"])})
         return path
-    require_something_to_lose(budgets, left_out=left_out)
-    opening = open_session(session, list(methods), note=run.folder / OPENING_NOTE)
+    opening = open_session(session, list(methods), certificate=path)
     walked = _walked(session, methods, opening=opening)
     values = certified_values(run, data, methods=methods, certified=walked.certified)
     choice = choose(
@@ -186,7 +178,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
         validation=lambda name, alpha: values[name, alpha],
         higher_is_better=higher_is_better(run.recipe),
     )
-    found = verdict(walked, choice=choice, left_out=tuple(left_out))
+    found = verdict(walked, choice=choice, left_out=left_out)
     _write_selection(run, choice, values)
     if choice is None:
         withdraw(run)
@@ -199,18 +191,17 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     return path
 
 
-def _measured(run: Run, methods: Mapping[str, Method]) -> Sequence[Mapping[str, Any]]:
-    """Return the rows of `forgetting.json`, which has some of each method once it is trained and evaluated."""
+def _require_measured(run: Run, methods: Mapping[str, Method]) -> None:
+    """Refuse a run in which a method is not trained and evaluated: `forgetting.json` has rows of each one that is."""
     for method in methods.values():
         trained_facts(run, method)
     path = run.folder / FORGETTING
-    rows = read_json(path)["rows"] if path.is_file() else []
+    rows = read_record(path)["rows"] if path.is_file() else []
     if missing := sorted(methods.keys() - {row["model"] for row in rows}):
         raise DataError(
             f"{path}: found nothing of {', '.join(missing)}; expected what each method forgot. "
             "Run `keeptune evaluate` with this recipe first, or `keeptune run`."
         )
-    return rows
 
 
 def _key(session: Session, methods: Mapping[str, Method]) -> str:
@@ -224,34 +215,15 @@ def _key(session: Session, methods: Mapping[str, Method]) -> str:
         **({"harness": harness.key} if harness is not None else {}),
         artifacts=artifacts,
         alphas={name: [point.alpha for point in points(run, method)] for name, method in methods.items()},
-        budgets={suite: asdict(budget) for suite, budget in session.budgets.items()},
+        budgets={suite: asdict(budget) for suite, budget in session.tested.items()},
         confidence=run.recipe.retention.confidence,
         select_by=run.recipe.evaluation.select_by,
-        **({"left_out": sorted(session.left_out)} if session.left_out else {}),
+        **({"left_out": sorted(one.name for one in session.left_out)} if session.left_out else {}),
         **({"max_new_tokens": limit} if (limit := run.recipe.evaluation.max_new_tokens) != "auto" else {}),
     )
 
 
-def at_chance(
-    rows: Sequence[Mapping[str, Any]], *, budgets: Mapping[str, Budget], tasks: frozenset[str]
-) -> dict[str, str]:
-    """Return the suites under a budget with nothing to lose, of rows of `forgetting.json`, each with the base's score.
-
-    "others" is among them where each of the other `tasks` is. A loss has no chance level: a budget in nats is
-    tested, whatever the score.
-    """
-    budgets = {suite: budget for suite, budget in budgets.items() if budget.metric != "loss"}
-    scored = [row for row in rows if row["metric"] != "loss"]
-    scores = {row["suite"]: f"{row['base']:.3g}" for row in scored}
-    low = {row["suite"] for row in scored if row["base_at_chance"]}
-    named = {*budgets, *(tasks if OTHER_TASKS in budgets else ())} - {OTHER_TASKS}
-    left_out = {suite: base for suite, base in scores.items() if suite in low & named}
-    if OTHER_TASKS in budgets and tasks <= low:
-        left_out[OTHER_TASKS] = scores[OTHER_TASKS]
-    return left_out
-
-
-def _walked(session: Session, methods: Mapping[str, Method], *, opening: int) -> Walk:
+def _walked(session: Session, methods: Mapping[str, Method], *, opening: Opening) -> Walk:
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.walk import Candidate, walk
 
@@ -270,8 +242,8 @@ def _walked(session: Session, methods: Mapping[str, Method], *, opening: int) ->
         return drops_of(session, base, tuned)
 
     candidates = [Candidate(name, tuple(p.alpha for p in points(run, method))) for name, method in methods.items()]
-    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening)
-    return walk(candidates, budgets=session.budgets, delta=delta, drops_at=drops_at)
+    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening.number)
+    return walk(candidates, budgets=session.tested, delta=delta, drops_at=drops_at, watched=session.watched)
 
 
 def _write_selection(run: Run, choice: Choice | None, values: Mapping[tuple[str, float], float]) -> None:
@@ -287,7 +259,7 @@ def _write_selection(run: Run, choice: Choice | None, values: Mapping[tuple[str,
         "values": best,
         "certified": choice is not None,
     }
-    write_json(run.folder / "selection.json", facts)
+    write_record(run.folder / SELECTION, facts)
 
 
 def _write_certificate(
@@ -295,24 +267,24 @@ def _write_certificate(
     walked: Walk,
     found: Verdict,
     *,
-    opening: int,
+    opening: Opening,
     artifact: Path | None,
     values: Mapping[tuple[str, float], float],
 ) -> None:
     run = session.run
     value = {
-        **certificate_facts(session, walked, found, opening=opening, note=run.folder / OPENING_NOTE),
+        **certificate_facts(session, walked, found, opening=opening),
         "fallback": best_prompt(run, session.data) if found.choice is None else None,
         "certified": [
             {**asdict(choice), "validation": values[choice.candidate, choice.alpha]} for choice in walked.certified
         ],
         "artifact": {"folder": artifact.name, "sha256": artifact_sha256(artifact)} if artifact is not None else None,
     }
-    write_json(run.folder / CERTIFICATE, value)
+    write_record(run.folder / CERTIFICATE, value)
 
 
-def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening: int, note: Path) -> dict[str, Any]:
-    """Return what every certificate says of a walk and its verdict; `note` is what `open_session` wrote."""
+def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening: Opening) -> dict[str, Any]:
+    """Return what every certificate says of a walk and its verdict."""
     retention = session.run.recipe.retention
     return {
         "key": session.key,
@@ -321,15 +293,16 @@ def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening
         "choice": None if found.choice is None else asdict(found.choice),
         "num_records_needed": found.num_records_needed,
         "confidence": retention.confidence,
-        "opening": opening,
+        "opening": opening.number,
         "delta": walked.delta,
         "budgets": {
-            suite: {"text": retention.budget[suite], **asdict(budget)} for suite, budget in session.budgets.items()
+            suite: {"text": retention.budget[suite], **asdict(budget)} for suite, budget in session.tested.items()
         },
-        "left_out_at_chance": dict(session.left_out),
+        "left_out_at_chance": {one.name: asdict(one) for one in session.left_out},
         "cells": [asdict(cell) for cell in walked.cells],
-        "items": {cell.suite: cell.measured.num_records for cell in walked.cells},
-        "certify_sha256": read_json(note)["certify_sha256"],
+        "items": {cell.suite: cell.measured.num_records for cell in walked.cells if cell.suite in session.tested},
+        "certify_sha256": opening.certify_sha256,
+        "ledgers": ledger_heads(session.run.folder),
         "limits": list(LIMITS),
         "created": session.run.context.now(),
     }

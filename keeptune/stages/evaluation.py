@@ -16,19 +16,18 @@ from keeptune.data.record import Record
 from keeptune.errors import DataError
 from keeptune.stages.certified import CERTIFICATE
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test, prepare
-from keeptune.stages.delivery import CARD
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, model_card
 from keeptune.stages.methods import method_of
 from keeptune.stages.openings import record_opening
 from keeptune.stages.retention import measure
-from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.run import CARD, SELECTION, Run, is_done, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import artifact_folder, fit_model, make_bench, training_key
 from keeptune.stages.validation import higher_is_better
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_at, points, trained_facts
-from keeptune.storage import storage_errors, write_json
+from keeptune.storage import storage_errors, write_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,7 +85,7 @@ def evaluate(
     _write_paired(run, data, entrants)
     trained = {method.name: points(run, method)[-1] for method in methods}
     for point in trained.values():
-        write_json(point.folder / CARD, card_to_json(model_card(run, data, point)))
+        write_record(point.folder / CARD, card_to_json(model_card(run, data, point)))
     measure(run, data, texts, harness=harness)
     if run.recipe.retention.budget:
         return None
@@ -207,7 +206,7 @@ def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:
                     untrained_tasks=data.untrained_tasks,
                 )
             ]
-    write_json(run.folder / "paired.json", {"paired": paired})
+    write_record(run.folder / "paired.json", {"paired": paired})
 
 
 def _select(run: Run, methods: list[Method]) -> Method:
@@ -218,5 +217,5 @@ def _select(run: Run, methods: list[Method]) -> Method:
     selected = max(known, key=lambda method: sign * values[method.name], default=methods[0])
     metric = run.recipe.evaluation.select_by
     facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values}
-    write_json(run.folder / "selection.json", facts)
+    write_record(run.folder / SELECTION, facts)
     return selected

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, record_to_json
 from keeptune.report.scores import read_scores
 from keeptune.stages.data import Data, max_new_tokens
-from keeptune.stages.delivery import CARD
-from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.run import CARD, INSTRUCT_MODEL, Run, is_done, stage_key
 from keeptune.stages.way import BASE, ZERO_SHOT, Point, artifact_at, trained_facts
-from keeptune.storage import MANIFEST, read_json, staged_folder, storage_errors, write_json
+from keeptune.storage import MANIFEST, read_json, read_record, staged_folder, storage_errors, write_record
 
 if TYPE_CHECKING:
     from keeptune.model.card import CardScore, ModelCard
@@ -27,9 +26,9 @@ def deliver(run: Run, data: Data, selected: Point, *, limits: Sequence[str] = ()
     from keeptune.model.card import card_to_json, write_model_card
 
     source = artifact_at(run, data, selected)
-    target = run.folder / "instruct-model"
+    target = run.folder / INSTRUCT_MODEL
     scores = read_json(selected.test / "scores.json")["scores"]
-    made = read_json(source / MANIFEST)
+    made = read_record(source / MANIFEST)
     key = stage_key(artifact=made, scores=scores, **({"limits": list(limits)} if limits else {}))
     if is_done(target, key):
         return target
@@ -39,13 +38,13 @@ def deliver(run: Run, data: Data, selected: Point, *, limits: Sequence[str] = ()
             shutil.copytree(source, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
         card = model_card(run, data, selected, limits=limits)
         write_model_card(staging, card=card)
-        write_json(staging / CARD, card_to_json(card))
+        write_record(staging / CARD, card_to_json(card))
     return target
 
 
 def withdraw(run: Run) -> None:
     """Remove an instruct model that nothing speaks for any more."""
-    target = run.folder / "instruct-model"
+    target = run.folder / INSTRUCT_MODEL
     if target.exists():
         with storage_errors(target):
             shutil.rmtree(target)
@@ -77,7 +76,7 @@ def model_card(run: Run, data: Data, point: Point, *, limits: Sequence[str] = ()
             if not data.untrained_tasks
             else "What the base model lost beyond the tasks above was not measured.",
         ),
-        versions=read_json(run.folder / MANIFEST)["versions"],
+        versions=read_record(run.folder / MANIFEST)["versions"],
         quantization=data.base.facts.quantization,
     )
 

@@ -17,8 +17,8 @@ from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.methods import check_methods, method_of
 from keeptune.stages.mixture import mixture_facts, mixture_key, task_scores, tokens_per_step, train_examples
-from keeptune.stages.run import Run, is_done, note_facts, stage_key
-from keeptune.storage import MANIFEST, read_json, write_json
+from keeptune.stages.run import EVENTS, TRAINING, Run, intact_record, is_done, note_facts, stage_key
+from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 
 if TYPE_CHECKING:
     import torch
@@ -144,8 +144,8 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     run.poll()
     folder, progress = run.folder / method.name, run.context.progress
     key = training_key(run.recipe, data, method, texts=texts)
-    done = folder / "training.json"
-    if done.exists() and read_json(done).get("key") == key and is_done(artifact_folder(folder, method), key):
+    done = folder / TRAINING
+    if intact_record(done, say=progress.say).get("key") == key and is_done(artifact_folder(folder, method), key):
         progress.say(f"{folder}: trained {UNCHANGED}")
         return folder
     device = pick_device(run.recipe.device)
@@ -173,7 +173,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     result, scores = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
     artifact_bytes = _save(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
-    write_json(
+    write_record(
         done,
         {
             "key": key,
@@ -187,6 +187,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
             **facts,
             **scores,
             "artifact_bytes": artifact_bytes,
+            "events_sha256": file_sha256(folder / EVENTS),
             "estimated_memory_bytes": memory,
             "layout": fit.layout,
             "device": device.type,
@@ -344,4 +345,4 @@ def _save(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -
         facts={"key": key} if quantization is None else {"key": key, "quantization": quantization},
     )
     verify_artifact(model, target, base=data.base.folder, quantization=quantization)
-    return sum(facts["bytes"] for facts in read_json(target / MANIFEST)["files"].values())
+    return sum(facts["bytes"] for facts in read_record(target / MANIFEST)["files"].values())

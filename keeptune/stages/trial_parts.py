@@ -22,7 +22,7 @@ from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.training import fit_model, make_bench
 from keeptune.stages.way import BASE, load_base
-from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_lines
+from keeptune.storage import read_record, staged_folder, storage_errors, write_json, write_lines, write_record
 
 if TYPE_CHECKING:
     import numpy as np
@@ -57,22 +57,22 @@ class Parts:
     @property
     def key(self) -> str:
         """The hash of the data and texts that the parts were taken from."""
-        return read_json(self.folder / TRIAL_FACTS)["key"]
+        return read_record(self.folder / TRIAL_FACTS)["key"]
 
     @property
     def limits(self) -> Limits:
         """How long answers may be."""
-        return Limits(**read_json(self.folder / TRIAL_FACTS)["limits"])
+        return Limits(**read_record(self.folder / TRIAL_FACTS)["limits"])
 
     def data(self, recipe: Recipe, *, cache: Path, subset: str) -> Data:
         """Return the data with the train records of a subset."""
-        key = read_json(self.folder / TRIAL_FACTS)["data"]
+        key = read_record(self.folder / TRIAL_FACTS)["data"]
         return Data(read_base(recipe, cache=cache), self.folder / subset, stage_key(data=key, subset=subset))
 
     @property
     def texts(self) -> Texts | None:
         """The texts to replay and those of the probe; None where the recipe has none."""
-        key = read_json(self.folder / TRIAL_FACTS)["texts"]
+        key = read_record(self.folder / TRIAL_FACTS)["texts"]
         return None if key is None else Texts(self.folder / "texts", key)
 
 
@@ -94,7 +94,7 @@ def write_parts(run: Run, data: Data, texts: Texts | None, *, trials: Sequence[T
             if texts is not None:
                 _link(texts.folder, staging / "texts")
             facts = {"key": key, "data": data.key, "texts": texts_key, "limits": asdict(limits)}
-            write_json(staging / TRIAL_FACTS, facts)
+            write_record(staging / TRIAL_FACTS, facts)
     parts = Parts(folder)
     answer_probe(run, data, parts, model=lambda: load_base(run, data), folder=run.folder / BASE)
     return parts

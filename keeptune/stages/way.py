@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.errors import DataError
 from keeptune.stages.data import Data
-from keeptune.stages.run import Run, is_done, stage_key
+from keeptune.stages.run import TRAINING, Run, is_done, stage_key
 from keeptune.stages.training import artifact_folder, computes_in_bf16
-from keeptune.storage import read_json
+from keeptune.storage import read_manifest, read_record, require_unchanged
 
 if TYPE_CHECKING:
     import torch
@@ -120,10 +120,14 @@ def trained_facts(run: Run, method: Method) -> Mapping[str, Any]:
 
     Raises:
         DataError: the method is not trained to its end.
+        StorageError: what its training left has changed.
     """
-    path = run.folder / method.name / "training.json"
-    facts = read_json(path) if path.exists() else {}
-    if not facts or not is_done(artifact_folder(path.parent, method), facts["key"]):
+    path = run.folder / method.name / TRAINING
+    facts = read_record(path, again="`keeptune train`") if path.exists() else {}
+    artifact = artifact_folder(path.parent, method)
+    if facts and read_manifest(artifact).get("key") == facts["key"]:
+        require_unchanged(artifact)
+    else:
         raise DataError(
             f"{path.parent}: found no whole trained model; expected `keeptune train` to have finished. "
             "Run `keeptune train` with this recipe first, or `keeptune run`."
