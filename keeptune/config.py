@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -316,7 +316,7 @@ def make_recipe(value: Mapping[str, Any], *, path: Path) -> Recipe:
             by_place.setdefault(place, []).append(problem)
         raise_collected(
             RecipeError,
-            [describe_problem(path, problems, value=value, known_keys=_known_keys) for problems in by_place.values()],
+            [describe_problem(path, problems, value=value, keys=_KEYS) for problems in _inner_ones(by_place)],
         )
 
 
@@ -327,17 +327,24 @@ def is_fractional(key: str) -> bool:
     return field is not None and "float" in str(field.annotation)
 
 
-def _known_keys(section: Sequence[Any]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "data": DataFields,
-        "training": TrainingFields,
-        "evaluation": EvaluationFields,
-        "tasks": TaskFields,
-        "retention": RetentionFields,
-        "mixture": MixtureFields,
-        "harness": HarnessFields,
-        "texts": TextFields,
-        "methods": MethodFields,
-    }
-    known = next((sections[part] for part in reversed(section) if part in sections), Recipe)
-    return list(known.model_fields)
+# Where each section of a recipe stands; `*` is a number or a name that the recipe chooses.
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "": Recipe,
+    "data": DataFields,
+    "data.tasks.*": TaskFields,
+    "data.mixture": MixtureFields,
+    "methods.*": MethodFields,
+    "training": TrainingFields,
+    "evaluation": EvaluationFields,
+    "retention": RetentionFields,
+    "retention.texts.*": TextFields,
+    "retention.harness": HarnessFields,
+}
+_KEYS = {section: tuple(fields.model_fields) for section, fields in _SECTIONS.items()}
+
+
+def _inner_ones(by_place: Mapping[str, list[Mapping[str, Any]]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the problems without those of a place inside which there is another: they only follow from it."""
+    for place, problems in by_place.items():
+        if not any(other.startswith(f"{place}.") for other in by_place if place):
+            yield problems

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,8 @@ _EXPECTED |= {
     "model_": "a section",
     "too_short": "at least one entry",
 }
+# How alike two keys must be, from 0 to 1, for one to be proposed; those of the same section are preferred a little.
+_LIKE_A_SIBLING, _LIKE_ANOTHER, _OWN_SECTION = 0.5, 0.75, 0.1
 _YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 _DATA_FILE = re.compile(r"\.(jsonl|ndjson|csv|parquet|gz)$", re.IGNORECASE)
 _DATA_REMEDY = "Data are named in a recipe: `data: {tasks: [{path: ...}]}`."
@@ -51,7 +53,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
         detail = str(getattr(error, "problem", None) or error).replace(' in "<unicode string>",', " at")
         detail = " ".join(detail.split())[:300]
-        raise RecipeError(f"{where}: found no valid YAML ({detail}); expected a recipe. Mend that place.") from error
+        raise RecipeError(f"{where}: found no valid YAML ({detail}); expected a recipe. Fix that place.") from error
     if not isinstance(value, dict):
         found = "an empty file" if value is None else json_kind(value)
         remedy = f" {_DATA_REMEDY}" if isinstance(value, list) else ""
@@ -141,20 +143,20 @@ def _list_index(place: list[Any], part: str, *, override: str) -> int:
 
 
 def describe_problem(
-    path: Path, problems: Sequence[Mapping[str, Any]], *, value: Any, known_keys: Callable[[Sequence[Any]], list[str]]
+    path: Path, problems: Sequence[Mapping[str, Any]], *, value: Any, keys: Mapping[str, Sequence[str]]
 ) -> str:
     """Return pydantic's problems with one place of a recipe in the form `where: found; expected. remedy.`
 
-    `known_keys` returns the keys of a section, given its place.
+    `keys` are those of each section, which is written as `methods.*`, "" being the whole recipe.
     """
     problem = problems[0]
     key = existing_key(problem["loc"], value)
     where = f"{path}: {key}" if key else f"{path}"
     if problem["type"] == "extra_forbidden":
-        *section, last = problem["loc"]
-        known = known_keys(section)
-        near = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys here: {', '.join(known)}."
+        *place, last = problem["loc"]
+        section = _section(place, keys)
+        near = _nearest(str(last), section=section, keys=keys)
+        hint = f"Did you mean {near!r}?" if near else f"Known keys here: {', '.join(keys[section])}."
         return f"{where}: found an unknown key; expected one that keeptune knows. {hint}"
     if problem["type"] == "missing":
         missing = ".".join(map(str, problem["loc"]))
@@ -166,7 +168,25 @@ def describe_problem(
     found = json_kind(given) if isinstance(given, dict) else _YAML_WORDS.get(str(given), f"{given!r:.80}")
     words = [next((w for k, w in _EXPECTED.items() if p["type"].startswith(k)), p["msg"]) for p in problems]
     expected = " or ".join(dict.fromkeys(word.removeprefix("Input should be ") for word in words))
-    return f"{where}: found {found}; expected {expected}. Mend this value."
+    return f"{where}: found {found}; expected {expected}. Fix this value."
+
+
+def _section(place: Sequence[Any], keys: Mapping[str, Sequence[str]]) -> str:
+    """Return the section that pydantic's place of a problem lies in."""
+    names = {section.removesuffix(".*").rpartition(".")[2]: section for section in keys}
+    return next((names[part] for part in reversed(place) if part in names), "")
+
+
+def _nearest(key: str, *, section: str, keys: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the known key that is most like an unknown one: one of its own section, or by its full name another's."""
+    alike: list[tuple[float, str]] = []
+    for name, known in keys.items():
+        for other in known:
+            likeness = difflib.SequenceMatcher(None, key.lower(), other).ratio()
+            if likeness >= (_LIKE_A_SIBLING if name == section else _LIKE_ANOTHER):
+                is_own = name == section
+                alike.append((likeness + (_OWN_SECTION if is_own else 0.0), other if is_own else f"{name}.{other}"))
+    return max(alike, default=(0.0, None))[1]
 
 
 def existing_key(location: Sequence[Any], value: Any) -> str:

@@ -176,8 +176,7 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     overlaps = {kind: leak for kind, leak in audit["leaks"].items() if leak["num_train_records"]}
     rows += [("train records that share with a held-out record", "")] if overlaps else []
     rows += [
-        (f"  {_OVERLAPS[kind]}", f"{leak['num_train_records']:,}, {'removed' if leak['num_removed'] else 'kept'}")
-        for kind, leak in overlaps.items()
+        (f"  {_OVERLAPS[kind]}", f"{leak['num_train_records']:,}, {_fate(leak)}") for kind, leak in overlaps.items()
     ]
     show_table(console, "Audit", ("", ""), rows=rows)
     tasks = {**audit["tasks"], **({ALL_TASKS: audit["splits"]} if len(audit["tasks"]) > 1 else {})}
@@ -190,6 +189,14 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     lengths = [(part, *(f"{audit['tokens'][part][q]:,}" for q in quantiles)) for part in parts]
     title = "Tokens of a record" + (", before cutting" if audit["truncated"] else "")
     show_table(console, title, ("", *quantiles.values()), rows=lengths)
+    for remark in audit.get("remarks", ()):
+        console.print(visible(remark), highlight=False, soft_wrap=True, style="yellow")
+
+
+def _fate(leak: Mapping[str, Any]) -> str:
+    """Return what became of the records of an overlap."""
+    removed = leak["num_removed"]
+    return f"{removed:,} removed" if 0 < removed < leak["num_train_records"] else "removed" if removed else "kept"
 
 
 def show_scores(console: Console, report: Path) -> None:

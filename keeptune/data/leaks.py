@@ -41,6 +41,9 @@ LEAK_KINDS: tuple[LeakKind, ...] = get_args(LeakKind)
 
 _COVER_WORDS, _COVER_SHARE, _LONG_WORDS = 8, 0.5, 13
 _LEAST_COMPLETION_WORDS = 20
+# A run that more groups of train records share counts for less.
+_RARE_GROUPS = 2
+_WEIGHT_STEPS = 1 << 16
 _STOCK_FRACTION = 0.1
 _MAX_WITNESSES = 16
 _WORDS_PER_BATCH = 1 << 17
@@ -56,8 +59,9 @@ class Leaks:
 
     `kinds` are places in `LEAK_KINDS`. exact: the same normalised prompt. near: in one group of near-duplicates; the
     overlap is the Jaccard similarity of the two prompts. ngram_cover: that fraction of the held-out record's words,
-    more than half, stands in runs of 8 words that the train record has too. ngram_13: the same for 13 words, where any
-    fraction counts; such a record is no leak to remove.
+    more than half, stands in runs of 8 words that the train record has too, each word counted by how few groups have
+    its runs (see `find_leaks`). ngram_13: the same for 13 words, where any fraction counts; such a record is no leak to
+    remove.
     """
 
     train: Members
@@ -116,11 +120,12 @@ class _Grams:
 class _Postings:
     """Which train texts have an n-gram: of `grams[g]`, `texts[starts[g]:starts[g + 1]]`.
 
-    N-grams of equal `classes` are in the same texts.
+    N-grams of equal `classes` are in the same texts. `weights` says how much a word of each counts.
     """
 
     grams: Hashes
     classes: Hashes
+    weights: NDArray[np.float64]
     starts: Indices
     texts: Indices
 
@@ -144,8 +149,12 @@ def find_leaks(
     `keys` are those of the prompts, `groups` the group of each record. Runs of words are sought in prompts against
     prompts and in completions against completions of 20 words or more. Runs in more than a tenth of a task's texts (and
     in more than 10) are wording of its template and cover nothing; words that only they reach do not count, and a text
-    with fewer than 8 other words is not looked at. Files lie in `scratch` for as long as the search takes, by default
-    where the system has them.
+    with fewer than 8 other words is not looked at.
+
+    A run that k groups of train records share says little about any one of them: a greeting, a signature, a disclaimer
+    stand in many records whose subjects differ. So each of its words counts as (2 / k)² of a word where k is above 2,
+    in what is covered and in the whole alike, and a record that is all covered is so whatever k is. Files lie in
+    `scratch` for as long as the search takes, by default where the system has them.
     """
     found = _Found(len(records))
     is_train = splits == TRAIN
@@ -164,7 +173,8 @@ def find_leaks(
                 train = np.flatnonzero(is_train & (found.kinds < 0))
                 stock = distinct(np.concatenate([_stock(texts, rows, n=n) for rows in tasks]))
                 shared = _shared(texts, n=n, train=train, held_out=held_out, stock=stock, scratch=Path(folder))
-                witnesses, shares = _covers(texts, shared, n=n, above=above, held_out=held_out, stock=stock)
+                covers = {"n": n, "above": above, "held_out": held_out, "stock": stock}
+                witnesses, shares = _covers(texts, shared, groups=groups, **covers)
                 covering = np.flatnonzero(shares > 0)
                 found.kinds[covering] = LEAK_KINDS.index(kind)
                 found.held_out[covering] = witnesses[covering]
@@ -274,30 +284,51 @@ def _places(hashes: Hashes) -> tuple[Indices, NDArray[np.uint8]]:
 
 
 def _covers(
-    texts: _Texts, shared: _Shared, *, n: int, above: float, held_out: Indices, stock: Hashes
+    texts: _Texts,
+    shared: _Shared,
+    *,
+    groups: Members,
+    n: int,
+    above: float,
+    held_out: Indices,
+    stock: Hashes,
 ) -> tuple[Members, NDArray[np.float64]]:
     """Return for every text the held-out one that it covers best, and the share, 0 where it is not above `above`."""
     witnesses, shares = np.zeros(len(texts.lengths), np.int32), np.zeros(len(texts.lengths))
     for chunk in batches(texts.lengths[held_out], at_most=_WORDS_PER_CHUNK):
         rows = held_out[chunk]
-        postings = _postings(texts, shared, n=n, held_out=rows)
+        postings = _postings(texts, shared, groups=groups, n=n, held_out=rows)
         for part in _row_batches(texts, rows):
             grams = _grams_of(texts, part, n=n)
-            is_counted = np.ones(int(texts.lengths[part].sum()), np.bool_)
-            for k in range(n):
-                is_counted[grams.places[contained(grams.hashes, stock)] + k] = False
-            # Counted words before each place: the difference of two entries is their number between two places.
-            before = np.concatenate([[0], np.cumsum(is_counted)])
+            weights = _word_weights(postings, grams, n=n, num_words=int(texts.lengths[part].sum()), stock=stock)
+            # The weight before each place: the difference of two entries is that between two places.
+            before = np.concatenate([[0.0], np.cumsum(weights)])
             ends = np.cumsum(texts.lengths[part])
-            num_counted = before[ends] - before[ends - texts.lengths[part]]
-            for covering, owners, found in _best_shares(postings, grams, n=n, before=before, num_counted=num_counted):
+            starts = ends - texts.lengths[part]
+            num_counted = np.concatenate([[0], np.cumsum(weights > 0)])
+            totals = np.where(num_counted[ends] - num_counted[starts] >= _COVER_WORDS, before[ends] - before[starts], 0)
+            for covering, owners, found in _best_shares(postings, grams, n=n, before=before, totals=totals):
                 better = found > np.maximum(above, shares[covering])
                 shares[covering[better]] = found[better]
                 witnesses[covering[better]] = part[owners[better]]
     return witnesses, shares
 
 
-def _postings(texts: _Texts, shared: _Shared, *, n: int, held_out: Indices) -> _Postings:
+def _word_weights(postings: _Postings, grams: _Grams, *, n: int, num_words: int, stock: Hashes) -> NDArray[np.float64]:
+    """Return how much each word counts: as the most common of the n-grams that it stands in; those of stock not."""
+    shared = contained(grams.hashes, postings.grams)
+    of_shared = postings.weights[np.searchsorted(postings.grams, grams.hashes[shared])]
+    in_stock = grams.places[contained(grams.hashes, stock)]
+    weights = np.ones(num_words)
+    # No two n-grams begin at one place.
+    for k in range(n):
+        places = grams.places[shared] + k
+        weights[places] = np.minimum(weights[places], of_shared)
+        weights[in_stock + k] = 0.0
+    return weights
+
+
+def _postings(texts: _Texts, shared: _Shared, *, groups: Members, n: int, held_out: Indices) -> _Postings:
     """Return the n-grams of held-out texts that stand in train texts, and in which."""
     parts = [_grams_of(texts, part, n=n).hashes for part in _row_batches(texts, held_out)]
     wanted = distinct(np.concatenate([np.zeros(0, np.uint64), *parts]))
@@ -311,7 +342,12 @@ def _postings(texts: _Texts, shared: _Shared, *, n: int, held_out: Indices) -> _
     # Two n-grams with the same sum of random numbers, one a text, are in the same texts.
     random = ngram_hashes(posted.astype(np.uint32), 1)
     classes = np.add.reduceat(random, starts) if len(starts) else random
-    return _Postings(wanted[indices[starts]], classes, np.append(starts, len(posted)), posted)
+    # A gram's groups, each once: what many copies of one record share is not common.
+    pairs = distinct(indices * num_texts + groups[posted])
+    num_groups = np.bincount(pairs // num_texts, minlength=len(wanted))[indices[starts]]
+    # A sum of multiples of one fraction is exact in any order.
+    weights = np.minimum(1.0, np.ceil((_RARE_GROUPS / num_groups) ** 2 * _WEIGHT_STEPS) / _WEIGHT_STEPS)
+    return _Postings(wanted[indices[starts]], classes, weights, np.append(starts, len(posted)), posted)
 
 
 def _runs(postings: _Postings, grams: _Grams, *, n: int) -> _Runs:
@@ -327,20 +363,21 @@ def _runs(postings: _Postings, grams: _Grams, *, n: int) -> _Runs:
 
 
 def _best_shares(
-    postings: _Postings, grams: _Grams, *, n: int, before: Indices, num_counted: Indices
+    postings: _Postings, grams: _Grams, *, n: int, before: NDArray[np.float64], totals: NDArray[np.float64]
 ) -> Iterator[tuple[Indices, Indices, NDArray[np.float64]]]:
-    """Yield train texts, the numbers of held-out ones and the shares of their counted words covered, batch by batch.
+    """Yield train texts, the numbers of held-out ones and the shares of their weight that is covered, batch by batch.
 
-    A batch has a train text once, with the held-out text that it covers best.
+    `totals` is the weight of each held-out text, 0 where it is not to be looked at. A batch has a train
+    text once, with the held-out text that it covers best.
     """
     runs = _runs(postings, grams, n=n)
     sizes = np.diff(postings.starts)[runs.grams]
     # The runs of one held-out text stay in one batch.
     firsts = run_starts(runs.owners)
-    totals = np.add.reduceat(sizes, firsts) if len(firsts) else sizes
+    num_overlaps = np.add.reduceat(sizes, firsts) if len(firsts) else sizes
     edges = np.append(firsts, len(runs.owners))
     num_texts = int(postings.texts.max(initial=0)) + 1
-    for part in batches(totals, at_most=_OVERLAPS_PER_BATCH):
+    for part in batches(num_overlaps, at_most=_OVERLAPS_PER_BATCH):
         rows = slice(edges[part.start], edges[part.stop])
         counts = sizes[rows]
         covering = postings.texts[joined_ranges(postings.starts[runs.grams[rows]], counts)]
@@ -354,7 +391,7 @@ def _best_shares(
         begins[pairs] = starts[pairs]
         covered = np.add.reduceat(before[ends] - before[begins], pairs)
         owners, covering = keys[pairs] // num_texts, keys[pairs] % num_texts
-        shares = np.where(num_counted[owners] >= _COVER_WORDS, covered / np.maximum(num_counted[owners], 1), 0.0)
+        shares = np.where(totals[owners] > 0, np.minimum(covered / np.where(totals > 0, totals, 1.0)[owners], 1.0), 0.0)
         order = np.lexsort((owners, -shares, covering))
         best = order[run_starts(covering[order])]
         yield covering[best], owners[best], shares[best]

@@ -280,6 +280,7 @@ def _audit(report: Report) -> dict[str, Any] | None:
         "splits": [dataclasses.asdict(split) for split in audit.splits],
         "parts": [dataclasses.asdict(part) for part in audit.parts],
         "lengths": [dataclasses.asdict(lengths) for lengths in audit.lengths],
+        "remarks": list(audit.remarks),
     }
 
 
