@@ -337,7 +337,7 @@ def check_sources(recipe: Recipe) -> None:
     for i, task in enumerate(recipe.data.tasks):
         own = {"validation": task.validation, "test": task.test}
         with _under_its_key(i, own):
-            check_source(task.path, **own)
+            check_source(task.path, validation=task.validation, test=task.test)
 
 
 @contextmanager
