@@ -23,7 +23,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
-from keeptune.model.attention import base_of, uses_virtual_tokens
+from keeptune.model.attention import base_of, uses_virtual_tokens, vocab_size
 from keeptune.model.folder import ADAPTER_CONFIG, Quantization, adapter_base, resolve_model
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
@@ -342,8 +342,7 @@ def require_same_logits(found: Tensor, expected: Tensor, *, dtype: torch.dtype, 
 def probe_logits(model: nn.Module) -> Tensor:
     """Return fp32 logits of two fixed inputs on the CPU; the model keeps its mode."""
     base = base_of(model)
-    vocab_size = base.config.get_text_config().vocab_size
-    ids = (torch.arange(2 * _PROBE_TOKENS, device=base.device).reshape(2, -1) * 7919 + 3) % vocab_size
+    ids = (torch.arange(2 * _PROBE_TOKENS, device=base.device).reshape(2, -1) * 7919 + 3) % vocab_size(base)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids.flip(0)

@@ -28,6 +28,9 @@ from keeptune.storage import staged_folder, storage_errors
 
 # Buffers that older checkpoints carry and that are computed at construction.
 _COMPUTED = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
+# What changes no answer and cannot be computed beside padding (routers' logits, for a loss of their own), or rewrites
+# the weights whenever a model is switched from training to evaluation (RWKV's scaling for fp16).
+_OFF = {"output_router_logits": False, "rescale_every": 0}
 
 
 def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
@@ -143,9 +146,14 @@ def empty_model(folder: Path) -> PreTrainedModel:
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except (ValueError, KeyError) as error:
         raise _unknown(folder, error) from error
+    for part in (config, config.get_text_config()):
+        for name, value in _OFF.items():
+            if getattr(part, name, None):
+                setattr(part, name, value)
+    return config
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:

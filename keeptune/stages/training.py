@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.errors import RecipeError
 from keeptune.progress import UNCHANGED
-from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
+from keeptune.stages.data import Data, evaluation_split, max_length, max_new_tokens, max_new_tokens_on_test, prepare
 from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.methods import check_methods, method_of
@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from keeptune.evaluation.evaluate import Bench
+    from keeptune.evaluation.generate import SideBySide
     from keeptune.model.methods import Method
     from keeptune.text.batches import Batch, Layout
     from keeptune.text.tokens import Example, Examples
@@ -36,6 +37,11 @@ _LAYOUTS = {
     "packed": "whole records packed one behind the other",
     "padded": "records padded to the longest beside them",
     "pairs": "pairs of prompt and completion, padded to the longest beside them",
+    "single": "one record each, because this model's loss on a record depends on the records beside it",
+}
+_ANSWERS = {
+    "equal": "prompts of one length are answered together, because padding before a prompt changes this model's answer",
+    "single": "prompts are answered one at a time, because the prompts beside one change this model's answer",
 }
 
 
@@ -54,6 +60,7 @@ class Fit:
     device: torch.device
     autocast: torch.dtype | None
     through_logits: bool
+    side_by_side: SideBySide
 
 
 def train(
@@ -93,26 +100,30 @@ def artifact_folder(folder: Path, method: Method) -> Path:
 
 
 def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.device, has_weights: bool = True) -> Fit:
-    """Choose packed batches and the chunked loss where the model is exact under them, else padding and logits.
+    """Choose layout and loss such that a record's loss and answer are those that it has alone.
 
     A model without weights cannot be tried: it is taken for exact.
+
+    Raises:
+        NonFiniteError: the loss of a random record is NaN or infinite.
+        RecipeError: the model sees the tokens that it is to predict, or fails on a record.
     """
     import torch
 
     from keeptune.model.divergence import pair_divergences
-    from keeptune.model.loss import batch_loss, loss_is_exact, target_losses
+    from keeptune.model.loss import batch_loss, target_losses
 
-    layout, collate = _layout(model, data=data, has_weights=has_weights)
-    through_logits = has_weights and not loss_is_exact(model)
+    layout, through_logits, side_by_side = _batching(model, recipe=recipe, data=data, has_weights=has_weights)
     return Fit(
         layout=layout,
-        collate=collate,
+        collate=_collate(layout, data=data),
         batch_loss=partial(batch_loss, through_logits=through_logits),
         target_losses=partial(target_losses, through_logits=through_logits),
         pair_divergences=partial(pair_divergences, through_logits=through_logits),
         device=device,
         autocast=torch.bfloat16 if computes_in_bf16(recipe, device) else None,
         through_logits=through_logits,
+        side_by_side=side_by_side,
     )
 
 
@@ -122,16 +133,29 @@ def computes_in_bf16(recipe: Recipe, device: torch.device) -> bool:
     return device.type == "cuda" if bf16 is None else bf16
 
 
-def _layout(model: nn.Module, *, data: Data, has_weights: bool) -> tuple[Layout, Callable[[Sequence[Example]], Batch]]:
-    from keeptune.model.attention import can_pack, uses_virtual_tokens
+def _batching(model: nn.Module, *, recipe: Recipe, data: Data, has_weights: bool) -> tuple[Layout, bool, SideBySide]:
+    """Return the layout of batches, whether losses take the model's own logits, and what is answered side by side."""
+    from keeptune.evaluation.generate import prompts_side_by_side
+    from keeptune.model.attention import uses_virtual_tokens
+    from keeptune.model.loss import loss_is_exact
+    from keeptune.model.neighbours import layout_of, model_errors
+
+    if not has_weights:
+        pairs = data.base.facts.encoder_decoder
+        return "pairs" if pairs else "padded" if uses_virtual_tokens(model) else "packed", False, "padded"
+    longest = max_length(recipe, data.base) + max_new_tokens_on_test(recipe, data)
+    with model_errors(model):
+        through_logits = not loss_is_exact(model)
+    layout = layout_of(model, through_logits=through_logits, longest=longest)
+    return layout, through_logits, prompts_side_by_side(model, layout=layout, longest=longest)
+
+
+def _collate(layout: Layout, *, data: Data) -> Callable[[Sequence[Example]], Batch]:
     from keeptune.text.batches import pack, pad, pad_pairs
 
-    pad_id = data.base.tokenizer.pad_id
-    if data.base.facts.encoder_decoder:
-        return "pairs", partial(pad_pairs, pad_id=pad_id)
-    if not uses_virtual_tokens(model) and (not has_weights or can_pack(model)):
-        return "packed", pack
-    return "padded", partial(pad, pad_id=pad_id)
+    if layout == "packed":
+        return pack
+    return partial(pad_pairs if data.base.facts.encoder_decoder else pad, pad_id=data.base.tokenizer.pad_id)
 
 
 def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | None) -> Path:
@@ -165,6 +189,8 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
         f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
         f"({100 * counts.trained / counts.total:.2f} %) on {device.type}; batches hold {_LAYOUTS[fit.layout]}"
     )
+    if fit.side_by_side in _ANSWERS:
+        progress.say(f"{method.name}: {_ANSWERS[fit.side_by_side]}")
     own = own_facts(method, counts) | mixture_facts(run, method.name, table=kept.train_table)
     if method.l2_base:
         progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
@@ -234,8 +260,9 @@ def make_bench(
     limits = {"max_new_tokens": max_new_tokens, "tokens_per_batch": tokens_per_batch}
     return Bench(
         tokenizer=data.base.tokenizer,
-        decoding=make_decoding(run.recipe, data, model, **limits),
+        decoding=make_decoding(run.recipe, data, model, side_by_side=fit.side_by_side, **limits),
         collate=fit.collate,
+        losses_alone=fit.layout == "single",
         target_losses=fit.target_losses,
         pair_divergences=fit.pair_divergences,
         # Decoding would cast every weight anew for each token; on a processor that costs more than it saves.
