@@ -160,7 +160,7 @@ class TrainingFields(Section):
 class EvaluationFields(Section):
     """How answers are made and scored."""
 
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("rougeL", "exact_match")
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("rougeL_unicode", "exact_match")
     """What every answer on test is scored by; loss and perplexity are always added."""
     select_by: str = "loss"
     """The value on validation that chooses the checkpoint and the method: loss or one of `metrics`."""

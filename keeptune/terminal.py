@@ -21,6 +21,7 @@ from keeptune.data.audit import unused_and_removed
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report import comparison
+from keeptune.report.certificate import read_certificate
 from keeptune.report.scores import Score
 from keeptune.report.wording import decimal, decimals_for
 from keeptune.storage import read_json
@@ -210,6 +211,8 @@ def show_scores(console: Console, report: Path) -> None:
     _show_tasks(console, value)
     _show_lost(console, value)
     console.print(visible(_choice(value)), highlight=False, soft_wrap=True)
+    if value["broken_answers"]:
+        console.print(visible(f"Broken answers: {value['broken_answers']}"), highlight=False, soft_wrap=True)
 
 
 def show_comparison(console: Console, path: Path) -> None:
@@ -342,7 +345,9 @@ def _choice(value: Mapping[str, Any]) -> str:
 def show_certificate(console: Console, path: Path) -> None:
     """Print the verdict on what may be lost, and what it stands on."""
     value = read_json(path)
-    console.print(f"\n{value['verdict']}", style="bold", highlight=False)
+    certificate = read_certificate(value)
+    assert certificate is not None, "a certificate without a verdict"
+    console.print(f"\n{certificate.heading}", style="bold", markup=False, highlight=False)
     if value["artifact"]:
         outcome = f"Instruct model: {path.parent / value['artifact']['folder']}"
     else:

@@ -26,7 +26,7 @@ from keeptune.data.record import Message, Record
 from keeptune.errors import DataError, RecipeError, import_extra, stopped
 from keeptune.evaluation.evaluate import Bench
 from keeptune.evaluation.generate import beside_virtual_tokens, forbids_padding, plainly_greedy
-from keeptune.evaluation.metrics import DIVERGENCE, LOSS_METRICS, Answer
+from keeptune.evaluation.metrics import DIVERGENCE, LOSS_METRICS, METRICS, Answer
 from keeptune.model.attention import base_of
 from keeptune.model.memory import memory_errors
 from keeptune.model.modes import evaluating
@@ -38,7 +38,7 @@ _FEWSHOT_SEED = 1234
 _MOST_LOGITS = 1 << 29
 _NO_LIMIT_TOKENS = 2048
 # Under these names keeptune has metrics of its own that are no means of values between 0 and 1.
-_OWN_NAMES = frozenset({*LOSS_METRICS, DIVERGENCE, "bleu", "chrf"})
+_OWN_NAMES = frozenset({*LOSS_METRICS, DIVERGENCE, *(name for name, metric in METRICS.items() if metric.scale > 1.0)})
 
 
 @dataclass(frozen=True, slots=True)

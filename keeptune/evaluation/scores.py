@@ -83,6 +83,33 @@ def score_answers(
     return scores
 
 
+def score_of(answers: Sequence[Answer], *, metric: str) -> float:
+    """Return the metric over all these answers together."""
+    judged = metric_of(metric)
+    return float(judged.combine(_statistics(answers, judged).sum(axis=0)))
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """One score minus another over the same records; `standard_error` is clustered, None where one cluster is all."""
+
+    difference: float
+    standard_error: float | None
+    num_clusters: int
+
+
+def difference(mine: Sequence[Answer], theirs: Sequence[Answer], *, metric: str) -> Difference:
+    """Return the score of `mine` minus that of `theirs`, which answer the same records in the same order."""
+    judged = metric_of(metric)
+    clusters_R, num_clusters = _clusters(mine)
+    here_GS, there_GS = (_cluster_sums(_statistics(side, judged), clusters_R, num_clusters) for side in (mine, theirs))
+    return Difference(
+        float(judged.combine(here_GS.sum(axis=0)) - judged.combine(there_GS.sum(axis=0))),
+        _standard_error(_left_out(here_GS, judged) - _left_out(there_GS, judged)),
+        num_clusters,
+    )
+
+
 def macro_mean(scores: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
     """Return the mean over tasks of (mean, standard error), each task counting the same, with its standard error.
 

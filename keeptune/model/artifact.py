@@ -58,7 +58,7 @@ def stop_token_ids(model: nn.Module, *, tokenizer: Tokenizer, template: Template
     """Return, sorted, every id that ends an answer: the template's, the tokenizer's and the base model's own."""
     own = base_of(model).generation_config
     found = own.eos_token_id if own is not None else None
-    ids = {tokenizer.eos_id, tokenizer.special_tokens[template.end_token]}
+    ids = {tokenizer.eos_id, tokenizer.added_tokens[template.end_token]}
     return tuple(sorted(ids | set(found if isinstance(found, list) else [] if found is None else [found])))
 
 

@@ -45,6 +45,21 @@ class Tested:
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A suite that the certificate does not speak of: `base` is no better than `chance` in the metric of its budget.
+
+    `budget` is the suite's own name, or "others" where it is one of them. `name` tells the two apart.
+    """
+
+    name: str
+    suite: str
+    budget: str
+    metric: str
+    base: float | None
+    chance: float | None
+
+
+@dataclass(frozen=True, slots=True)
 class Certificate:
     """A verdict on the budgets; `model` at `alpha` is delivered, else the base behind `fallback_shots` examples.
 
@@ -63,9 +78,15 @@ class Certificate:
     delta: float | None
     confidence: float | None
     items: tuple[tuple[str, int], ...]
-    left_out_at_chance: tuple[str, ...]
+    left_out_at_chance: tuple[LeftOut, ...]
     sha256: tuple[tuple[str, str], ...]
     tests: tuple[Tested, ...]
+
+    @property
+    def heading(self) -> str:
+        """The verdict in capitals, with the suites that it does not speak of."""
+        but = ", ".join(one.name for one in self.left_out_at_chance) if self.verdict == "CERTIFIED" else ""
+        return f"{self.verdict}, EXCEPT FOR {but}" if but else self.verdict
 
 
 def read_certificate(value: Mapping[str, Any]) -> Certificate | None:
@@ -88,10 +109,19 @@ def read_certificate(value: Mapping[str, Any]) -> Certificate | None:
         delta=finite(value.get("delta")),
         confidence=finite(value.get("confidence")),
         items=tuple((suite, n) for suite, v in mapping(value.get("items")).items() if (n := whole(v)) is not None),
-        left_out_at_chance=tuple(mapping(value.get("left_out_at_chance"))),
+        left_out_at_chance=tuple(
+            _left_out(name, mapping(v)) for name, v in mapping(value.get("left_out_at_chance")).items()
+        ),
         sha256=tuple((k, v) for k, v in mapping(artifact.get("sha256")).items() if isinstance(v, str)),
         tests=tuple(tested for tested in map(_tested, rows(value.get("cells"))) if tested is not None),
     )
+
+
+def _left_out(name: str, found: Any) -> LeftOut:
+    value = mapping(found)
+    suite, budget = (string(value.get(key)) or name for key in ("suite", "budget"))
+    base, chance = (finite(value.get(key)) for key in ("base", "chance"))
+    return LeftOut(name, suite, budget, string(value.get("metric")) or "?", base, chance)
 
 
 def _budget(suite: str, value: Mapping[str, Any]) -> Budget:

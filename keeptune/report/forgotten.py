@@ -58,8 +58,8 @@ class Canaries:
 
     @property
     def counts(self) -> tuple[int | None, ...]:
-        """The counts in the order of their fields."""
-        return self.num_unended, self.num_empty, self.num_looping, self.num_other_script, self.num_broken_format
+        """The counts in the order in which the page shows them."""
+        return self.num_unended, self.num_looping, self.num_empty, self.num_other_script, self.num_broken_format
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from keeptune.report.forgotten import Lost
 from keeptune.report.headline import KeyNumber, Phrase, target_score
 from keeptune.report.scores import BOUNDS, Score
 from keeptune.report.tables import Report
-from keeptune.report.verdict import budget_words
+from keeptune.report.verdict import budget_words, left_out_words
 from keeptune.report.wording import (
     MISSING,
     count,
@@ -275,12 +275,11 @@ def not_measured(report: Report) -> list[str]:
     found = [f"Forgetting was measured on {', '.join(named)}, and on nothing else."] if named else []
     if certificate is None:
         return found
-    asked = {*(budget.suite for budget in certificate.budgets), *certificate.left_out_at_chance}
+    asked = {*(budget.suite for budget in certificate.budgets), *(one.budget for one in certificate.left_out_at_chance)}
     asked |= report.untrained_tasks if OTHER_TASKS in asked else set()
     free = [suite for suite in report.forgotten.suites if suite not in asked and suite != OTHER_TASKS]
     if free:
         found.append(f"The certificate does not speak of {', '.join(map(suite_label, free))}: no budget names them.")
     if certificate.left_out_at_chance:
-        left_out = ", ".join(map(suite_label, certificate.left_out_at_chance))
-        found.append(f"The base answers {left_out} no better than chance: nothing could be lost there.")
+        found.append(left_out_words(certificate.left_out_at_chance))
     return [*found, *certificate.limits]

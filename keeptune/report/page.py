@@ -16,7 +16,8 @@ from markupsafe import Markup
 
 from keeptune import __version__
 from keeptune.progress import noun
-from keeptune.report import losses, wording
+from keeptune.report import explained, losses, wording
+from keeptune.report.broken import broken_rows, broken_sentence
 from keeptune.report.growth import growth_panels, read_growth
 from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
@@ -41,6 +42,7 @@ _FILTERS = (
     wording.num_bytes,
     wording.parameters,
     wording.percent,
+    wording.rate,
     wording.seconds,
     wording.thousands,
     noun,
@@ -80,10 +82,13 @@ def render_page(report: Report) -> str:
         **_forgotten(report),
         colours=colours(report),
         score_groups=score_groups(report),
+        broken_rows=broken_rows(report),
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
         num_looks=_num_looks(report),
+        memory_sentence=explained.memory_sentence(report),
+        forgot_more_sentence=explained.forgot_more_sentence(report),
     )
 
 
@@ -142,6 +147,7 @@ def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
     # The scores of other tasks are the trained model's: of one delivered on the way to it, its own losses are said.
     of_trained = (others_sentence,) if delivered is None or delivered[1] == 1.0 else ()
     sentences = (alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
+    sentences += (explained.tied_sentence, explained.unfinished_sentence)
     return [found for sentence in sentences if (found := sentence(report))]
 
 
@@ -151,12 +157,11 @@ def _forgotten(report: Report) -> dict[str, Any]:
     on_the_way = delivered is not None and delivered[1] < 1.0
     flip_model = report.answers.model if report.answers else "tuned"
     return {
-        "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
+        "show_forgotten": bool(forgotten.rows or forgotten.certificate),
         "verdict": _verdict_sentence(report),
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
         "tested": tested_rows(forgotten.certificate) if forgotten.certificate else [],
-        "canaries": [row for row in forgotten.canaries if any(row.counts)],
         "drift_panels": losses.drift_panels(report),
         "not_measured": losses.not_measured(report),
         "flip_model": flip_model,
@@ -174,6 +179,7 @@ def report_json(report: Report) -> str:
     value = {
         "version": VERSION,
         "keeptune": __version__,
+        "broken_answers": broken_sentence(report) or None,
         "headline": " ".join(
             [
                 _text(headline(report)),
@@ -225,7 +231,7 @@ def report_json(report: Report) -> str:
 
 def _verdict(report: Report) -> str:
     certificate = report.forgotten.certificate
-    return f"{certificate.verdict}: {_verdict_sentence(report)}" if certificate else ""
+    return f"{certificate.heading}: {_verdict_sentence(report)}" if certificate else ""
 
 
 def _verdict_sentence(report: Report) -> str:

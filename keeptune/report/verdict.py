@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from keeptune.data.record import OTHER_TASKS
 from keeptune.progress import noun
-from keeptune.report.certificate import Budget, Certificate
+from keeptune.report.certificate import Budget, Certificate, LeftOut
 from keeptune.report.forgotten import Lost
 from keeptune.report.headline import Phrase, series
 from keeptune.report.tables import Report
@@ -21,8 +23,25 @@ from keeptune.report.wording import (
 
 
 def verdict_sentence(certificate: Certificate, *, others: frozenset[str]) -> str:
-    """Return the verdict in words for who never saw one; `others` are the tasks that were not trained on."""
-    kept = _kept(certificate, others=others)
+    """Return the verdict in words for who never saw one; `others` are the tasks that were not trained on.
+
+    Its first sentence names the suites that nothing is certified for.
+    """
+    left_out = certificate.left_out_at_chance
+    first = f"{left_out_words(left_out)} " if left_out else ""
+    return first + _verdict(certificate, kept=_kept(certificate, others=others))
+
+
+def left_out_words(left_out: Sequence[LeftOut]) -> str:
+    """Return the sentence that says for which suites nothing is certified, and why."""
+    parts = [
+        f"{suite_label(one.name)} ({metric_label(one.metric)} {decimal(one.base)}, chance {decimal(one.chance)})"
+        for one in left_out
+    ]
+    return f"Not certified for {series(parts)}: the base model scores no better than chance there."
+
+
+def _verdict(certificate: Certificate, *, kept: str) -> str:
     if certificate.verdict == "CERTIFIED":
         part = 100 * (certificate.alpha or 0.0)
         share = "the whole way" if part == 100 else f"{part:g}{NO_BREAK}% of the way"
@@ -47,11 +66,10 @@ def verdict_sentence(certificate: Certificate, *, others: frozenset[str]) -> str
 
 def _kept(certificate: Certificate, *, others: frozenset[str]) -> str:
     """Return what each suite may lose, in words."""
-    left_out = series([suite for suite in certificate.left_out_at_chance if suite in others])
+    outside = [one.suite for one in certificate.left_out_at_chance if one.budget == OTHER_TASKS and one.suite in others]
     parts = []
     for budget in certificate.budgets:
-        outside = left_out if budget.suite == OTHER_TASKS and budget.metric != "loss" else ""
-        but = f" but {outside}, where the base has nothing to lose" if outside else ""
+        but = f" but {series(outside)}" if outside and budget.suite == OTHER_TASKS else ""
         parts.append(f"at most {budget_words(budget)} on {suite_label(budget.suite)}{but}")
     return "; ".join(parts)
 

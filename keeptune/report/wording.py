@@ -19,11 +19,22 @@ _LABELS = {
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum",
+    "rouge1_unicode": "ROUGE-1 (Unicode)",
+    "rouge2_unicode": "ROUGE-2 (Unicode)",
+    "rougeL_unicode": "ROUGE-L (Unicode)",
+    "rougeLsum_unicode": "ROUGE-Lsum (Unicode)",
     "bleu": "BLEU",
+    "bleu_char": "BLEU of characters",
+    "bleu_zh": "BLEU (Chinese)",
+    "bleu_ja_mecab": "BLEU (Japanese, MeCab)",
+    "bleu_ko_mecab": "BLEU (Korean, MeCab)",
+    "bleu_flores200": "spBLEU (FLORES-200)",
     "chrf": "chrF",
     "exact_match": "Exact match",
+    "exact_match_squad": "Exact match (SQuAD)",
     "raw_exact_match": "Exact match, raw text",
     "token_f1": "Token F1",
+    "char_f1": "Character F1",
     "acc": "Accuracy",
     "acc_norm": "Accuracy, likelihood by length",
     "loss": "Loss",
@@ -172,6 +183,11 @@ def _scaled(value: float | None, units: list[tuple[float, str]], *, plain: str) 
             scaled = value / size
             return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{NO_BREAK}{unit}"
     return f"{value:,.0f}{plain}"
+
+
+def rate(value: float | None) -> str:
+    """Return a learning rate as recipes write it, as in 0.001 and 2e-05."""
+    return MISSING if value is None else f"{value:g}"
 
 
 def percent(part: float | None, total: float | None = 1.0) -> str:

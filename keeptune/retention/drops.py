@@ -5,6 +5,7 @@ Shape key: R records, G clusters.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -13,8 +14,6 @@ from numpy.typing import NDArray
 
 from keeptune.errors import DataError
 from keeptune.evaluation.metrics import Answer, metric_of
-
-_LARGE_SCALES = {"bleu": 100.0, "chrf": 100.0}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,14 +56,21 @@ def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str
     record alike, and is not the difference of the two corpus scores.
 
     Raises:
-        DataError: there is no record, or the two do not answer the same records in the same order.
+        DataError: there is no record, a record has no finite value, or the two do not answer the same records in the
+            same order.
     """
     require_same_records(base, tuned, suite=suite)
     sign = 1.0 if metric_of(metric).higher_is_better else -1.0
-    values_R = sign * np.array([b.metrics[metric] - t.metrics[metric] for b, t in zip(base, tuned, strict=True)])
+    before_R, after_R = (np.array([a.metrics.get(metric, math.nan) for a in side]) for side in (base, tuned))
+    unknown_R = ~(np.isfinite(before_R) & np.isfinite(after_R))
+    if unknown_R.any():
+        first = base[int(np.argmax(unknown_R))]
+        raise DataError(
+            f"{suite}: found {np.count_nonzero(unknown_R):,} of {len(base):,} records without a finite {metric} of "
+            f"base or tuned model, the first of them {first.id}; expected one of each. Evaluate both again."
+        )
     # -0.0 would print as a loss of "-0".
-    values_R += 0.0
-    assert np.isfinite(values_R).all(), "a metric that is not finite passed the evaluation"
+    values_R = sign * (before_R - after_R) + 0.0
     # Numbered in the order of their names, so that the order of records decides nothing.
     clusters_R = np.unique([answer.cluster for answer in base], return_inverse=True)[1]
     return Drops(values_R, clusters_R.astype(np.int64), metric_scale(metric))
@@ -89,4 +95,4 @@ def require_same_records(base: Sequence[Answer], tuned: Sequence[Answer], *, sui
 
 def metric_scale(metric: str) -> float:
     """Return the largest value that a metric takes: 100 of BLEU and chrF, else 1; 1 nat for the loss."""
-    return _LARGE_SCALES.get(metric, 1.0)
+    return metric_of(metric).scale

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -10,14 +9,8 @@ from typing import TypeVar
 from keeptune.data.record import ALL_TASKS
 from keeptune.evaluation.metrics import Answer, metric_of
 from keeptune.evaluation.scores import Paired, Score, paired_differences, score_answers
-from keeptune.retention.drops import metric_scale, require_same_records
-
-# With so few distinct references a task is a choice among labels, and always naming one of them scores something.
-MAX_LABELS = 20
-# Share of the scale that the base must be above chance for a retention ratio to mean anything.
-LEAST_ABOVE_CHANCE = 0.1
-# Metrics of which a difference is a corpus's own, no mean of differences: the bootstrap alone knows its error.
-_NOT_A_MEAN = frozenset({"bleu", "chrf", "perplexity"})
+from keeptune.retention.chance import Chance, chance_of
+from keeptune.retention.drops import require_same_records
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +19,8 @@ class TaskRetention:
 
     `standard_error` is clustered by input, None where one cluster is all and where the metric is no mean over records
     or tokens; [`low`, `high`] is the 95 % interval. `num_lost` and `num_gained` count the records whose own value fell
-    or rose. `retention` is (tuned - chance) / (base - chance), None where the base is at chance and of losses.
+    or rose. `retention` is (tuned - chance) / (base - chance), None where the base is not clearly above chance and of
+    losses.
     """
 
     task: str
@@ -64,7 +58,7 @@ def measure_retention(
 ) -> Retention:
     """Return what each task lost in `metric` from `base` to `tuned`, in the order in which tasks come first.
 
-    Chance is what always giving the most frequent reference scores, or `least_chance`, where that is more.
+    Chance is what `chance_of` says; `least_chance` is what guessing scores.
 
     Raises:
         DataError: there is no record, or the two do not answer the same records in the same order.
@@ -79,13 +73,13 @@ def measure_retention(
     ]
     means = _by_task(score_answers(base, metrics=[metric]))
     tuned_means = _by_task(score_answers(tuned, metrics=[metric]))
-    errors = {} if metric in _NOT_A_MEAN else _by_task(score_answers(forgotten, metrics=[metric]))
+    # The difference of two corpus scores is no mean of differences: the bootstrap alone knows its error.
+    errors = _by_task(score_answers(forgotten, metrics=[metric])) if metric_of(metric).is_mean else {}
     paired = _by_task(paired_differences(tuned, base, metrics=[metric], model="tuned", against="base"))
     tasks = []
     for task, score in means.items():
-        chance = max(least_chance, _chance([answer for answer in base if task in (answer.task, ALL_TASKS)], metric))
-        above = score.mean - chance
-        at_chance = sign > 0 and above < LEAST_ABOVE_CHANCE * metric_scale(metric)
+        own = [answer for answer in base if task in (answer.task, ALL_TASKS)]
+        chance = chance_of(own, metric=metric, least=least_chance)
         low, high = _forgetting_interval(paired[task], sign=sign)
         tasks.append(
             TaskRetention(
@@ -101,14 +95,18 @@ def measure_retention(
                 high=high,
                 num_lost=paired[task].worse,
                 num_gained=paired[task].better,
-                chance=chance,
-                base_at_chance=at_chance,
-                retention=(tuned_means[task].mean - chance) / above if sign > 0 and not at_chance else None,
+                chance=chance.level,
+                base_at_chance=not chance.above,
+                retention=_share_kept(tuned_means[task].mean, chance),
             )
         )
     *single, together = tasks
     worst = max(single, key=lambda task: task.forgetting)
     return Retention(tuple(single), together, sum(task.forgetting for task in single) / len(single), worst)
+
+
+def _share_kept(tuned: float, chance: Chance) -> float | None:
+    return (tuned - chance.level) / (chance.base - chance.level) if chance.clearly else None
 
 
 _Row = TypeVar("_Row", Score, Paired)
@@ -124,11 +122,3 @@ def _forgetting_interval(paired: Paired, *, sign: float) -> tuple[float | None, 
         return None, None
     low, high = sorted((-sign * paired.low + 0.0, -sign * paired.high + 0.0))
     return low, high
-
-
-def _chance(answers: Sequence[Answer], metric: str) -> float:
-    """Return what always giving the most frequent reference scores, 0 where references are no labels."""
-    times = Counter(reference for answer in answers for reference in set(answer.references))
-    if not metric_of(metric).higher_is_better or len(times) > MAX_LABELS:
-        return 0.0
-    return metric_scale(metric) * max(times.values()) / len(answers)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from keeptune.retention.chance import LeftOut
 from keeptune.retention.walk import Cell, Choice, Walk
 
 
@@ -24,25 +25,33 @@ class Verdict:
     sentence: str
 
 
-def verdict(walked: Walk, *, choice: Choice | None, left_out: Sequence[str] = ()) -> Verdict:
+def verdict(walked: Walk, *, choice: Choice | None, left_out: Sequence[LeftOut] = ()) -> Verdict:
     """Return the verdict on `choice`, or on the first steps of all paths where nothing was certified.
 
-    The sentence ends with the suites in `left_out`, on which the base is no better than chance.
+    Where suites are `left_out`, the first sentence says that nothing is certified for them.
 
     The most promising candidate speaks for all: the one that fewest records would do for, which its hungriest suite
     decides.
     """
-    end = f" Left out, as the base answers no better than chance there: {', '.join(left_out)}." if left_out else ""
+    first = f"{left_out_sentence(left_out)} " if left_out else ""
     if choice is not None:
         cells = [cell for cell in walked.cells if cell.choice == choice]
-        return Verdict("CERTIFIED", choice, None, None, _certified(cells, delta=walked.delta) + end)
+        return Verdict(
+            "CERTIFIED", choice, None, None, first + _certified(cells, delta=walked.delta, other=bool(first))
+        )
     firsts = _failures(walked)
     open_ = [cells for cells in firsts if all(cell.num_records_needed is not None for cell in cells)]
     if not open_:
         over = next(cell for cells in firsts for cell in cells if cell.num_records_needed is None)
-        return Verdict("INFEASIBLE", None, over.suite, None, _infeasible(over) + end)
+        return Verdict("INFEASIBLE", None, over.suite, None, first + _infeasible(over))
     hungriest = min((max(cells, key=_needed) for cells in open_), key=_needed)
-    return Verdict("NOT CERTIFIED", None, hungriest.suite, _needed(hungriest), _not_certified(hungriest) + end)
+    return Verdict("NOT CERTIFIED", None, hungriest.suite, _needed(hungriest), first + _not_certified(hungriest))
+
+
+def left_out_sentence(left_out: Sequence[LeftOut]) -> str:
+    """Return the sentence that says which suites nothing is certified for, and why."""
+    parts = [f"{one.name} ({one.metric} {one.base:.3g}, chance {one.chance:.3g})" for one in left_out]
+    return f"Not certified for {', '.join(parts)}: the base model scores no better than chance there."
 
 
 def _failures(walked: Walk) -> list[list[Cell]]:
@@ -62,7 +71,7 @@ def _bound(cell: Cell) -> str:
     return "none" if cell.upper_bound is None else f"{cell.upper_bound:.3g}"
 
 
-def _certified(cells: Sequence[Cell], *, delta: float) -> str:
+def _certified(cells: Sequence[Cell], *, delta: float, other: bool) -> str:
     # The walk vouches for the budgets, all of them at once. A bound is tighter and holds for its suite taken alone.
     choice = cells[0].choice
     parts = [
@@ -72,7 +81,7 @@ def _certified(cells: Sequence[Cell], *, delta: float) -> str:
     ]
     return (
         f"With {100 * (1 - delta):.4g} % confidence over the draw of records, {choice.candidate} at alpha "
-        f"{choice.alpha:g} keeps every budget: {'; '.join(parts)}."
+        f"{choice.alpha:g} keeps every {'other ' if other else ''}budget: {'; '.join(parts)}."
     )
 
 

@@ -8,11 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from keeptune.retention.budget import Budget
 from keeptune.retention.drops import Drops
 from keeptune.retention.pvalues import PValue, p_value, records_needed, upper_bound
+
+# The level of the test that a suite on which nothing is certified lost more than its budget.
+_WATCH_LEVEL = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,14 +71,17 @@ def walk(
     budgets: Mapping[str, Budget],
     delta: float,
     drops_at: Callable[[str, float], Mapping[str, Drops]],
+    watched: Mapping[str, Budget] = MappingProxyType({}),
 ) -> Walk:
     """Walk each candidate's path to its first failure, at an equal share of `delta`.
 
-    `drops_at` takes a candidate's name and an alpha, and measures every suite of `budgets`; it is not asked for what
-    lies beyond a failure. That a choice breaks some budget is refuted only where each suite's test refutes it, so the
-    largest p-value counts and suites need no correction (intersection-union). In a fixed order, the first broken
-    budget must pass a test before any later one is claimed: a path errs with a chance of its own delta at most, and
-    all paths together with that of their sum.
+    `drops_at` takes a candidate's name and an alpha, and measures every suite of `budgets` and `watched`; it is not
+    asked for what lies beyond a failure. That a choice breaks some budget is refuted only where each suite's test
+    refutes it, so the largest p-value counts and suites need no correction (intersection-union). In a fixed order, the
+    first broken budget must pass a test before any later one is claimed: a path errs with a chance of its own delta at
+    most, and all paths together with that of their sum.
+
+    Nothing is certified for a `watched` suite, but a choice that is shown to lose more than the budget there fails.
 
     Source: Angelopoulos et al. 2021, "Learn then Test" (arXiv 2110.01052), fixed-sequence testing.
     """
@@ -84,7 +91,11 @@ def walk(
     for candidate in candidates:
         for alpha in candidate.alphas:
             choice = Choice(candidate.name, alpha)
-            tested = _test(choice, drops_at(candidate.name, alpha), budgets=budgets, delta=delta / len(candidates))
+            drops = drops_at(candidate.name, alpha)
+            assert set(drops) == {*budgets, *watched}, "suites measured are not the suites with a budget"
+            tested = _test(choice, drops, budgets=budgets, delta=delta / len(candidates))
+            over = {suite: budget for suite, budget in watched.items() if _is_over(drops[suite], budget)}
+            tested += _test(choice, drops, budgets=over, delta=delta / len(candidates))
             cells += tested
             if not all(cell.certified for cell in tested):
                 break
@@ -109,7 +120,6 @@ def choose(
 
 
 def _test(choice: Choice, drops: Mapping[str, Drops], *, budgets: Mapping[str, Budget], delta: float) -> list[Cell]:
-    assert set(drops) == set(budgets), "suites measured are not the suites with a budget"
     cells = []
     for suite, budget in budgets.items():
         measured = p_value(drops[suite], budget=budget.amount, delta=delta)
@@ -130,3 +140,9 @@ def _test(choice: Choice, drops: Mapping[str, Drops], *, budgets: Mapping[str, B
             )
         )
     return cells
+
+
+def _is_over(drops: Drops, budget: Budget) -> bool:
+    """Tell whether a test shows that more than the budget was lost."""
+    gained = replace(drops, values_R=-drops.values_R)
+    return p_value(gained, budget=-budget.amount, delta=_WATCH_LEVEL).p <= _WATCH_LEVEL

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +14,7 @@ from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_s
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, withdraw
+from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
 from keeptune.stages.retention import FORGETTING, main_metric
 from keeptune.stages.run import Run, stage_key
@@ -85,19 +86,6 @@ def require_budget(recipe: Recipe) -> None:
         )
 
 
-def require_something_to_lose(budgets: Mapping[str, Budget], *, left_out: Mapping[str, str]) -> None:
-    """Refuse a certificate about no suite: `left_out` are those that the base answers at chance.
-
-    Raises:
-        DataError: no budget is left.
-    """
-    if not budgets:
-        raise DataError(
-            f"retention.budget: found only suites that the base answers at chance ({', '.join(left_out)}); expected "
-            "one or more with something to lose. Name other suites."
-        )
-
-
 def check_budgets(recipe: Recipe, data: Data, texts: Texts | None, *, harness: Harness | None = None) -> None:
     """Refuse suites with so few records that not even a model that lost nothing could be certified.
 
@@ -166,9 +154,10 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
     asked = budgets_of(run.recipe, harness=harness)
-    left_out = at_chance(_measured(run, methods), budgets=asked, tasks=data.untrained_tasks)
-    budgets = {suite: budget for suite, budget in asked.items() if suite not in left_out}
-    session = Session(run, data, texts, harness, budgets, left_out, "")
+    _require_measured(run, methods)
+    left_out = at_chance(reported_answers(run), budgets=asked, tasks=data.untrained_tasks, harness=harness)
+    tested_budgets(asked, left_out)
+    session = Session(run, data, texts, harness, asked, left_out, "")
     session = replace(session, key=_key(session, methods))
     # A delivered model that someone changed or removed is delivered again.
     if path.exists() and (before := read_json(path)).get("key") == session.key and names_what_stands(path):
@@ -177,7 +166,6 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
             # Other numbers of examples may be asked for now; the verdict stands.
             write_json(path, {**before, "fallback": best_prompt(run, data, before=before["fallback"])})
         return path
-    require_something_to_lose(budgets, left_out=left_out)
     opening = open_session(session, list(methods), note=run.folder / OPENING_NOTE)
     walked = _walked(session, methods, opening=opening)
     values = certified_values(run, data, methods=methods, certified=walked.certified)
@@ -186,7 +174,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
         validation=lambda name, alpha: values[name, alpha],
         higher_is_better=higher_is_better(run.recipe),
     )
-    found = verdict(walked, choice=choice, left_out=tuple(left_out))
+    found = verdict(walked, choice=choice, left_out=left_out)
     _write_selection(run, choice, values)
     if choice is None:
         withdraw(run)
@@ -199,8 +187,8 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     return path
 
 
-def _measured(run: Run, methods: Mapping[str, Method]) -> Sequence[Mapping[str, Any]]:
-    """Return the rows of `forgetting.json`, which has some of each method once it is trained and evaluated."""
+def _require_measured(run: Run, methods: Mapping[str, Method]) -> None:
+    """Refuse a run in which a method is not trained and evaluated: `forgetting.json` has rows of each one that is."""
     for method in methods.values():
         trained_facts(run, method)
     path = run.folder / FORGETTING
@@ -210,7 +198,6 @@ def _measured(run: Run, methods: Mapping[str, Method]) -> Sequence[Mapping[str, 
             f"{path}: found nothing of {', '.join(missing)}; expected what each method forgot. "
             "Run `keeptune evaluate` with this recipe first, or `keeptune run`."
         )
-    return rows
 
 
 def _key(session: Session, methods: Mapping[str, Method]) -> str:
@@ -224,31 +211,12 @@ def _key(session: Session, methods: Mapping[str, Method]) -> str:
         **({"harness": harness.key} if harness is not None else {}),
         artifacts=artifacts,
         alphas={name: [point.alpha for point in points(run, method)] for name, method in methods.items()},
-        budgets={suite: asdict(budget) for suite, budget in session.budgets.items()},
+        budgets={suite: asdict(budget) for suite, budget in session.tested.items()},
         confidence=run.recipe.retention.confidence,
         select_by=run.recipe.evaluation.select_by,
-        **({"left_out": sorted(session.left_out)} if session.left_out else {}),
+        **({"left_out": sorted(one.name for one in session.left_out)} if session.left_out else {}),
         **({"max_new_tokens": limit} if (limit := run.recipe.evaluation.max_new_tokens) != "auto" else {}),
     )
-
-
-def at_chance(
-    rows: Sequence[Mapping[str, Any]], *, budgets: Mapping[str, Budget], tasks: frozenset[str]
-) -> dict[str, str]:
-    """Return the suites under a budget with nothing to lose, of rows of `forgetting.json`, each with the base's score.
-
-    "others" is among them where each of the other `tasks` is. A loss has no chance level: a budget in nats is
-    tested, whatever the score.
-    """
-    budgets = {suite: budget for suite, budget in budgets.items() if budget.metric != "loss"}
-    scored = [row for row in rows if row["metric"] != "loss"]
-    scores = {row["suite"]: f"{row['base']:.3g}" for row in scored}
-    low = {row["suite"] for row in scored if row["base_at_chance"]}
-    named = {*budgets, *(tasks if OTHER_TASKS in budgets else ())} - {OTHER_TASKS}
-    left_out = {suite: base for suite, base in scores.items() if suite in low & named}
-    if OTHER_TASKS in budgets and tasks <= low:
-        left_out[OTHER_TASKS] = scores[OTHER_TASKS]
-    return left_out
 
 
 def _walked(session: Session, methods: Mapping[str, Method], *, opening: int) -> Walk:
@@ -271,7 +239,7 @@ def _walked(session: Session, methods: Mapping[str, Method], *, opening: int) ->
 
     candidates = [Candidate(name, tuple(p.alpha for p in points(run, method))) for name, method in methods.items()]
     delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening)
-    return walk(candidates, budgets=session.budgets, delta=delta, drops_at=drops_at)
+    return walk(candidates, budgets=session.tested, delta=delta, drops_at=drops_at, watched=session.watched)
 
 
 def _write_selection(run: Run, choice: Choice | None, values: Mapping[tuple[str, float], float]) -> None:
@@ -324,11 +292,11 @@ def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening
         "opening": opening,
         "delta": walked.delta,
         "budgets": {
-            suite: {"text": retention.budget[suite], **asdict(budget)} for suite, budget in session.budgets.items()
+            suite: {"text": retention.budget[suite], **asdict(budget)} for suite, budget in session.tested.items()
         },
-        "left_out_at_chance": dict(session.left_out),
+        "left_out_at_chance": {one.name: asdict(one) for one in session.left_out},
         "cells": [asdict(cell) for cell in walked.cells],
-        "items": {cell.suite: cell.measured.num_records for cell in walked.cells},
+        "items": {cell.suite: cell.measured.num_records for cell in walked.cells if cell.suite in session.tested},
         "certify_sha256": read_json(note)["certify_sha256"],
         "limits": list(LIMITS),
         "created": session.run.context.now(),

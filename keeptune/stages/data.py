@@ -119,7 +119,11 @@ def check_model(recipe: Recipe) -> None:
 
 
 def prepare(run: Run) -> Data:
-    """Read, audit, split and tokenise the data into `data/`, unless the same data stand there."""
+    """Read, audit, split and tokenise the data into `data/`, unless the same data stand there.
+
+    Raises:
+        RecipeError: a metric cannot read the references of a task.
+    """
     from keeptune.stages.splits import write_data
 
     progress = run.progress
@@ -147,7 +151,26 @@ def prepare(run: Run) -> Data:
         }
         with staged_folder(folder, facts=facts) as staging:
             facts["counts"] = write_data(run.recipe, base, staging, progress=progress).counts()
-    return Data(base, folder, key, made_before=made_before)
+    data = Data(base, folder, key, made_before=made_before)
+    for remark in check_metrics(run.recipe, data):
+        progress.say(remark)
+    return data
+
+
+def check_metrics(recipe: Recipe, data: Data) -> list[str]:
+    """Return remarks on metrics that say less of a task than they seem to.
+
+    Raises:
+        RecipeError: a metric cannot read a task's references, so that right answers would score 0.
+    """
+    from keeptune.evaluation.corpus import load_tokenisers
+    from keeptune.evaluation.legible import blind_problems, remarks
+
+    metrics, references = recipe.evaluation.metrics, data.audit.get("references", {})
+    problems = [*load_tokenisers(metrics), *blind_problems(metrics, references)]
+    if problems:
+        raise RecipeError("\n".join(f"evaluation.metrics: {problem}" for problem in problems))
+    return remarks(metrics, references)
 
 
 @contextmanager
@@ -233,14 +256,18 @@ def read_base(recipe: Recipe, *, cache: Path) -> Base:
     tokenizer = Tokenizer.load(tokenizer_folder)
     if max(tokenizer.eos_id, tokenizer.pad_id) >= facts.vocab_size:
         raise _no_embedding(folder, max(tokenizer.eos_id, tokenizer.pad_id), vocab_size=facts.vocab_size)
-    template = make_template(recipe.data.template, tokenizer=tokenizer, encoder_decoder=facts.encoder_decoder)
+    template = make_template(
+        recipe.data.template,
+        tokenizer=tokenizer,
+        encoder_decoder=facts.encoder_decoder,
+        enable_thinking=recipe.data.enable_thinking,
+    )
     return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template)
 
 
 def rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
     """Return the arguments that say how a record becomes tokens."""
     return {
-        "tokenizer": base.tokenizer,
         "template": base.template,
         "train_on": recipe.data.train_on,
         "encoder_decoder": base.facts.encoder_decoder,
@@ -291,7 +318,10 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
     from keeptune.text.tokens import token_cache_key
 
     tokens = token_cache_key(
-        data_sha256=stage_key(sources=list(sources)), **rendering(recipe, base), **length_policy(recipe, base)
+        data_sha256=stage_key(sources=list(sources)),
+        tokenizer=base.tokenizer,
+        **rendering(recipe, base),
+        **length_policy(recipe, base),
     )
     settings = recipe.data.model_dump(mode="json", exclude={"mixture"})
     # Data prepared before tasks could be scored only stay what they are.

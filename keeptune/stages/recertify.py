@@ -12,18 +12,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keeptune.errors import RecipeError
+from keeptune.report.certificate import read_certificate
 from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificates_of, changed_file
-from keeptune.stages.certify import (
-    at_chance,
-    budgets_of,
-    certificate_facts,
-    check_budgets,
-    require_budget,
-    require_something_to_lose,
-)
+from keeptune.stages.certify import budgets_of, certificate_facts, check_budgets, require_budget
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
-from keeptune.stages.harness import harness_rows, write_harness
-from keeptune.stages.retention import FORGETTING, lost_rows, main_metric
+from keeptune.stages.harness import write_harness
+from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
+from keeptune.stages.retention import main_metric
 from keeptune.stages.run import Run, stage_key
 from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import write_texts
@@ -80,7 +75,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         metric=main_metric(run.recipe),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
     )
-    session = Session(run, data, texts, harness, budgets, {}, key)
+    session = Session(run, data, texts, harness, budgets, (), key)
     name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"
     path = run.folder / CERTIFICATES / f"{name}.json"
     if path.is_file() and read_json(path)["key"] == key:
@@ -93,9 +88,11 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         (path.parent / name).mkdir(parents=True, exist_ok=True)
     opening = open_session(session, [name], note=path.parent / name / OPENING_NOTE)
     base = base_answers(session)
-    left_out = _at_chance(session, base)
-    session = replace(session, left_out=left_out, budgets={s: b for s, b in budgets.items() if s not in left_out})
-    require_something_to_lose(session.budgets, left_out=left_out)
+    # Judged on the report part where the base answered that, so that nothing is chosen by the certify records.
+    judged = reported_answers(run) or base
+    left_out = at_chance(judged, budgets=budgets, tasks=data.untrained_tasks, harness=harness)
+    tested_budgets(budgets, left_out)
+    session = replace(session, left_out=left_out)
     walked = _tested(session, folder, base=base, name=name, opening=opening)
     _write(session, walked, folder=folder, hashes=hashes, opening=opening, path=path)
     return _read(path)
@@ -165,18 +162,6 @@ def _reads_alike(own: Tokenizer, data: Data) -> bool:
     return all(own.encode(texts, first=first) == theirs.encode(texts, first=first) for first in (True, False))
 
 
-def _at_chance(session: Session, base: Sequence[Answer]) -> dict[str, str]:
-    """Return the suites that the base answers at chance, by the report part where that was measured."""
-    measured, tasks = session.run.folder / FORGETTING, session.data.untrained_tasks
-    if measured.is_file():
-        rows = read_json(measured)["rows"]
-    else:
-        others = [answer for answer in base if answer.task in tasks]
-        of_tasks = lost_rows(others, others, metric=main_metric(session.run.recipe))
-        rows = [*of_tasks, *harness_rows(base, base, harness=session.harness)]
-    return at_chance(rows, budgets=session.budgets, tasks=tasks)
-
-
 def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str, opening: int) -> Walk:
     from keeptune.model.folder import ADAPTER_CONFIG
     from keeptune.retention.ledger import confidence_left
@@ -198,7 +183,8 @@ def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str
         return drops_of(session, base, certify_answers(session, model, name=name, folder=place))
 
     delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening)
-    return walk([Candidate(name, (1.0,))], budgets=session.budgets, delta=delta, drops_at=drops_at)
+    candidate = Candidate(name, (1.0,))
+    return walk([candidate], budgets=session.tested, delta=delta, drops_at=drops_at, watched=session.watched)
 
 
 def _write(
@@ -206,7 +192,7 @@ def _write(
 ) -> None:
     from keeptune.retention.verdict import verdict
 
-    found = verdict(walked, choice=next(iter(walked.certified), None), left_out=tuple(session.left_out))
+    found = verdict(walked, choice=next(iter(walked.certified), None), left_out=session.left_out)
     # The walk's words for a point between base and trained model: here there is one model, and no way to it.
     sentence = found.sentence.replace(" at alpha 1, the smallest tested,", "").replace(" at alpha 1", "")
     value = {
@@ -220,12 +206,14 @@ def _write(
 
 def _read(path: Path) -> ArtifactCertificate:
     value = read_json(path)
+    certificate = read_certificate(value)
+    assert certificate is not None, "a certificate without a verdict"
     weights = [name for name in value["artifact"]["sha256"] if name.endswith(".safetensors")]
     named = ", ".join(f"{name} {value['artifact']['sha256'][name][:16]}" for name in weights)
     return ArtifactCertificate(
         path,
         (
-            value["verdict"],
+            certificate.heading,
             value["sentence"],
             f"It speaks of {value['artifact']['folder']} ({named}), and of no other file.",
             f"Opening {value['opening']} of the certify records; each later one is tested at half of what is left.",

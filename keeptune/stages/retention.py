@@ -178,23 +178,23 @@ def _forgetting(
 
     metric = main_metric(run.recipe)
     first = run.folder / BASE / ZERO_SHOT
-    base = _others(read_answers(first), data) if first.exists() else []
+    all_of_base = read_answers(first) if first.exists() else []
+    base = _others(all_of_base, data)
     base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
     asked = harness_answers(run, None)
     rows: list[dict[str, Any]] = []
-    broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(base).values()]
+    broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(all_of_base).values()]
     for method in methods:
         for point in points(run, method):
-            tuned = _others(read_answers(point.test), data) if base else []
+            answers = read_answers(point.test)
+            tuned = _others(answers, data) if base else []
             facts = {"model": method.name, "alpha": point.alpha}
             rows += [facts | row for row in lost_rows(base, tuned, metric=metric)]
             if base_texts:
                 weighed = read_answers(point.texts)
                 rows += [facts | row for row in lost_rows(base_texts, weighed, metric="loss")]
             rows += [facts | row for row in harness_rows(asked, harness_answers(run, point), harness=harness)]
-            if base and point.alpha == 1.0:
-                everything = read_answers(point.test)
-                broken += [facts | asdict(c) for c in canaries(everything).values()]
+            broken += [facts | asdict(c) for c in canaries(answers).values()]
     return {
         "metric": metric,
         "suites": sorted({row["suite"] for row in rows}),

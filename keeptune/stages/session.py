@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from keeptune.data.record import OTHER_TASKS
 from keeptune.stages.data import Data, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, answer_harness
+from keeptune.stages.left_out import tested_budgets
 from keeptune.stages.retention import answer
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from keeptune.evaluation.evaluate import Split
     from keeptune.evaluation.metrics import Answer
     from keeptune.retention.budget import Budget
+    from keeptune.retention.chance import LeftOut
     from keeptune.retention.drops import Drops
 
 LEDGER = "certify_openings.jsonl"
@@ -38,7 +40,7 @@ _KINDS = ("tasks", "texts", "harness")
 class Session:
     """What is measured in one opening, and against what; `key` is that of the candidates and all that they are asked.
 
-    `left_out` are the suites with nothing to lose, each with the base's score.
+    `budgets` are those of the recipe; `left_out` are the suites with nothing to lose.
     """
 
     run: Run
@@ -46,8 +48,18 @@ class Session:
     texts: Texts | None
     harness: Harness | None
     budgets: Mapping[str, Budget]
-    left_out: Mapping[str, str]
+    left_out: Sequence[LeftOut]
     key: str
+
+    @property
+    def tested(self) -> dict[str, Budget]:
+        """The budgets that are tested."""
+        return tested_budgets(self.budgets, self.left_out)
+
+    @property
+    def watched(self) -> dict[str, Budget]:
+        """The budgets of suites that are left out, by their names in the certificate."""
+        return {one.name: self.budgets[one.budget] for one in self.left_out if one.suite != OTHER_TASKS}
 
     @property
     def asked(self) -> tuple[str, ...]:
@@ -154,16 +166,19 @@ def certify_answers(
 
 
 def drops_of(session: Session, base: Sequence[Answer], tuned: Sequence[Answer]) -> dict[str, Drops]:
-    """Return what each suite under a budget lost, record by record."""
+    """Return what each suite that is tested or watched lost, record by record."""
     from keeptune.retention.drops import paired_drops
 
-    found = {}
-    tasks = session.data.untrained_tasks
-    for suite, budget in session.budgets.items():
-        together = tasks if budget.metric == "loss" else tasks - session.left_out.keys()
-        mine, theirs = (
-            [a for a in answers if a.task == suite or (suite == OTHER_TASKS and a.task in together)]
-            for answers in (base, tuned)
+    outside = {one.suite for one in session.left_out if one.budget == OTHER_TASKS}
+    of = {suite: {suite} for suite in session.tested} | {one.name: {one.suite} for one in session.left_out}
+    if OTHER_TASKS in session.tested:
+        of[OTHER_TASKS] = set(session.data.untrained_tasks - outside)
+    return {
+        suite: paired_drops(
+            [answer for answer in base if answer.task in of[suite]],
+            [answer for answer in tuned if answer.task in of[suite]],
+            metric=budget.metric,
+            suite=suite,
         )
-        found[suite] = paired_drops(mine, theirs, metric=budget.metric, suite=suite)
-    return found
+        for suite, budget in {**session.tested, **session.watched}.items()
+    }

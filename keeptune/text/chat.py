@@ -6,10 +6,11 @@ the clock, and loops, repetition and output are bounded.
 
 from __future__ import annotations
 
+import copy
 import datetime
 import json
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any, NoReturn
 
 import jinja2
@@ -31,6 +32,9 @@ _FAULTS = (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueE
 class ChatWording:
     """A compiled chat template with the tokens that it may name."""
 
+    literals: Set[str]
+    """The texts that stand in the template, as text or as string constants."""
+
     def __init__(self, source: str, *, role_tokens: Mapping[str, str]) -> None:
         self._role_tokens = dict(role_tokens)
         self._num_loop_items = 0
@@ -43,6 +47,10 @@ class ChatWording:
         environment.binop_table |= {operator: _bounded(operator) for operator in environment.intercepted_binops}
         try:
             tree = environment.parse(_GENERATION_TAG.sub(_as_condition, source))
+            self._variables = frozenset(node.name for node in tree.find_all(jinja2.nodes.Name))
+            strings = {node.value for node in tree.find_all(jinja2.nodes.Const) if isinstance(node.value, str)}
+            self._keys = strings | {node.attr for node in tree.find_all(jinja2.nodes.Getattr)}
+            self.literals = strings | {node.data for node in tree.find_all(jinja2.nodes.TemplateData)}
             self._template = environment.from_string(_guarded(tree))
         except _FAULTS as error:
             raise RecipeError(
@@ -50,19 +58,35 @@ class ChatWording:
                 "Set data.template=alpaca, or choose another model."
             ) from error
 
-    def render(self, messages: Sequence[Mapping[str, str]], *, add_generation_prompt: bool) -> str:
+    def reads(self, key: str) -> bool:
+        """Return whether the template names the attribute or key `key` of anything."""
+        return key in self._keys
+
+    def has_variable(self, name: str) -> bool:
+        """Return whether the template uses the variable `name`."""
+        return name in self._variables
+
+    def render(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        add_generation_prompt: bool,
+        tools: Sequence[Any] | None = None,
+        switches: Mapping[str, bool] | None = None,
+    ) -> str:
         """Return the text of a conversation, or what an answer to it starts from.
+
+        `switches` are further variables of the template, such as `enable_thinking`.
 
         Raises:
             RecipeError: the template refuses the conversation, breaks the sandbox or passes its caps.
         """
         self._num_loop_items = 0
-        variables = {"messages": [dict(message) for message in messages], "tools": None, "documents": None}
+        variables: dict[str, Any] = {**self._role_tokens, **(switches or {})}
+        variables |= {"messages": copy.deepcopy(list(messages)), "tools": copy.deepcopy(tools), "documents": None}
         try:
             pieces, num_characters = [], 0
-            for piece in self._template.generate(
-                **self._role_tokens, **variables, add_generation_prompt=add_generation_prompt
-            ):
+            for piece in self._template.generate(**variables, add_generation_prompt=add_generation_prompt):
                 num_characters += len(piece)
                 if num_characters > _MAX_CHARACTERS:
                     _raise(f"more than {_MAX_CHARACTERS} characters of output")

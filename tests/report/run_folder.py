@@ -131,6 +131,7 @@ def training(method: str, num_steps: int) -> dict[str, Any]:
     return {
         "method": method,
         "peft_type": "LORA" if is_lora else None,
+        "learning_rate": 2e-4 if is_lora else 2e-5,
         "trained_parameters": 589_824 if is_lora else 3_147_264,
         "total_parameters": 3_737_088 if is_lora else 3_147_264,
         "num_steps": num_steps,
@@ -390,7 +391,10 @@ def write_certificate(run: Path, verdict: str) -> Path:
         "delta": 0.025,
         "confidence": 0.95,
         "items": {"others": 400},
-        "left_out_at_chance": {"wiki": "0.02", "arc_easy": "0.25"},
+        "left_out_at_chance": {
+            "wiki": {"suite": "wiki", "budget": "others", "metric": "rougeL", "base": 0.02, "chance": 0.0},
+            "arc_easy": {"suite": "arc_easy", "budget": "arc_easy", "metric": "acc", "base": 0.25, "chance": 0.25},
+        },
         "artifact": {"folder": "adapter", "sha256": {"adapter_model.safetensors": "ab12"}} if is_certified else None,
     }
     write_json(run / "certificate.json", certificate)

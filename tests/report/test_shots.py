@@ -99,9 +99,9 @@ def test_the_page_says_in_one_sentence_whether_tuning_beats_examples_in_the_prom
     assert_safe(page)
     # 0.431 - 0.24, the draw in the middle of 0.21, 0.24 and 0.30.
     for words in (
-        "With 4 solved examples in its prompt and no training, the base has ROUGE-L 0.240 (the middle one of 3 "
-        "random choices); lora beats that (difference +0.191, 95 % interval +0.141 to +0.241).",
-        "… with examples in its prompt +0.191 95 %: +0.141 to +0.241",
+        "With 4 solved examples in its prompt and no training, the base has ROUGE-L 0.240 (the median of 3 "
+        "random draws); lora beats that (difference +0.191, 95 % interval +0.141 to +0.241).",
+        "Difference from few-shot +0.191 95 %: +0.141 to +0.241",
         "base, 1 shot 0.180 0.160 to 0.200 of 3 draws 100",
         "base, 4 shots 0.250 0.210 to 0.300 of 3 draws 100",
         "lora − base, 4 shots, draw 3 +0.191 +0.141 to +0.241 50 10 ▲ better",

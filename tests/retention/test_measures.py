@@ -73,12 +73,13 @@ def test_of_a_loss_a_rise_is_forgetting_and_tokens_are_its_weights() -> None:
 
 
 def test_nothing_lost_is_exactly_nothing() -> None:
-    for metric in METRICS:
+    # The others need packages or files that may not be here.
+    for metric in (name for name in METRICS if not name.endswith(("mecab", "flores200"))):
         rows = [answer(i, 0.5, metric=metric) for i in range(40)]
         found = only(rows, rows, metric)
         assert [str(value) for value in (found.forgetting, found.low, found.high)] == ["0.0"] * 3
         assert found.standard_error in (0.0, None)
-        assert found.retention == (1.0 if METRICS[metric].higher_is_better and metric not in ("bleu", "chrf") else None)
+        assert found.retention == (1.0 if METRICS[metric].higher_is_better and METRICS[metric].scale == 1.0 else None)
 
 
 def test_corpus_scores_have_an_interval_and_no_error_of_a_mean() -> None:
@@ -96,24 +97,15 @@ def test_retention_is_the_share_of_what_was_above_chance() -> None:
     assert found.retention == pytest.approx((0.7 - 0.5) / (0.9 - 0.5))
 
 
-def test_a_base_at_chance_has_nothing_to_retain() -> None:
-    labels = ["yes"] * 50 + ["no"] * 50
-    base = [answer(i, float(i < 59), reference=label) for i, label in enumerate(labels)]
+def test_a_base_at_chance_has_no_share_to_keep() -> None:
+    # Right and wrong answers alternate with the labels' own rhythm of four: the base knows nothing of them.
+    base = [answer(i, float(i % 2), reference="yes" if i % 4 < 2 else "no") for i in range(100)]
     found = only(base, base)
     assert (found.chance, found.base_at_chance, found.retention) == (0.5, True, None)
-    above = [answer(i, float(i < 61), reference=label) for i, label in enumerate(labels)]
-    assert not only(above, above).base_at_chance
+    above = [answer(i, float(i % 2 or i < 22), reference="yes" if i % 4 < 2 else "no") for i in range(100)]
+    assert only(above, above).retention == 1.0
     free = [answer(i, float(i < 9)) for i in range(100)]
-    assert (only(free, free).chance, only(free, free).base_at_chance) == (0.0, True)
-
-
-def test_chance_is_none_of_more_than_twenty_references_and_a_hundredfold_in_bleu() -> None:
-    def rows(num_labels: int, metric: str) -> list[Answer]:
-        return [answer(i, 1.0, metric=metric, reference=f"label {i % num_labels}") for i in range(84)]
-
-    assert only(rows(20, "exact_match"), rows(20, "exact_match")).chance == pytest.approx(5 / 84)
-    assert only(rows(21, "exact_match"), rows(21, "exact_match")).chance == 0.0
-    assert only(rows(2, "chrf"), rows(2, "chrf"), "chrf").chance == 50.0
+    assert (only(free, free).base_at_chance, only(free, free).retention) == (False, None)
 
 
 def test_the_worst_task_stands_beside_the_mean_that_hides_it() -> None:
@@ -147,4 +139,4 @@ def test_chance_is_at_least_what_is_known_of_the_task() -> None:
     (found,) = measure_retention(base, base, metric="acc", least_chance=0.25).tasks
     assert found.chance == 0.25 and found.base == 0.5 and found.retention == 1.0
     (found,) = measure_retention(base, base, metric="acc", least_chance=0.45).tasks
-    assert found.base_at_chance
+    assert found.base_at_chance and found.chance == pytest.approx(0.45)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from keeptune.retention.budget import Budget
+from keeptune.retention.chance import LeftOut
 from keeptune.retention.drops import Drops
 from keeptune.retention.verdict import Verdict, verdict
 from keeptune.retention.walk import Candidate, Choice, Walk, walk
@@ -101,16 +102,24 @@ def test_a_later_failure_takes_nothing_from_what_was_certified() -> None:
     assert verdict(path, choice=Choice("lora", 0.5)).kind == "CERTIFIED"
 
 
-def test_each_sentence_names_what_was_left_out() -> None:
+def test_each_sentence_says_first_what_nothing_is_certified_for() -> None:
     certified = walked({"text": NATS}, {"lora": {"text": single(np.zeros(600))}})
     too_few = walked({"sst2": TWO_POINTS}, {"lora": {"sst2": single(SOME_LOST[::2])}})
     over = walked({"sst2": TWO_POINTS}, {"lora": {"sst2": single(np.ones(600))}})
+    left_out = [
+        LeftOut("headline", "headline", "headline", "rougeL", 0.021, 0.0),
+        LeftOut("yes-no of others", "yes-no", "others", "exact_match", 0.51, 0.5),
+    ]
     for one, choice, kind in (
         (certified, Choice("lora", 1.0), "CERTIFIED"),
         (too_few, None, "NOT CERTIFIED"),
         (over, None, "INFEASIBLE"),
     ):
-        found = verdict(one, choice=choice, left_out=("headline", "riddles"))
+        found = verdict(one, choice=choice, left_out=left_out)
         assert found.kind == kind
-        assert found.sentence.endswith("Left out, as the base answers no better than chance there: headline, riddles.")
-        assert "Left out" not in verdict(one, choice=choice).sentence
+        assert found.sentence.startswith(
+            "Not certified for headline (rougeL 0.021, chance 0), yes-no of others (exact_match 0.51, chance 0.5): the "
+            "base model scores no better than chance there. "
+        )
+        alone = verdict(one, choice=choice).sentence
+        assert found.sentence.endswith(alone.replace("keeps every budget", "keeps every other budget"))

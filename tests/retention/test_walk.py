@@ -154,3 +154,21 @@ def test_a_value_that_is_not_finite_is_the_worst(higher_is_better: bool) -> None
         higher_is_better=higher_is_better,
     )
     assert chosen == Choice("lora", 1.0)
+
+
+def test_a_watched_suite_is_certified_for_nothing_and_fails_what_is_shown_to_lose_more_than_its_budget() -> None:
+    guesses = single([1.0, -1.0] * 300 + [0.0] * 400)
+    lost = {0.25: guesses, 0.5: single([1.0] * 30 + [0.0] * 970), 0.75: ALL_LOST}
+    walked = walk(
+        [Candidate("lora", ALPHAS)],
+        budgets={"sst2": POINT},
+        watched={"coin": TWO_POINTS},
+        delta=DELTA,
+        drops_at=lambda _, alpha: {"sst2": UNCHANGED, "coin": lost[alpha]},
+    )
+    # Answers by lot move many records and lose nothing; 0.03 of 1,000 is over the budget of 0.02, and shown to be.
+    assert walked.certified == (Choice("lora", 0.25),)
+    assert [(cell.choice.alpha, cell.suite, cell.certified) for cell in walked.cells] == [
+        (0.25, "sst2", True), (0.5, "sst2", True), (0.5, "coin", False)
+    ]  # fmt: skip
+    assert walked.cells[-1].num_records_needed is None

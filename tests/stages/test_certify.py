@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
+import io
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from keeptune import stages
 from keeptune.config import Recipe, load_recipe
@@ -20,6 +22,7 @@ from keeptune.stages.retention import FORGETTING
 from keeptune.stages.run import stage_key
 from keeptune.stages.session import LEDGER
 from keeptune.storage import staged_folder, write_json, write_jsonl
+from keeptune.terminal import show_certificate
 from tests.stages.world import Notes, context, llama, recipe_file, records
 
 TASKS = ("left", "right", "riddles")
@@ -29,7 +32,7 @@ TASKS = ("left", "right", "riddles")
 class Scripted:
     """A trained run with two methods; `wrong` holds how many of the certify records of a task a model answers wrong.
 
-    The base answers all of them, and those of "riddles" at chance, as `forgetting.json` says.
+    The base answers all of them. Of the records that are reported on it answers none of "riddles".
     """
 
     recipe: Recipe
@@ -57,7 +60,7 @@ class Scripted:
         for record in split.records:
             number = seen[record.task] = seen.get(record.task, 0) + 1
             right = number > self.wrong.get((name, record.task), 0)
-            values = {"exact_match": float(right), "loss": 0.1 if right else 2.0}
+            values = {"exact_match": float(right), "rouge2": float(right), "loss": 0.1 if right else 2.0}
             answers.append(Answer(record.id, record.task, record.id, "?", "!", ("!",), True, values, 3))
         with staged_folder(folder, facts={"key": key}) as staging:
             write_jsonl(staging / "samples.jsonl", map(answer_to_json, answers))
@@ -90,15 +93,26 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
                 scores = run.folder / method / place / "scores.json"
                 scores.parent.mkdir(parents=True, exist_ok=True)
                 write_json(scores, {"scores": []})
-        write_json(run.folder / FORGETTING, {"rows": [*rows_of(recipe, at_chance={"riddles"})]})
+        write_json(run.folder / FORGETTING, {"rows": [{"model": method} for method in recipe.methods]})
+    report_base(run.folder, knows_nothing_of={"riddles"})
     return Scripted(recipe, run.folder)
 
 
-def rows_of(recipe: Recipe, *, at_chance: set[str]) -> Iterator[dict[str, Any]]:
-    for method in recipe.methods:
-        for suite in (*TASKS, "others"):
-            facts = {"suite": suite, "metric": "exact_match", "base_at_chance": suite in at_chance, "base": 0.02}
-            yield {"model": method, "alpha": 1.0, **facts}
+def report_base(folder: Path, *, knows_nothing_of: set[str], metric: str = "exact_match") -> None:
+    """Write what the base answered to the records that are reported on, right or wrong by task."""
+    rows = [json.loads(line) for line in (folder / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
+    answers = []
+    for row in rows:
+        values = {"exact_match": 1.0, "rouge2": 0.0, "loss": 0.1}
+        values |= {metric: 0.0} if row["task"] in knows_nothing_of else {}
+        answers.append(Answer(row["id"], row["task"], row["id"], "?", "!", ("!",), True, values, 3))
+    (folder / "base" / "zero-shot").mkdir(parents=True, exist_ok=True)
+    write_jsonl(folder / "base" / "zero-shot" / "samples.jsonl", map(answer_to_json, answers))
+
+
+def left_out(name: str, budget: str = "others", *, metric: str = "exact_match") -> dict[str, Any]:
+    suite = name.removesuffix(" of others")
+    return {"name": name, "suite": suite, "budget": budget, "metric": metric, "base": 0.0, "chance": 0.0}
 
 
 @pytest.fixture
@@ -193,16 +207,17 @@ def test_a_verdict_gives_way_to_the_next_one(run: Scripted) -> None:
 
 
 def test_others_leaves_out_tasks_at_chance_and_says_so(run: Scripted) -> None:
-    every(run, {"riddles": 80})
+    every(run, {"riddles": 8})
     found = run.certified()
     assert found["verdict"] == "CERTIFIED"
     assert {cell["measured"]["mean"] for cell in found["cells"]} == {0.0}
-    assert found["left_out_at_chance"] == {"riddles": "0.02"}
-    assert found["sentence"].endswith("Left out, as the base answers no better than chance there: riddles.")
+    assert found["left_out_at_chance"] == {"riddles": left_out("riddles")}
+    first = "Not certified for riddles (exact_match 0, chance 0): the base model scores no better than"
+    assert found["sentence"].startswith(first)
     num_left = sum(1 for line in certify_lines(run) if line["task"] != "riddles")
     assert found["items"] == {"others": num_left}
     card = (run.folder / "instruct-model" / "README.md").read_text(encoding="utf-8")
-    assert "no better than chance there: riddles" in card
+    assert "Not certified for riddles" in card
 
 
 def certify_lines(run: Scripted) -> list[dict[str, Any]]:
@@ -211,40 +226,38 @@ def certify_lines(run: Scripted) -> list[dict[str, Any]]:
 
 
 def test_where_every_other_task_is_at_chance_there_is_nothing_to_certify(run: Scripted) -> None:
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={*TASKS, "others"})]})
-    with pytest.raises(DataError, match=r"retention\.budget: found only suites that the base answers at chance \(left"):
+    report_base(run.folder, knows_nothing_of={*TASKS})
+    with pytest.raises(DataError, match=r"retention\.budget: found only suites that the base answers at chance"):
         run.certified()
 
 
 def test_tasks_at_chance_that_hide_the_others_leave_the_others_to_certify(run: Scripted) -> None:
     """A mean of all tasks may be at chance where one of them is not."""
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles", "others"})]})
+    report_base(run.folder, knows_nothing_of={"left", "riddles"})
     found = run.certified()
     assert found["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
 
 
 def test_a_budget_in_nats_leaves_out_nothing_since_a_loss_has_no_chance_level(run: Scripted) -> None:
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={*TASKS, "others"})]})
+    report_base(run.folder, knows_nothing_of={*TASKS})
     found = run.certified(budget={"others": "0.5 nats of loss"})
     assert (found["verdict"], found["left_out_at_chance"]) == ("CERTIFIED", {})
     assert found["items"] == {"others": len(certify_lines(run))}
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"riddles"})]})
+    report_base(run.folder, knows_nothing_of={"riddles"})
     found = run.certified(budget={"others": "0.5 nats of loss", "riddles": "20 points of exact_match"})
-    assert found["left_out_at_chance"] == {"riddles": "0.02"}
+    assert found["left_out_at_chance"] == {"riddles": left_out("riddles", "riddles")}
     assert found["items"] == {"others": len(certify_lines(run))}
 
 
 def test_where_each_task_is_at_chance_the_others_have_nothing_to_lose_whatever_their_mean_says(run: Scripted) -> None:
-    """Together, tasks may have too many labels for a chance, and a mean above it."""
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance=set(TASKS))]})
-    with pytest.raises(DataError, match=r"answers at chance \(left, right, riddles, others\); expected one or more"):
+    report_base(run.folder, knows_nothing_of={*TASKS})
+    with pytest.raises(DataError, match=r"answers at chance \(left: .*others: exact_match 0, chance 0\)"):
         run.certified()
 
 
 def test_what_is_not_evaluated_yet_is_refused_before_anything_is_opened(run: Scripted) -> None:
     path = run.folder / FORGETTING
-    rows = [row for row in rows_of(run.recipe, at_chance=set()) if row["model"] == "full"]
-    write_json(path, {"rows": rows})
+    write_json(path, {"rows": [{"model": "full"}]})
     with pytest.raises(DataError) as error:
         run.certified()
     assert str(error.value) == (
@@ -262,7 +275,7 @@ def test_what_is_not_evaluated_yet_is_refused_before_anything_is_opened(run: Scr
 
 def test_other_tasks_left_out_of_the_others_are_another_question(run: Scripted) -> None:
     assert run.certified()["items"] == {"others": sum(line["task"] != "riddles" for line in certify_lines(run))}
-    write_json(run.folder / FORGETTING, {"rows": [*rows_of(run.recipe, at_chance={"left", "riddles"})]})
+    report_base(run.folder, knows_nothing_of={"left", "riddles"})
     assert run.certified()["items"] == {"others": sum(line["task"] == "right" for line in certify_lines(run))}
     assert openings(run) == [1, 2]
 
@@ -297,8 +310,66 @@ def test_a_task_and_the_others_may_have_a_budget_at_once_and_both_must_hold(run:
 
 def test_a_task_at_chance_with_a_budget_of_its_own_is_left_out_and_the_rest_is_certified(run: Scripted) -> None:
     found = run.certified(budget={"riddles": "25 points of exact_match", "others": "20 points of exact_match"})
-    assert found["left_out_at_chance"] == {"riddles": "0.02"}
+    assert found["left_out_at_chance"] == {
+        "riddles": left_out("riddles", "riddles"), "riddles of others": left_out("riddles of others")
+    }  # fmt: skip
     assert set(found["budgets"]) == set(found["items"]) == {"others"}
+
+
+def test_each_suite_is_judged_in_the_metric_of_its_own_budget(run: Scripted) -> None:
+    """The recipe's first metric may say nothing of a suite's answers, such as pairs of words of single ones."""
+    evaluation = run.recipe.evaluation.model_copy(update={"metrics": ("rouge2", "exact_match")})
+    run.recipe = run.recipe.model_copy(update={"evaluation": evaluation})
+    report_base(run.folder, knows_nothing_of=set())
+    every(run, {"left": 80})
+    found = run.certified(budget={"left": "20 points of exact_match", "others": "0.9 nats"})
+    assert (found["verdict"], found["left_out_at_chance"]) == ("INFEASIBLE", {})
+    assert "on left, and the budget is 0.2 of exact_match" in found["sentence"]
+    assert not (run.folder / "instruct-model").exists()
+
+
+def test_a_task_is_judged_in_the_metric_of_the_others_for_them_and_in_its_own_for_itself(run: Scripted) -> None:
+    evaluation = run.recipe.evaluation.model_copy(update={"metrics": ("rouge2", "exact_match")})
+    run.recipe = run.recipe.model_copy(update={"evaluation": evaluation})
+    report_base(run.folder, knows_nothing_of={"left", "riddles"}, metric="rouge2")
+    rows = (run.folder / "base" / "zero-shot" / "samples.jsonl").read_text(encoding="utf-8")
+    write_jsonl(
+        run.folder / "base" / "zero-shot" / "samples.jsonl",
+        [
+            {**row, "metrics": {**row["metrics"], "rouge2": float(row["task"] == "right")}}
+            for row in map(json.loads, rows.splitlines())
+        ],
+    )
+    every(run, {"left": 80})
+    found = run.certified(budget={"others": "20 points of rouge2", "left": "20 points of exact_match"})
+    assert found["left_out_at_chance"].keys() == {"left of others", "riddles"}
+    assert found["verdict"] == "INFEASIBLE" and "on left, and the budget is 0.2 of exact_match" in found["sentence"]
+
+
+def test_a_suite_at_chance_that_loses_more_than_its_budget_all_the_same_is_no_part_of_a_certificate(
+    run: Scripted,
+) -> None:
+    """Whoever always named one label of two and answers nothing now has lost something."""
+    every(run, {"riddles": 60})
+    found = run.certified()
+    assert found["verdict"] == "INFEASIBLE"
+    assert "lost 0.7" in found["sentence"] and "on riddles, and the budget is 0.2 of exact_match" in found["sentence"]
+    assert set(found["budgets"]) == set(found["items"]) == {"others"}
+    assert {cell["suite"] for cell in found["cells"]} == {"others", "riddles"}
+
+
+def test_where_the_base_was_not_scored_in_the_budgets_metric_no_suite_leaves(run: Scripted) -> None:
+    shutil.rmtree(run.folder / "base" / "zero-shot")
+    assert run.certified()["left_out_at_chance"] == {}
+
+
+def test_the_terminal_names_what_is_not_certified_first(run: Scripted) -> None:
+    run.certified()
+    console = Console(file=io.StringIO(), width=200)
+    show_certificate(console, run.folder / "certificate.json")
+    lines = console.file.getvalue().strip().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
+    assert lines[0] == "CERTIFIED, EXCEPT FOR riddles"
+    assert lines[1].startswith("Not certified for riddles (exact_match 0, chance 0): the base model scores no better")
 
 
 def test_where_nothing_is_certified_the_prompt_that_is_best_on_validation_is_named(

@@ -73,7 +73,7 @@ def files(folder: Path) -> dict[str, int]:
 
 def test_a_folder_gets_a_certificate_that_names_it_by_its_hashes(copied: Made, tuned: Path) -> None:
     value, path, lines = certified(copied, tuned)
-    assert value["verdict"] == "CERTIFIED" == lines[0]
+    assert (value["verdict"], lines[0]) == ("CERTIFIED", "CERTIFIED, EXCEPT FOR others-task")
     assert path.parent == copied.folder / "certificates" and path.stem.startswith("tuned-")
     assert value["artifact"]["folder"] == str(tuned)
     assert value["artifact"]["sha256"]["model.safetensors"] == file_sha256(tuned / "model.safetensors")
@@ -81,7 +81,10 @@ def test_a_folder_gets_a_certificate_that_names_it_by_its_hashes(copied: Made, t
         "config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"
     }  # fmt: skip
     assert value["choice"] == {"candidate": path.stem, "alpha": 1.0}
-    assert "alpha" not in value["sentence"] and "keeps every budget: self loses at most 0.9 nats" in value["sentence"]
+    assert (
+        "alpha" not in value["sentence"]
+        and "keeps every other budget: self loses at most 0.9 nats" in value["sentence"]
+    )
     assert str(tuned) in lines[2] and str(path) in lines[-1]
 
 
@@ -193,15 +196,17 @@ def test_suites_at_chance_alone_are_no_ground_for_a_certificate(
 
     monkeypatch.setattr(importlib.import_module("keeptune.stages.recertify"), "budgets_of", scored)
     with pytest.raises(
-        DataError, match=r"found only suites that the base answers at chance \(others-task\); expected one"
+        DataError,
+        match=r"found only suites that the base answers at chance \(others-task: exact_match 0, chance 0\.\d+\)",
     ):
         certified(copied, tuned)
 
 
 def test_suites_at_chance_are_left_out_and_the_sentence_says_so(copied: Made, tuned: Path) -> None:
     found = certified(copied, tuned)[0]
-    assert found["left_out_at_chance"] == {"others-task": "0"}
-    assert found["sentence"].endswith("Left out, as the base answers no better than chance there: others-task.")
+    one = found["left_out_at_chance"]["others-task"]
+    assert (one["metric"], one["base"]) == ("exact_match", 0.0) and 0.1 < one["chance"] < 0.5
+    assert found["sentence"].startswith("Not certified for others-task (exact_match 0, chance 0.")
     assert found["budgets"].keys() == found["items"].keys() == {"self"}
     assert found["items"]["self"] == found["cells"][0]["measured"]["num_records"]
 
@@ -260,7 +265,6 @@ def test_a_whole_model_is_read_as_it_lies_and_an_adapter_over_the_run_s_bits(
     monkeypatch.setattr(recertify, "prepare", prepared)
     monkeypatch.setattr(recertify, "load_at", load_at)
     monkeypatch.setattr(recertify, "base_answers", lambda session: [])
-    monkeypatch.setattr(recertify, "_at_chance", lambda session, base: {})
     with pytest.raises(RecipeError, match="far enough"):
         certified(copied, tuned.parent / name)
     assert read == [bits]

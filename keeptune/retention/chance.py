@@ -1,0 +1,100 @@
+"""A suite's answers of the base model arrive; what chance scores there, and whether a test tells the two apart, leaves.
+
+Chance is always giving the most frequent answer, or guessing among the choices that are offered.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from scipy.special import stdtr
+
+from keeptune.evaluation.metrics import METRICS, Answer, metric_of
+from keeptune.evaluation.scores import difference, score_of
+from keeptune.retention.drops import metric_scale
+
+# With so few distinct references a task is a choice among labels, and always naming one of them scores something.
+_MAX_LABELS = 20
+# A base that is this share of the scale above chance has something to lose, however few records show it.
+_LEAST_ABOVE = 0.1
+# The level of the one-sided test that the base is better than chance.
+_LEVEL = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class Chance:
+    """What the base scores on a suite in one metric, what chance scores (`level`), and whether the base is `above` it.
+
+    A base that no test tells from chance is not above it. `clearly` above it, by a tenth of the metric's scale, a share
+    of what was kept means something. A metric that is better where it is lower has no chance level: then `level` is 0,
+    and the base is always above it.
+    """
+
+    base: float
+    level: float
+    above: bool
+    clearly: bool
+
+
+@dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A suite that no certificate speaks of, since the base is no better than chance in the metric of its `budget`.
+
+    `budget` is the name that the recipe's budget has: the suite's own, or "others" where it is one of them. `name` is
+    the suite's, told apart from the same suite under a budget of its own.
+    """
+
+    name: str
+    suite: str
+    budget: str
+    metric: str
+    base: float
+    chance: float
+
+
+def chance_of(base: Sequence[Answer], *, metric: str, least: float = 0.0) -> Chance:
+    """Judge whether the base is better than chance at these answers in `metric`; `least` is what guessing scores.
+
+    Where the references are 2 to 20 labels, chance is what always giving the most frequent one scores, or `least` where
+    that is more. Any score is above a chance of 0. Above another, the base is where a one-sided t test at 5 %, paired
+    and clustered by input, says so, and wherever it is a tenth of the metric's scale higher. Answers that are a single
+    cluster allow no test, and count as above.
+    """
+    score = score_of(base, metric=metric)
+    if not metric_of(metric).higher_is_better:
+        return Chance(score, 0.0, above=True, clearly=False)
+    guesses = [*_guesses(base, metric=metric, least=least)]
+    level = max((score_of(guessed, metric=metric) for guessed in guesses), default=0.0)
+    clearly = score - level >= _LEAST_ABOVE * metric_scale(metric)
+    told = score > 0.0 and all(_is_better(base, guessed, metric=metric) for guessed in guesses)
+    return Chance(score, level, above=clearly or told, clearly=clearly)
+
+
+def _guesses(base: Sequence[Answer], *, metric: str, least: float) -> Iterator[list[Answer]]:
+    """Yield what whoever knows nothing would answer: the most frequent label, or a choice by lot."""
+    times = Counter(reference for answer in base for reference in set(answer.references))
+    if 2 <= len(times) <= _MAX_LABELS:
+        label = max(times, key=lambda reference: times[reference])
+        value = METRICS[metric].value if metric in METRICS else None
+        yield [
+            replace(
+                answer,
+                prediction=label,
+                metrics={metric: value(label, answer.references) if value else float(label in answer.references)},
+            )
+            for answer in base
+        ]
+    if least:
+        yield [replace(answer, metrics={metric: least}) for answer in base]
+
+
+def _is_better(base: Sequence[Answer], guessed: Sequence[Answer], *, metric: str) -> bool:
+    """Tell whether a test finds the base better than a guess at the same records."""
+    found = difference(base, guessed, metric=metric)
+    if found.standard_error is None:
+        return True
+    if found.standard_error == 0.0:
+        return found.difference > 0.0
+    return float(stdtr(found.num_clusters - 1, -found.difference / found.standard_error)) <= _LEVEL
