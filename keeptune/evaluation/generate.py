@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from keeptune.errors import DataError, OutOfMemoryError, stopped
 from keeptune.model.attention import base_of, uses_virtual_tokens
+from keeptune.model.load import FAILURES
 from keeptune.model.memory import lacks_memory
 from keeptune.model.modes import evaluating
 from keeptune.model.neighbours import (
-    FAILURES,
     depends_on_the_batch,
     differ_by,
     model_errors,

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keeptune.errors import RecipeError, raise_collected
-from keeptune.model.folder import Quantization
+from keeptune.model.declared import Quantization
 from keeptune.model.memory import lacks_memory
 from keeptune.model.served import config_class, method_problems, nearest
 

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from keeptune.errors import NonFiniteError, RecipeError
 from keeptune.model.attention import base_of, can_pack, uses_virtual_tokens, vocab_size
+from keeptune.model.load import FAILURES
 from keeptune.model.loss import target_losses
 from keeptune.model.memory import lacks_memory
 from keeptune.model.modes import evaluating
@@ -24,8 +25,6 @@ from keeptune.text.batches import Layout, pad, pad_pairs
 from keeptune.text.tokens import Example
 
 _LENGTHS = (9, 3, 12, 6)
-# How models fail on batches that they do not know.
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, KeyError, AttributeError, AssertionError)
 
 
 def layout_of(model: nn.Module, *, through_logits: bool, longest: int) -> Layout:

@@ -17,7 +17,8 @@ from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.methods import check_methods, method_of
 from keeptune.stages.mixture import mixture_facts, mixture_key, task_scores, tokens_per_step, train_examples
-from keeptune.stages.run import Run, is_done, note_facts, stage_key
+from keeptune.stages.rehearsal import rehearse
+from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, read_json, write_json
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
     from keeptune.evaluation.evaluate import Bench
     from keeptune.evaluation.generate import SideBySide
-    from keeptune.model.methods import Method
+    from keeptune.model.methods import Method, ParameterCounts
     from keeptune.text.batches import Batch, Layout
     from keeptune.text.tokens import Example, Examples
     from keeptune.training.settings import TrainingResult, TrainingSettings
@@ -64,12 +65,18 @@ class Fit:
 
 
 def train(
-    run: Run, *, data: Data | None = None, methods: Sequence[str] | None = None, texts: KeepTexts | None = None
+    run: Run,
+    *,
+    data: Data | None = None,
+    methods: Sequence[str] | None = None,
+    texts: KeepTexts | None = None,
+    dry_run: bool = True,
 ) -> list[Path]:
     """Train the methods (default: all) of the recipe, each from the base model; return their folders.
 
     `data` is what `prepare` returned for this run; without it, data are prepared here. `texts` are what methods replay,
-    and what the drift of each is measured on.
+    and what the drift of each is measured on. With `dry_run`, one record first goes through all that a method's run
+    does with it, unless its training has begun.
 
     Raises:
         RecipeError: a method is not in the recipe, does not fit the model, or replays texts where there are none.
@@ -89,7 +96,7 @@ def train(
     folders = []
     for name in chosen:
         with memory_errors(f"methods.{name}: {TOO_LITTLE_MEMORY}"):
-            folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts))
+            folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts, dry_run=dry_run))
             gc.collect()
     return folders
 
@@ -158,7 +165,7 @@ def _collate(layout: Layout, *, data: Data) -> Callable[[Sequence[Example]], Bat
     return partial(pad_pairs if data.base.facts.encoder_decoder else pad, pad_id=data.base.tokenizer.pad_id)
 
 
-def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | None) -> Path:
+def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | None, dry_run: bool) -> Path:
     """Train one method into its folder, unless the same training is finished there."""
     import torch
 
@@ -185,19 +192,16 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     counts = count_parameters(adapted)
     dtype = "bfloat16" if fit.autocast is not None else "float32"
     note_facts(run, {"device": device.type, "dtype": dtype, "num_threads": torch.get_num_threads()})
-    progress.say(
-        f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
-        f"({100 * counts.trained / counts.total:.2f} %) on {device.type}; batches hold {_LAYOUTS[fit.layout]}"
-    )
-    if fit.side_by_side in _ANSWERS:
-        progress.say(f"{method.name}: {_ANSWERS[fit.side_by_side]}")
+    _say_fit(run, method, fit=fit, counts=counts)
     own = own_facts(method, counts) | mixture_facts(run, method.name, table=kept.train_table)
     if method.l2_base:
         progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
     intended = intend(run.recipe, data, method, model=adapted, fit=fit, table=kept.train_table)
+    if dry_run and method.name not in begun_methods(run.folder):
+        rehearse(run, data, method, intended=intended)
     memory = _expected_memory(run, data, intended, name=method.name)
     result, scores = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
-    artifact_bytes = _save(run, data, method, model=adapted, key=key)
+    artifact_bytes = save_method(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
     write_json(
         done,
@@ -220,6 +224,17 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
         },
     )
     return folder
+
+
+def _say_fit(run: Run, method: Method, *, fit: Fit, counts: ParameterCounts) -> None:
+    """Say what trains, and how records share batches."""
+    say = run.progress.say
+    say(
+        f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
+        f"({100 * counts.trained / counts.total:.2f} %) on {fit.device.type}; batches hold {_LAYOUTS[fit.layout]}"
+    )
+    if fit.side_by_side in _ANSWERS:
+        say(f"{method.name}: {_ANSWERS[fit.side_by_side]}")
 
 
 def training_key(recipe: Recipe, data: Data, method: Method, *, texts: KeepTexts | None = None) -> str:
@@ -355,7 +370,7 @@ def training_settings(recipe: Recipe, data: Data, method: Method, *, layout: Lay
     )
 
 
-def _save(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -> int:
+def save_method(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -> int:
     """Write the artifact, prove that it gives the trained answers when loaded alone, and return its bytes."""
     from keeptune.model.artifact import save_artifact, verify_artifact
 
