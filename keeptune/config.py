@@ -229,8 +229,8 @@ class Recipe(Section):
     retention: RetentionFields = RetentionFields()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides splits, order, initial adapters and dropout."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto: the GPU if there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; auto: an NVIDIA or AMD GPU if there is one. mps is an Apple GPU."""
 
     @field_validator("methods")
     @classmethod

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -46,17 +46,6 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-
-
-def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Return the named device; "auto" is the first GPU, else the processor.
-
-    Raises:
-        RecipeError: "cuda" is asked for and torch sees no such device.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device: found 'cuda', but torch sees no GPU; expected one. Use device=auto or device=cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_model(

@@ -253,16 +253,23 @@ def _model_defaults(model: PreTrainedModel, method: Method) -> dict[str, Any]:
 
 
 def _not_plainly_linear(model: PreTrainedModel) -> list[str]:
-    """Return the linear layers whose output is no plain product: routers that return several tensors, Mamba's last."""
+    """Return the linear layers that no adapter can stand beside: routers that return several tensors, Mamba's last."""
     found = {
         name.rpartition(".")[2]
         for name, module in model.named_modules()
         if isinstance(module, nn.Linear)
         and type(module).__module__.startswith("transformers.models.")
         and type(module).forward is not nn.Linear.forward
+        and not _returns_a_product(module)
     }
     # Mamba's kernel reads this layer's weight and never calls it; PEFT refuses to adapt it.
     return sorted(found | ({"out_proj"} if model.config.model_type in _WITH_MAMBA_KERNEL else set()))
+
+
+@torch.no_grad()
+def _returns_a_product(layer: nn.Linear) -> bool:
+    out = layer(layer.weight.new_zeros(1, layer.in_features))
+    return isinstance(out, torch.Tensor) and out.shape == (1, layer.out_features)
 
 
 def _has_conv1d(model: nn.Module) -> bool:

@@ -17,6 +17,7 @@ from transformers import PreTrainedConfig
 
 from keeptune.errors import NonFiniteError, RecipeError
 from keeptune.model.attention import base_of, can_pack, uses_virtual_tokens, vocab_size
+from keeptune.model.device import computes_short
 from keeptune.model.load import FAILURES
 from keeptune.model.loss import target_losses
 from keeptune.model.memory import lacks_memory
@@ -128,7 +129,8 @@ def model_errors(model: nn.Module) -> Iterator[None]:
 
 def tolerance_of(model: nn.Module) -> float:
     """Return the largest relative difference that rounding explains in the model's type."""
-    return 1e-4 if base_of(model).dtype == torch.float32 else 0.1
+    base = base_of(model)
+    return 0.1 if computes_short(base.device, base.dtype) else 1e-4
 
 
 def differ_by(found: Tensor, expected: Tensor) -> float:

@@ -88,8 +88,7 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         data = Data(base, folder, "")
         remarks = check_metrics(recipe, data)
         shown = _in_turn(data.records("train"))[:num_shown]
-        how = {"tokenizer": base.tokenizer, **rendering(recipe, base)}
-        previews = [(f"{r.task} · {r.origin}", preview(r, **how)) for r in shown]
+        previews = [(f"{r.task} · {r.origin}", preview(r, **rendering(recipe, base))) for r in shown]
         tasks = {task: counts["train"] for task, counts in data.audit["tasks"].items()}
         not_missing = {record.task for record in shown} | data.untrained_tasks
         others = {task: number for task, number in tasks.items() if task not in not_missing}

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from keeptune.errors import NonFiniteError, RecipeError
 from keeptune.progress import Silent
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens
 from keeptune.stages.mixture import train_examples
 from keeptune.stages.run import Run
@@ -48,9 +49,7 @@ def rehearse(run: Run, data: Data, method: Method, *, intended: Intended | None 
     """
     import torch
 
-    from keeptune.model.load import pick_device
-
-    device = pick_device(run.recipe.device)
+    device = policy_of(run.recipe).device
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
         quiet = replace(run, folder=Path(scratch), context=replace(run.context, progress=Silent()))
@@ -81,16 +80,16 @@ def _rehearse_all(run: Run, data: Data, method: Method, *, split: Split) -> None
     import torch
 
     from keeptune.evaluation.evaluate import evaluate_model
-    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.load import load_model
     from keeptune.model.methods import apply_method
     from keeptune.stages.training import fit_model, intend, save_method, weight_type
     from keeptune.stages.way import load_base, open_way, points
 
-    device = pick_device(run.recipe.device)
-    dtype = weight_type(run.recipe, device, method)
-    base = load_model(data.base.folder, device=device, dtype=dtype, quantization=data.base.facts.quantization)
+    policy, quantization = policy_of(run.recipe), data.base.facts.quantization
+    dtype = weight_type(policy, method)
+    base = load_model(data.base.folder, device=policy.device, dtype=dtype, quantization=quantization)
     model = apply_method(base, method, seed=run.recipe.seed)
-    fit = fit_model(model, recipe=run.recipe, data=data, device=device)
+    fit = fit_model(model, data=data, device=policy.device, autocast=policy.compute)
     intended = intend(run.recipe, data, method, model=model, fit=fit, table=train_examples(run.recipe, data))
     _try_step(intended, split, method=method)
     with torch.no_grad():

@@ -12,14 +12,15 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.errors import RecipeError
 from keeptune.progress import UNCHANGED
-from keeptune.stages.data import Data, evaluation_split, max_length, max_new_tokens, max_new_tokens_on_test, prepare
+from keeptune.stages.computing import policy_of
+from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.methods import check_methods, method_of
 from keeptune.stages.mixture import mixture_facts, mixture_key, task_scores, tokens_per_step, train_examples
 from keeptune.stages.rehearsal import rehearse
-from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
-from keeptune.storage import MANIFEST, read_json, write_json
+from keeptune.stages.run import EVENTS, TRAINING, Run, begun_methods, intact_record, is_done, note_facts, stage_key
+from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 
 if TYPE_CHECKING:
     import torch
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 
     from keeptune.evaluation.evaluate import Bench
     from keeptune.evaluation.generate import SideBySide
+    from keeptune.model.device import Policy
     from keeptune.model.methods import Method, ParameterCounts
     from keeptune.text.batches import Batch, Layout
     from keeptune.text.tokens import Example, Examples
@@ -106,21 +108,24 @@ def artifact_folder(folder: Path, method: Method) -> Path:
     return folder / ("model" if method.peft_type is None else "adapter")
 
 
-def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.device, has_weights: bool = True) -> Fit:
+def fit_model(
+    model: nn.Module, *, data: Data, device: torch.device, autocast: torch.dtype | None, has_weights: bool = True
+) -> Fit:
     """Choose layout and loss such that a record's loss and answer are those that it has alone.
 
-    A model without weights cannot be tried: it is taken for exact.
+    They are tried as they will be computed, under `autocast`. A model without weights cannot be tried: it is taken for
+    exact.
 
     Raises:
         NonFiniteError: the loss of a random record is NaN or infinite.
         RecipeError: the model sees the tokens that it is to predict, or fails on a record.
     """
-    import torch
-
+    from keeptune.model.device import autocasting
     from keeptune.model.divergence import pair_divergences
     from keeptune.model.loss import batch_loss, target_losses
 
-    layout, through_logits, side_by_side = _batching(model, recipe=recipe, data=data, has_weights=has_weights)
+    with autocasting(device, autocast):
+        layout, through_logits, side_by_side = _batching(model, data=data, has_weights=has_weights)
     return Fit(
         layout=layout,
         collate=_collate(layout, data=data),
@@ -128,33 +133,27 @@ def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.dev
         target_losses=partial(target_losses, through_logits=through_logits),
         pair_divergences=partial(pair_divergences, through_logits=through_logits),
         device=device,
-        autocast=torch.bfloat16 if computes_in_bf16(recipe, device) else None,
+        autocast=autocast,
         through_logits=through_logits,
         side_by_side=side_by_side,
     )
 
 
-def computes_in_bf16(recipe: Recipe, device: torch.device) -> bool:
-    """Tell whether training computes in bf16, as the recipe says or by the device's default."""
-    bf16 = recipe.training.bf16
-    return device.type == "cuda" if bf16 is None else bf16
-
-
-def _batching(model: nn.Module, *, recipe: Recipe, data: Data, has_weights: bool) -> tuple[Layout, bool, SideBySide]:
+def _batching(model: nn.Module, *, data: Data, has_weights: bool) -> tuple[Layout, bool, SideBySide]:
     """Return the layout of batches, whether losses take the model's own logits, and what is answered side by side."""
     from keeptune.evaluation.generate import prompts_side_by_side
     from keeptune.model.attention import uses_virtual_tokens
     from keeptune.model.loss import loss_is_exact
     from keeptune.model.neighbours import layout_of, model_errors
 
+    base = data.base
     if not has_weights:
-        pairs = data.base.facts.encoder_decoder
-        return "pairs" if pairs else "padded" if uses_virtual_tokens(model) else "packed", False, "padded"
-    longest = max_length(recipe, data.base) + max_new_tokens_on_test(recipe, data)
+        alone: Layout = "padded" if uses_virtual_tokens(model) else "packed"
+        return "pairs" if base.facts.encoder_decoder else alone, False, "padded"
     with model_errors(model):
         through_logits = not loss_is_exact(model)
-    layout = layout_of(model, through_logits=through_logits, longest=longest)
-    return layout, through_logits, prompts_side_by_side(model, layout=layout, longest=longest)
+    layout = layout_of(model, through_logits=through_logits, longest=base.longest_record)
+    return layout, through_logits, prompts_side_by_side(model, layout=layout, longest=base.longest_answered)
 
 
 def _collate(layout: Layout, *, data: Data) -> Callable[[Sequence[Example]], Batch]:
@@ -169,30 +168,30 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     """Train one method into its folder, unless the same training is finished there."""
     import torch
 
-    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.load import load_model
     from keeptune.model.methods import apply_method, count_parameters
 
     run.poll()
     folder, progress = run.folder / method.name, run.context.progress
     key = training_key(run.recipe, data, method, texts=texts)
-    done = folder / "training.json"
-    if done.exists() and read_json(done).get("key") == key and is_done(artifact_folder(folder, method), key):
+    done = folder / TRAINING
+    if intact_record(done, say=progress.say).get("key") == key and is_done(artifact_folder(folder, method), key):
         progress.say(f"{folder}: trained {UNCHANGED}")
         return folder
-    device = pick_device(run.recipe.device)
-    dtype, quantization = weight_type(run.recipe, device, method), data.base.facts.quantization
-    model = load_model(data.base.folder, device=device, dtype=dtype, quantization=quantization)
+    policy = policy_of(run.recipe)
+    device, quantization = policy.device, data.base.facts.quantization
+    model = load_model(data.base.folder, device=device, dtype=weight_type(policy, method), quantization=quantization)
     kept = Kept(train_examples(run.recipe, data), None, {})
     if texts is not None:
-        fit = fit_model(model, recipe=run.recipe, data=data, device=device)
+        fit = fit_model(model, data=data, device=device, autocast=policy.compute)
         settings = training_settings(run.recipe, data, method, layout=fit.layout)
         kept = keep(run, data, method, texts=texts, base=model, fit=fit, settings=settings)
     adapted = apply_method(model, method, seed=run.recipe.seed)
-    fit = fit_model(adapted, recipe=run.recipe, data=data, device=device)
+    fit = fit_model(adapted, data=data, device=device, autocast=policy.compute)
     counts = count_parameters(adapted)
     dtype = "bfloat16" if fit.autocast is not None else "float32"
     note_facts(run, {"device": device.type, "dtype": dtype, "num_threads": torch.get_num_threads()})
-    _say_fit(run, method, fit=fit, counts=counts)
+    _say_fit(run, method, fit=fit, counts=counts, where=policy.why)
     own = own_facts(method, counts) | mixture_facts(run, method.name, table=kept.train_table)
     if method.l2_base:
         progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
@@ -203,7 +202,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     result, scores = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
     artifact_bytes = save_method(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
-    write_json(
+    write_record(
         done,
         {
             "key": key,
@@ -217,6 +216,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
             **facts,
             **scores,
             "artifact_bytes": artifact_bytes,
+            "events_sha256": file_sha256(folder / EVENTS),
             "estimated_memory_bytes": memory,
             "layout": fit.layout,
             "device": device.type,
@@ -226,12 +226,12 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     return folder
 
 
-def _say_fit(run: Run, method: Method, *, fit: Fit, counts: ParameterCounts) -> None:
+def _say_fit(run: Run, method: Method, *, fit: Fit, counts: ParameterCounts, where: str) -> None:
     """Say what trains, and how records share batches."""
     say = run.progress.say
     say(
         f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
-        f"({100 * counts.trained / counts.total:.2f} %) on {fit.device.type}; batches hold {_LAYOUTS[fit.layout]}"
+        f"({100 * counts.trained / counts.total:.2f} %) on {where}; batches hold {_LAYOUTS[fit.layout]}"
     )
     if fit.side_by_side in _ANSWERS:
         say(f"{method.name}: {_ANSWERS[fit.side_by_side]}")
@@ -255,6 +255,7 @@ def training_key(recipe: Recipe, data: Data, method: Method, *, texts: KeepTexts
         chooses=chooses,
         seed=recipe.seed,
         device=recipe.device,
+        **policy_of(recipe).training_key(),
         **replayed,
         **mixture_key(recipe),
     )
@@ -265,13 +266,20 @@ def make_bench(
     data: Data,
     model: nn.Module,
     *,
-    fit: Fit,
     max_new_tokens: int,
+    fit: Fit | None = None,
     tokens_per_batch: int | None = None,
 ) -> Bench:
-    """Return what all evaluations of a model on one split share; `tokens_per_batch` defaults to the recipe's."""
+    """Return what all evaluations of a model on one split share.
+
+    `fit` is that of a model in training, None for one that was loaded to answer. `tokens_per_batch` defaults to the
+    recipe's.
+    """
     from keeptune.evaluation.evaluate import Bench
 
+    policy = policy_of(run.recipe)
+    autocast = policy.answering_autocast if fit is None else policy.validating_autocast
+    fit = fit or fit_model(model, data=data, device=policy.device, autocast=autocast)
     limits = {"max_new_tokens": max_new_tokens, "tokens_per_batch": tokens_per_batch}
     return Bench(
         tokenizer=data.base.tokenizer,
@@ -280,19 +288,17 @@ def make_bench(
         losses_alone=fit.layout == "single",
         target_losses=fit.target_losses,
         pair_divergences=fit.pair_divergences,
-        # Decoding would cast every weight anew for each token; on a processor that costs more than it saves.
-        autocast=fit.autocast if fit.device.type == "cuda" else None,
+        autocast=autocast,
         progress=run.context.progress,
         stop_requested=run.context.stop_requested,
     )
 
 
-def weight_type(recipe: Recipe, device: torch.device, method: Method) -> torch.dtype:
-    """Return fp32 for weights that train or live on a CPU, bf16 for frozen weights on a GPU that computes in it."""
+def weight_type(policy: Policy, method: Method) -> torch.dtype:
+    """Return the format of the base model's weights under a method: fp32 where they train."""
     import torch
 
-    frozen = device.type == "cuda" and method.peft_type is not None
-    return torch.bfloat16 if frozen and computes_in_bf16(recipe, device) else torch.float32
+    return torch.float32 if method.peft_type is None else policy.frozen
 
 
 def intend(recipe: Recipe, data: Data, method: Method, *, model: nn.Module, fit: Fit, table: Examples) -> Intended:
@@ -386,4 +392,4 @@ def save_method(run: Run, data: Data, method: Method, *, model: nn.Module, key: 
         facts={"key": key} if quantization is None else {"key": key, "quantization": quantization},
     )
     verify_artifact(model, target, base=data.base.folder, quantization=quantization)
-    return sum(facts["bytes"] for facts in read_json(target / MANIFEST)["files"].values())
+    return sum(facts["bytes"] for facts in read_record(target / MANIFEST)["files"].values())

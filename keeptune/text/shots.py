@@ -140,7 +140,7 @@ class _Renderer:
             except KeeptuneError as error:
                 if not shown[i].num_shown:
                     shown[i] = replace(shown[i], refusal=str(error))
-        ids = encode_prompts(list(rows.values()), template=self.template)
+        ids = encode_prompts(list(rows.values()), tokenizer=self.tokenizer, encoder_decoder=self.encoder_decoder)
         return dict(zip(rows, ids, strict=True))
 
     def text(self, record: Record, exemplars: Sequence[Record]) -> str:
@@ -174,7 +174,7 @@ class _Renderer:
 
     def _block(self, exemplar: Record) -> str:
         row = self.template.render(exemplar.messages, train_on="last")
-        return f"{self._parted(row.prompt)[1]}\n{row.completion.removesuffix(self.template.end_token)}"
+        return f"{self._parted(row.prompt)[1]}\n{row.completion.removesuffix(row.end)}"
 
     def _prompt(self, record: Record) -> str:
         return self.template.render_prompt(record.messages[:-1], tools=record.tools)

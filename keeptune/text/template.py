@@ -31,12 +31,13 @@ _SWITCHES = ("enable_thinking", "thinking")
 class Rendered:
     """A conversation as text, in which the control tokens of contents are hidden.
 
-    `completion` follows `prompt` and ends with an end token; all of it is trained on. So are the `answers`, stretches
-    [start, end) of the prompt.
+    `completion` follows `prompt` and ends with the end token `end`; all of it is trained on. So are the `answers`,
+    stretches [start, end) of the prompt.
     """
 
     prompt: str
     completion: str
+    end: str
     answers: tuple[tuple[int, int], ...] = ()
 
 
@@ -49,7 +50,7 @@ class Template(Protocol):
     chat_template: str
     """The Jinja source that renders the same in transformers' apply_chat_template."""
     controls: Controls
-    """What encodes the rendered text."""
+    """The tokens that are hidden where contents spell them."""
 
     def render(self, messages: Sequence[Message], *, train_on: TrainOn, tools: str = "") -> Rendered:
         """Return the whole conversation, which ends with an assistant message.
@@ -162,15 +163,14 @@ class _TurnTemplate:
     def render(self, messages: Sequence[Message], *, train_on: TrainOn, tools: str = "") -> Rendered:
         """Return the whole conversation, which ends with an assistant message."""
         prompt = self._texts.prompt(messages[:-1], tools=tools)
-        completion = self._turns.completion(messages, prompt=prompt, tools=tools)
+        body, end = self._turns.completion(messages, prompt=prompt, tools=tools)
         earlier = [i for i, m in enumerate(messages[:-1]) if m.role == "assistant" and m.trained]
         if train_on == "last" or not earlier:
-            return Rendered(prompt, completion)
+            return Rendered(prompt, body + end, end)
         if self._pairs:
             raise _several_answers()
-        return Rendered(
-            prompt, completion, tuple(self._turns.answer(messages[: i + 1], prompt, tools) for i in earlier)
-        )
+        answers = tuple(self._turns.answer(messages[: i + 1], prompt, tools) for i in earlier)
+        return Rendered(prompt, body + end, end, answers)
 
     def render_prompt(self, messages: Sequence[Message], *, tools: str = "") -> str:
         """Return what generation starts from, given the messages without the completion."""
@@ -184,10 +184,8 @@ class _TurnTemplate:
 
     def reference(self, messages: Sequence[Message], *, tools: str = "") -> str:
         """Return the text that `answers` gives where a model writes the completion of a conversation."""
-        completion = self._turns.completion(
-            messages, prompt=self._texts.prompt(messages[:-1], tools=tools), tools=tools
-        )
-        text = completion.removesuffix(self.end_token)
+        prompt = self._texts.prompt(messages[:-1], tools=tools)
+        text, _ = self._turns.completion(messages, prompt=prompt, tools=tools)
         answer = self._turns.answer_in(text if self._turns.mark else self.controls.without_special(text))
         return self.controls.reveal(answer)
 
@@ -217,7 +215,7 @@ class _PairTemplate:
             raise _several_answers()
         self._texts.refuse_fields(messages)
         completion = self.controls.hide(messages[-1].content, answer=True) + self.end_token
-        return Rendered(self.render_prompt(messages[:-1]), completion)
+        return Rendered(self.render_prompt(messages[:-1]), completion, self.end_token)
 
     def render_prompt(self, messages: Sequence[Message], *, tools: str = "") -> str:
         """Return what the encoder reads, given the messages without the completion."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -68,7 +68,8 @@ class Tokenizer:
         self._dummy_space = {part: raw.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")}
         self.chat_template = _chat_template(files, config=config, folder=folder)
         self._set_roles(config, folder=folder, leading=leading)
-        self._text = self.plain_text(())
+        self._texts: dict[frozenset[str], PlainText] = {}
+        self._text = self.plain_text(frozenset())
         self.vocab_size = max(self._rendered.get_vocab_size(), *(index + 1 for index in self.added_tokens.values()))
         self.fingerprint = hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
 
@@ -117,15 +118,12 @@ class Tokenizer:
             encoding = backend.encode(text, add_special_tokens=False)
         return list(zip(encoding.ids, encoding.offsets, strict=True))
 
-    def plain_text(self, controls: Iterable[str]) -> PlainText:
-        """Return what encodes text in which neither special tokens nor the added tokens `controls` are read."""
-        chosen = {**self.special_tokens, **{token: self.added_tokens[token] for token in controls}}
-        backend, flags = self._rendered, self._rendered.get_added_tokens_decoder()
-        if not all(flags[index].special for index in chosen.values()):
-            backend = Backend.from_str(backend.to_str())
-            backend.add_special_tokens(list(chosen))
-        backend.encode_special_tokens = True
-        return PlainText(backend, raw=self._dummy_space, controls=chosen, unknown=self.role_tokens.get("unk_token"))
+    def plain_text(self, words: frozenset[str]) -> PlainText:
+        """Return what encodes text in which neither special tokens nor the added tokens `words` are read."""
+        words = words.difference(self.special_tokens)
+        if words not in self._texts:
+            self._texts[words] = self._plain_text(words)
+        return self._texts[words]
 
     def decode(self, ids: Sequence[int], *, first: bool = False, skip_special_tokens: bool = False) -> str:
         """Return the exact text of the ids; `first` must be that of `encode`, since it drops the dummy space."""
@@ -141,6 +139,15 @@ class Tokenizer:
     def spaces_after_special(self) -> bool:
         """Whether text that follows a special token gets a dummy space, as text at the start does."""
         return self._text.spaces_after_control
+
+    def _plain_text(self, words: frozenset[str]) -> PlainText:
+        chosen = {**self.special_tokens, **{token: self.added_tokens[token] for token in words}}
+        backend, flags = self._rendered, self._rendered.get_added_tokens_decoder()
+        if not all(flags[index].special for index in chosen.values()):
+            backend = Backend.from_str(backend.to_str())
+            backend.add_special_tokens(list(chosen))
+        backend.encode_special_tokens = True
+        return PlainText(backend, raw=self._dummy_space, controls=chosen, unknown=self.role_tokens.get("unk_token"))
 
     @contextlib.contextmanager
     def _reading_all(self) -> Iterator[Backend]:

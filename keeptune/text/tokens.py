@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from keeptune.data.record import Record
 from keeptune.errors import DataError, KeeptuneError, raise_collected
+from keeptune.text.control import Encoder
 from keeptune.text.template import Rendered, Template, TrainOn
 from keeptune.text.tokenizer import Tokenizer
 
@@ -105,6 +106,7 @@ class PreviewToken:
 def tokenize(
     records: Sequence[Record],
     *,
+    tokenizer: Tokenizer,
     template: Template,
     train_on: TrainOn,
     max_length: int,
@@ -132,7 +134,7 @@ def tokenize(
                 rendered.append((record, _render(record, template=template, train_on=train_on)))
             except DataError as error:
                 problems.append(str(error))
-        examples = _encode([row for _, row in rendered], template=template, encoder_decoder=encoder_decoder)
+        examples = _encode([row for _, row in rendered], tokenizer=tokenizer, encoder_decoder=encoder_decoder)
         for (record, _), example in zip(rendered, examples, strict=True):
             item = _fit(record, example, max_length=max_length, cut=over_length == "cut", pairs=encoder_decoder)
             if item.example is None and over_length == "error":
@@ -171,7 +173,7 @@ def preview(
 ) -> list[PreviewToken]:
     """Return the tokens of a record, uncut, each with its text and whether it is trained on."""
     rows = [_render(record, template=template, train_on=train_on)]
-    (example,) = _encode(rows, template=template, encoder_decoder=encoder_decoder)
+    (example,) = _encode(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
     ids = example.input_ids.tolist()
     texts = tokenizer.decode_batch([[index] for index in ids])
     return [
@@ -204,9 +206,10 @@ def token_cache_key(
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def encode_prompts(prompts: Sequence[str], *, template: Template) -> list[NDArray[np.int32]]:
+def encode_prompts(prompts: Sequence[str], *, tokenizer: Tokenizer, encoder_decoder: bool) -> list[NDArray[np.int32]]:
     """Return the ids of rendered prompts."""
-    return [np.array(ids, dtype=np.int32) for ids in template.controls.encode(prompts)]
+    rows = [Rendered(prompt, "", "") for prompt in prompts]
+    return [example.input_ids for example in _encode(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)]
 
 
 def _render(record: Record, *, template: Template, train_on: TrainOn) -> Rendered:
@@ -221,21 +224,23 @@ def _render(record: Record, *, template: Template, train_on: TrainOn) -> Rendere
         raise DataError(f"{record.origin}: {error}") from error
 
 
-def _encode(rows: Sequence[Rendered], *, template: Template, encoder_decoder: bool) -> Iterator[Example]:
+def _encode(rows: Sequence[Rendered], *, tokenizer: Tokenizer, encoder_decoder: bool) -> Iterator[Example]:
     """Yield the ids and the loss mask of each row; all texts are encoded in two parallel calls."""
-    controls = template.controls
-    prompts = controls.encode([row.prompt for row in rows])
-    wholes = [[] for _ in rows] if encoder_decoder else controls.encode([row.prompt + row.completion for row in rows])
-    for row, prompt, whole in zip(rows, prompts, wholes, strict=True):
-        if prompt and whole[: len(prompt)] == prompt:
+    encoder = Encoder(tokenizer)
+    prompts = encoder.encode([row.prompt for row in rows])
+    wholes = encoder.encode(["" if encoder_decoder else row.prompt + row.completion for row in rows if row.completion])
+    remaining = iter(wholes)
+    for row, prompt in zip(rows, prompts, strict=True):
+        whole = next(remaining) if row.completion else prompt
+        if prompt and whole[: len(prompt)] == prompt and (not row.end or whole[-1] == tokenizer.added_tokens[row.end]):
             completion = whole[len(prompt) :]
         else:
             # A decoder's text is one of its own. Else the ids of prompt and completion would merge where they meet,
-            # which no model can do that writes after the prompt.
-            completion = controls.encode_answer(row.completion, first=encoder_decoder)
+            # or no end token be found after the last word: a model writes token by token.
+            completion = encoder.encode_answer(row.completion, first=encoder_decoder)
         loss_mask = np.arange(len(prompt) + len(completion)) >= len(prompt)
         if row.answers:
-            starts = np.array(controls.encode_places(row.prompt).starts)
+            starts = np.array(encoder.encode_places(row.prompt).starts)
             for start, end in row.answers:
                 loss_mask[: len(prompt)] |= (starts >= start) & (starts < end)
         if not encoder_decoder:

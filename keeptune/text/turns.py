@@ -53,8 +53,8 @@ class Turns:
         around = _common_start([opened, before, *openings]) + "\0" + self._tail
         texts.controls.close_turns(token for token in texts.controls.written if token in around)
 
-    def completion(self, messages: Sequence[Message], *, prompt: str, tools: str) -> str:
-        """Return what an answer to `prompt` is to be, with its end token.
+    def completion(self, messages: Sequence[Message], *, prompt: str, tools: str) -> tuple[str, str]:
+        """Return what an answer to `prompt` is to be, and its end token.
 
         Raises:
             KeeptuneError: the template writes an answer otherwise than it prompts for it, or changes its content.
@@ -62,18 +62,31 @@ class Turns:
         message = messages[-1]
         self._texts.refuse_fields([message])
         if self._opening:
-            return self._after_thoughts(message) + self._before_end + self.end_token
+            return self._after_thoughts(message) + self._before_end, self.end_token
         whole = self._texts.text(messages, add_generation_prompt=False, tools=tools)
+        written = whole[len(prompt) :]
         if not whole.startswith(prompt):
+            written = self._after_system(messages, whole, tools=tools)
+        if not written:
             common = _common_start([whole, prompt])
             raise unlike(whole[: len(common) + 40], prompt, thoughts=bool(message.reasoning) or "</" in message.content)
-        written = whole[len(prompt) :]
         end = self._end_of_answer(written)
         body, token = written[: end[0]], written[end[0] : end[1]]
         if not token:
             body, token = written.removesuffix(self._tail), self.end_token
         self._require_whole(body, message)
-        return body + token
+        return body, token
+
+    def _after_system(self, messages: Sequence[Message], whole: str, *, tools: str) -> str:
+        """Return what follows the prompt of a conversation without its system message, "" where that ends otherwise.
+
+        Some templates write the system message into the last message of a user, and forget it where an answer follows.
+        """
+        others = [message for message in messages if message.role != "system"]
+        prompt = self._texts.prompt(others[:-1], tools=tools)
+        text = self._texts.text(others, add_generation_prompt=False, tools=tools)
+        written = text[len(prompt) :]
+        return written if text.startswith(prompt) and whole.endswith(written) else ""
 
     def answer(self, messages: Sequence[Message], prompt: str, tools: str) -> tuple[int, int]:
         """Return where in the prompt of a longer conversation the last of these messages stands, with its end token.

@@ -231,9 +231,9 @@ def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
     assert len(re.findall(r"[.](?= |$)", " ".join(sentences))) <= 12
     for words in (
         "A model that already existed, english-3m (“base” on this page), was shown 812 examples of ag_news: prompts,",
-        "Full fine-tuning (full) changes all of the model’s weights (3.15 M numbers).",
-        "lora (PEFT’s LORA) leaves the model’s weights as they are and trains a small addition to them, of 590 k "
-        "parameters.",
+        "Full fine-tuning (full, learning rate 2e-05) changes all of the model’s weights (3.15 M numbers).",
+        "lora (PEFT’s LORA, learning rate 0.0002) leaves the model’s weights as they are and "
+        "trains a small addition to them, of 590 k parameters.",
         "Validation (92 records) is what was kept from training to choose by",
         "ROUGE-L: how much of the wording agrees with the expected answer’s, in its order, 0 to 1",
         "Exact match: the share of answers that equal the expected one (case, white space and a final full stop aside)",

@@ -193,7 +193,7 @@ def row(name: str) -> str:
             losses, answers = served(name, Path(folder))
         except RecipeError as error:
             found = re.search(r"found (.*); expected", str(error).replace(folder, ""))
-            assert found is not None, error
+            assert found is not None, f"{name}: {error}"
             losses, answers = "refused", found[1]
     return f"| {name.replace('/', ', ')} | {losses} | {answers} |"
 

@@ -84,6 +84,7 @@ def shown(
     tokenizer, template, encoder_decoder = setting
     items = tokenize(
         questions,
+        tokenizer=tokenizer,
         template=template,
         train_on="last",
         max_length=max_length,
@@ -179,9 +180,9 @@ def test_the_first_exemplars_tokens_are_the_very_tokens_of_training(wording: str
 
 @pytest.mark.parametrize("wording", ["chatml", "thinking-chat", "alpaca", "plain", "t5-plain", "t5-alpaca"])
 def test_without_exemplars_the_prompt_is_the_records_own(wording: str, load: Load) -> None:
-    _, template, pairs = setting = load(wording)
+    tokenizer, template, pairs = setting = load(wording)
     (item,) = shown(setting, [ONE], [])
-    arguments = {"template": template, "encoder_decoder": pairs}
+    arguments = {"tokenizer": tokenizer, "template": template, "encoder_decoder": pairs}
     (whole,) = tokenize([ONE], **arguments, train_on="last", max_length=99, over_length="error")
     assert item.num_shown == 0 and whole.example is not None
     assert item.example.input_ids.tolist() == whole.example.input_ids.tolist()

@@ -76,7 +76,7 @@ def trained(template: Template, messages: Sequence[Message], *, train_on: TrainO
 def test_a_chatml_conversation_is_a_prompt_and_a_completion(wording: str, load: Load) -> None:
     template, _ = load(wording)
     prompt = "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n"
-    assert template.render(ONE_TURN, train_on="all") == Rendered(prompt, "Paris<|im_end|>")
+    assert template.render(ONE_TURN, train_on="all") == Rendered(prompt, "Paris<|im_end|>", "<|im_end|>")
     assert template.render_prompt(ONE_TURN[:1]) == prompt
 
 
@@ -113,7 +113,9 @@ def test_the_alpaca_wording_is_the_published_one(load: Load) -> None:
 
 def test_plain_is_prompt_newline_completion(load: Load) -> None:
     template, _ = load("plain")
-    assert template.render(ONE_TURN, train_on="all") == Rendered("Capital of France?\n", "Paris<|im_end|>")
+    assert template.render(ONE_TURN, train_on="all") == Rendered(
+        "Capital of France?\n", "Paris<|im_end|>", "<|im_end|>"
+    )
     with_input = (Message("user", "Add.", input="1 2"), ONE_TURN[1])
     assert prompt_of(template, with_input[:1]) == "Add.\n1 2\n"
 
@@ -149,7 +151,10 @@ def test_without_an_end_token_in_the_template_the_end_token_of_the_tokenizer_fol
         "{% if add_generation_prompt %}{{ 'Bot: ' }}{% endif %}",
     )
     assert template.render(TWO_TURNS, train_on="all") == Rendered(
-        "User: Capital of France?\n\nBot: Paris\n\nUser: Of Italy?\n\nBot: ", "Rome<|im_end|>", answers=((31, 36),)
+        "User: Capital of France?\n\nBot: Paris\n\nUser: Of Italy?\n\nBot: ",
+        "Rome<|im_end|>",
+        "<|im_end|>",
+        answers=((31, 36),),
     )
 
 
@@ -276,7 +281,7 @@ def test_an_encoder_reads_the_prompt_of_a_chat_template(name: TemplateName, tmp_
     template = make_template(name, tokenizer=tokenizer, encoder_decoder=True)
     prompt = "<bos><start_of_turn>user\nCapital of France?<end_of_turn>\n<start_of_turn>model\n"
     assert template.name == "chat" and template.chat_template == tiny.GEMMA
-    assert template.render(ONE_TURN, train_on="all") == Rendered(prompt, "Paris<end_of_turn>")
+    assert template.render(ONE_TURN, train_on="all") == Rendered(prompt, "Paris<end_of_turn>", "<end_of_turn>")
     with pytest.raises(DataError, match=r"data\.train_on: found 'all' and a conversation of several answers"):
         template.render(TWO_TURNS, train_on="all")
     with pytest.raises(RecipeError, match=r"data\.template: found 'chatml' for an encoder-decoder model"):
@@ -303,7 +308,7 @@ def test_chatml_asks_for_its_two_special_tokens(tmp_path: Path) -> None:
 def test_an_encoder_reads_the_prompt_and_a_decoder_writes_the_completion(tmp_path: Path) -> None:
     t5 = Tokenizer.load(tiny.t5_tokenizer(tmp_path))
     plain = make_template("plain", tokenizer=t5, encoder_decoder=True)
-    expected = Rendered("Be brief.\nCapital of France?</s>", "Paris</s>")
+    expected = Rendered("Be brief.\nCapital of France?</s>", "Paris</s>", "</s>")
     assert plain.render([SYSTEM, *ONE_TURN], train_on="all") == expected
     alpaca = make_template("alpaca", tokenizer=t5, encoder_decoder=True)
     assert alpaca.render_prompt(ONE_TURN[:1]).endswith("### Instruction:\nCapital of France?\n\n### Response:</s>")

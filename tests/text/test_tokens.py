@@ -82,10 +82,10 @@ def record(*contents: str, origin: str = "data.jsonl:1") -> Record:
 
 
 def run(records: list[Record], setting: Setting, **options: Any) -> list[Tokenized]:
-    _, template, encoder_decoder = setting
+    tokenizer, template, encoder_decoder = setting
     defaults = {"train_on": "last", "max_length": 4096, "over_length": "error"}
     arguments = {**defaults, **options}
-    return list(tokenize(records, template=template, encoder_decoder=encoder_decoder, **arguments))
+    return list(tokenize(records, tokenizer=tokenizer, template=template, encoder_decoder=encoder_decoder, **arguments))
 
 
 def only(records: list[Record], setting: Setting, **options: Any) -> Example:
