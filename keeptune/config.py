@@ -109,7 +109,7 @@ class MethodFields(BaseModel):
 class TrainingFields(Section):
     """The training loop."""
 
-    num_train_epochs: Positive = 3
+    num_train_epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Passes over the train split at most."""
     tokens_per_step: Positive | Literal["auto"] = "auto"
     """Tokens of one optimizer update; auto: 8,192, or fewer so that small data give enough steps."""
@@ -135,7 +135,7 @@ class TrainingFields(Section):
     """Compute in bf16 while the trained weights stay fp32; null: on a GPU, not on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    evals_per_epoch: Positive = 2
+    evals_per_epoch: Annotated[int, Field(ge=1, le=1_000)] = 2
     """Validation losses in an epoch."""
     eval_steps: Positive | None = None
     """Steps between validations, in place of `evals_per_epoch`."""
@@ -169,7 +169,7 @@ class EvaluationFields(Section):
     """The base model's answers set beside the tuned ones: alone, after solved examples, after the most similar ones."""
     num_shots: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4)
     """Solved examples of the train split in a few-shot prompt, a row each; `nearest` shows the largest number."""
-    num_draws: Positive = 3
+    num_draws: Annotated[int, Field(ge=1, le=100)] = 3
     """Random choices of these examples for each of `num_shots`, to see how much the choice matters."""
     max_new_tokens: Positive | Literal["auto"] = "auto"
     """Tokens of an answer at most; auto: the 99th percentile of the train completions, and a little more."""

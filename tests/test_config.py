@@ -148,6 +148,18 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ),
         ("evaluation: {num_shots: [2, 2]}\n", "found a number of num_shots twice; expected each once."),
         ("evaluation: {num_shots: []}\n", "evaluation.num_shots: found []; expected"),
+        (
+            "training: {num_train_epochs: 1000000000}\n",
+            "training.num_train_epochs: found 1000000000; expected less than or equal to 10000.",
+        ),
+        (
+            "training: {evals_per_epoch: 1000000000}\n",
+            "training.evals_per_epoch: found 1000000000; expected less than or equal to 1000.",
+        ),
+        (
+            "evaluation: {num_draws: 1000000}\n",
+            "evaluation.num_draws: found 1000000; expected less than or equal to 100.",
+        ),
         ("evaluation: {num_shots: [0]}\n", "evaluation.num_shots.0: found 0; expected greater than or equal to 1."),
         ("evaluation: {baselines: [five-shot]}\n", "found 'five-shot'; expected 'zero-shot', 'few-shot' or 'nearest'"),
         ("seed: .nan\n", "seed"),

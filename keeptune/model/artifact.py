@@ -30,6 +30,7 @@ from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft
 from keeptune.model.modes import evaluating
+from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.ranks import note_ranks_
 from keeptune.model.served import refuse_unserved_adapter
 from keeptune.storage import read_json, require_unchanged, staged_folder, storage_errors, write_atomic, write_json
@@ -240,6 +241,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     config = read_json(folder / ADAPTER_CONFIG)
     tensors = adapter_weights(folder)
     refuse_unserved_adapter(config, where=str(folder / ADAPTER_CONFIG))
+    refuse_endless_patterns(config, model, prefix=f"{folder / ADAPTER_CONFIG}: ")
     own = {id(parameter) for parameter in model.parameters()}
     with writing(folder), quiet_peft(), _complete_adapter(folder):
         adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))

@@ -190,6 +190,7 @@ def report_json(report: Report) -> str:
             "metric": report.selection.metric,
             "split": report.selection.split,
             "values": dict(report.selection.values),
+            "notes": list(report.selection.notes),
         },
         "main_metric": report.main_metric,
         "untrained_tasks": sorted(report.untrained_tasks),

@@ -439,6 +439,7 @@ def test_a_device_that_fails_while_an_adapter_is_read_is_not_told_as_damaged_wei
         ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "found megatron_config"),
         ({"peft_type": "XLORA"}, "found peft_type 'XLORA'"),
         ({"peft_type": "NEW"}, "found peft_type 'NEW'; expected a method that keeptune trains"),
+        ({"alpha_pattern": {"(.+)+[": 4}}, "alpha_pattern: found the pattern"),
     ],
 )
 def test_a_foreign_adapter_that_would_load_more_than_weights_is_refused(
