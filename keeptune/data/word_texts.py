@@ -38,7 +38,7 @@ _TABLE_BITS = 27
 _WORDING, _RARE_GROUPS = 3, 2
 _WEIGHT_STEPS = 1 << 16
 _COUNT_BITS = 23
-_MOST = 60_000
+_MOST = 255
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +120,7 @@ class Commonness:
     """
 
     def __init__(self, texts: Texts, *, groups: Members, train: Indices, held_out: Indices) -> None:
-        self._counts = np.zeros(1 << _COUNT_BITS, np.uint16)
+        self._counts = np.zeros(1 << _COUNT_BITS, np.uint8)
         seen = GramTable(texts, held_out, n=_WORDING)
         num_texts = len(texts.lengths)
         # The texts of one group stand side by side: what copies of one record share is not common.

@@ -31,7 +31,8 @@ from keeptune.model.artifact import (
     writing,
 )
 from keeptune.model.attention import base_of
-from keeptune.model.folder import Quantization, check_model_folder
+from keeptune.model.declared import Quantization
+from keeptune.model.folder import check_model_folder
 from keeptune.model.load import load_model
 from keeptune.model.methods import quiet_peft
 from keeptune.model.patterns import refuse_endless_patterns
