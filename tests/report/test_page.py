@@ -144,6 +144,14 @@ def write_poisoned_run(run: Path, payload: str) -> Path:
     return run
 
 
+def test_what_the_audit_counts_for_metrics_stays_off_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    audit = json.loads((run / "data/audit.json").read_text())
+    counts = {"num_references": 7913, "num_short": 0, "unread": {}}
+    write_json(run / "data/audit.json", {**audit, "references": {"ag_news": counts}})
+    assert "7,913" not in page_of(run).words
+
+
 def test_the_page_says_that_the_validation_loss_chose_among_equal_methods(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     note = "full, lora have the same exact_match on validation, 0.000: <b>lora has the lowest validation loss of these."
