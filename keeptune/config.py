@@ -160,7 +160,7 @@ class TrainingFields(Section):
 class EvaluationFields(Section):
     """How answers are made and scored."""
 
-    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("rougeL", "exact_match")
+    metrics: Annotated[tuple[str, ...], Field(min_length=1)] = ("rougeL_unicode", "exact_match")
     """What every answer on test is scored by; loss and perplexity are always added."""
     select_by: str = "loss"
     """The value on validation that chooses the checkpoint and the method: loss or one of `metrics`."""
@@ -229,8 +229,8 @@ class Recipe(Section):
     retention: RetentionFields = RetentionFields()
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Decides splits, order, initial adapters and dropout."""
-    device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where the model runs; auto: the GPU if there is one."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where the model runs; auto: an NVIDIA or AMD GPU if there is one. mps is an Apple GPU."""
 
     @field_validator("methods")
     @classmethod

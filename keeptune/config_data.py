@@ -128,6 +128,8 @@ class DataFields(Section):
     """A longer record stops the run, is dropped, or loses the middle of its prompt."""
     train_on: Literal["all", "last"] = "all"
     """Train on every assistant message of a conversation, or on the last alone."""
+    enable_thinking: bool = False
+    """Let answers begin with thoughts, where the chat template has that switch."""
     drop_incomplete: bool = False
     """Count and drop rows that cannot be read or are no valid record, instead of stopping."""
     duplicates: Literal["drop", "keep"] = "drop"

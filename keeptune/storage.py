@@ -22,6 +22,8 @@ from keeptune.errors import FolderInUseError, StorageError
 
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
+# The key of the hash that a record has of its own content.
+_SEAL = "content_sha256"
 # Exactly the names that this project gives: a user's own `x.tmp-backup` is none of them.
 _LEFTOVER = re.compile(r".+\.tmp-([a-z]+-)?[0-9a-f]{8}")
 _REMEDIES = {
@@ -96,20 +98,96 @@ def write_lines(path: Path, lines: Iterable[bytes]) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON value in a file that keeptune wrote.
+    """Return the JSON value in a file.
 
     Raises:
         StorageError: the file is missing or is not JSON.
     """
-    with storage_errors(path):
-        text = path.read_text(encoding="utf-8", errors="surrogatepass")
     try:
-        return json.loads(text)
-    except json.JSONDecodeError as error:
+        return _parsed(path)
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
         raise StorageError(
-            f"{path}:{error.lineno}: found broken JSON ({error.msg}); expected the file as keeptune wrote it. "
-            "Remove the folder that it stands in and give the same command again."
+            f"{path}{line}: found broken JSON ({error}); expected the file as it was written. Put it back from a "
+            "copy, or remove the folder that it stands in and give the same command again."
         ) from error
+
+
+def _parsed(path: Path) -> Any:
+    with storage_errors(path):
+        content = path.read_bytes()
+    return json.loads(content.decode("utf-8", "surrogatepass"))
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file.
+
+    Raises:
+        StorageError: the file is missing, is not JSON or holds something else.
+    """
+    value = read_json(path)
+    if not isinstance(value, dict):
+        raise StorageError(
+            f"{path}: found JSON {type(value).__name__}; expected an object. Put the file back from a copy."
+        )
+    return value
+
+
+def write_record(path: Path, value: Mapping[str, Any]) -> None:
+    """Write a JSON object together with a hash of its content, atomically; `read_record` checks it."""
+    write_json(path, {**value, _SEAL: _content_sha256(json.loads(json.dumps(value)))})
+
+
+def read_record(path: Path, *, again: str = "`keeptune run`") -> dict[str, Any]:
+    """Return the object that `write_record` wrote; `again` is the command that writes the file anew.
+
+    Raises:
+        StorageError: the file is missing or its content has changed.
+    """
+    exists = path.is_file()
+    try:
+        value = _parsed(path) if exists else None
+    except (ValueError, RecursionError):
+        value = None
+    if not isinstance(value, dict) or value.pop(_SEAL, None) != _content_sha256(value):
+        found = "content that differs from its hash" if exists else "no such file"
+        raise StorageError(
+            f"{path}: found {found}; expected the file as keeptune wrote it. Put it back from a copy, or remove it "
+            f"and give {again} again, which writes it anew."
+        )
+    return value
+
+
+def write_sealed_text(path: Path, text: str) -> None:
+    """Write lines with a hash of them as the last one, a comment that begins with #; `read_sealed_text` checks it."""
+    write_atomic(path, f"{text}# {_SEAL}: {hashlib.sha256(text.encode('utf-8')).hexdigest()}\n")
+
+
+def is_sealed_text(path: Path) -> bool:
+    """Tell whether a file holds what `write_sealed_text` wrote, unchanged."""
+    with storage_errors(path):
+        content = path.read_bytes() if path.is_file() else b""
+    text, _, seal = content.rpartition(f"# {_SEAL}: ".encode())
+    return seal.decode("ascii", "replace") == f"{hashlib.sha256(text).hexdigest()}\n"
+
+
+def read_sealed_text(path: Path) -> str:
+    """Return the lines that `write_sealed_text` wrote.
+
+    Raises:
+        StorageError: they have changed.
+    """
+    if not is_sealed_text(path):
+        raise StorageError(
+            f"{path}: found content that differs from its hash; expected the file as keeptune wrote it. Give "
+            "`keeptune run` with the recipe again, which writes it anew."
+        )
+    with storage_errors(path):
+        return path.read_text(encoding="utf-8").rpartition(f"# {_SEAL}: ")[0]
+
+
+def _content_sha256(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode("ascii")).hexdigest()
 
 
 def file_sha256(path: Path) -> str:
@@ -141,7 +219,7 @@ def staged_folder(target: Path, *, facts: Mapping[str, Any]) -> Iterator[Path]:
             # safetensors writes files that only their owner may read; the folder's mode follows the umask.
             mode = staging.stat().st_mode & 0o666
             files = {path.relative_to(staging).as_posix(): _synced_file(path, mode=mode) for path in paths}
-            write_json(staging / MANIFEST, {**facts, "files": files})
+            write_record(staging / MANIFEST, {**facts, "files": files})
             for folder in [p for p in staging.rglob("*") if p.is_dir()]:
                 _sync_folder(folder)
             _swap_in(staging, target)
@@ -167,16 +245,57 @@ def _swap_in(staging: Path, target: Path) -> None:
 
 
 def verify_folder(folder: Path) -> dict[str, Any] | None:
-    """Return a staged folder's manifest if every file has its size and SHA-256, else None."""
+    """Return a staged folder's manifest if it and every file are as they were written, else None."""
+    return read_record(folder / MANIFEST) if changed_file(folder) is None else None
+
+
+def changed_file(folder: Path) -> Path | None:
+    """Return the first file of a staged folder that is missing or not as it was written, its manifest before others."""
     try:
-        manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        for name, facts in manifest["files"].items():
-            path = folder / name
-            if path.stat().st_size != facts["bytes"] or file_sha256(path) != facts["sha256"]:
-                return None
-    except (OSError, StorageError, ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return manifest
+        manifest = read_record(folder / MANIFEST)
+        return _changed_file(folder, manifest)
+    except StorageError:
+        return folder / MANIFEST
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Return a staged folder's manifest; an empty one where there is none, or one that another tool wrote.
+
+    Raises:
+        StorageError: the manifest has changed.
+    """
+    path = folder / MANIFEST
+    try:
+        value = _parsed(path) if path.is_file() else {}
+        is_foreign = isinstance(value, dict) and not value.keys() & {"files", "versions", _SEAL}
+    except (ValueError, RecursionError):
+        is_foreign = False
+    return {} if is_foreign else read_record(path)
+
+
+def require_unchanged(folder: Path) -> None:
+    """Refuse a folder in which a file differs from what its manifest says; a folder without a manifest passes.
+
+    Raises:
+        StorageError: which file changed, or the manifest itself did.
+    """
+    manifest = read_manifest(folder)
+    changed = _changed_file(folder, manifest) if manifest else None
+    if changed is not None:
+        raise StorageError(
+            f"{changed}: found a file that differs from what {MANIFEST} beside it says, or none; expected it as "
+            f"keeptune wrote it. Put it back from a copy, or let the command that wrote {folder} write it again. If "
+            f"the change was meant, remove {folder / MANIFEST}: the folder is then read as it is."
+        )
+
+
+def _changed_file(folder: Path, manifest: Mapping[str, Any]) -> Path | None:
+    """Return the first file that is not as the manifest says."""
+    for name, facts in manifest["files"].items():
+        path = folder / name
+        if not path.is_file() or path.stat().st_size != facts["bytes"] or file_sha256(path) != facts["sha256"]:
+            return path
+    return None
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -239,6 +239,8 @@ def show_scores(console: Console, report: Path) -> None:
     _show_tasks(console, value)
     _show_lost(console, value)
     console.print(visible(_choice(value)), highlight=False, soft_wrap=True)
+    if value["broken_answers"]:
+        console.print(visible(f"Broken answers: {value['broken_answers']}"), highlight=False, soft_wrap=True)
 
 
 def show_comparison(console: Console, path: Path) -> None:
@@ -269,6 +271,8 @@ def _with_doubt(score: Mapping[str, Any]) -> str:
 
 def _show_few_shot(console: Console, value: Mapping[str, Any]) -> None:
     """Print the base model's scores behind solved examples, a line for each number of them."""
+    for left_out in value["few_shot_left_out"]:
+        console.print(visible(f"No score of {left_out['name']}: {left_out['reason']}"), highlight=False, soft_wrap=True)
     cells: dict[str, dict[str, str]] = {}
     for score in (score for score in value["few_shot"] if score["task"] == ALL_TASKS):
         single, places = score["num_draws"] == 1, decimals_for(score["mean"])

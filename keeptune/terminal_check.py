@@ -26,6 +26,8 @@ def show_check(console: Console, outcome: CheckOutcome) -> None:
         show_table(console, "Mixture", ("task", "train records", "an epoch shows", "of these again"), rows=rows)
     if outcome.idle:
         console.print(visible(f"{outcome.idle}."), highlight=False, soft_wrap=True)
+    for remark in outcome.remarks:
+        console.print(visible(remark), highlight=False, soft_wrap=True)
     rows = [
         (m.name, m.peft_type or "all parameters", f"{m.learning_rate:g}", f"{m.num_steps:,}", f"{m.tokens_per_step:,}")
         for m in outcome.methods

@@ -16,7 +16,7 @@ from keeptune import config
 PACKAGE = Path(__file__).resolve().parents[1] / "keeptune"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 RANKS = [
-    {"errors", "storage", "progress"},
+    {"errors", "storage", "chain", "progress"},
     {"data"},
     {"text"},
     {"model"},

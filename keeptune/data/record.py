@@ -28,50 +28,87 @@ SELF_TEXTS = "self"
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn. `input` is the alpaca format's second field, kept apart because the Stanford wording needs it."""
+    """One turn. `input` is the alpaca format's second field, kept apart because the Stanford wording needs it.
+
+    `reasoning` holds the thoughts before an answer. `tool_calls` is a JSON list of functions with their arguments, ""
+    where there are none; a message of the role tool answers the call `tool_call_id`. An answer that is not `trained` is
+    only read.
+    """
 
     role: Role
     content: str
     input: str = ""
+    reasoning: str = ""
+    tool_calls: str = ""
+    tool_call_id: str = ""
+    name: str = ""
+    trained: bool = True
 
     @property
     def text(self) -> str:
         """The content and, on a line of its own, the input."""
         return f"{self.content}\n{self.input}" if self.input else self.content
 
+    @property
+    def whole_text(self) -> str:
+        """The text and the tool calls, which say what a message is about where it has no content."""
+        return "\n".join(filter(None, (self.text, self.tool_calls)))
+
+
+_FIELDS = ("input", "reasoning", "tool_calls", "tool_call_id", "name")
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """A conversation that ends with an assistant message. `origin` is `file:line` or `file#row`."""
+    """A conversation that ends with an assistant message. `origin` is `file:line` or `file#row`.
+
+    `tools` is a JSON list of the functions that the assistant may call, "" where there are none.
+    """
 
     id: str
     task: str
     origin: str
     messages: tuple[Message, ...]
+    tools: str = ""
 
     @property
     def prompt(self) -> str:
         """The text before the last message, turns joined by newlines."""
-        return "\n".join(message.text for message in self.messages[:-1])
+        return "\n".join(message.whole_text for message in self.messages[:-1])
 
     @property
     def completion(self) -> str:
         """The text of the last message."""
-        return self.messages[-1].content
+        return self.messages[-1].whole_text
 
 
-def record_id(task: str, messages: Sequence[Message]) -> str:
-    """Return 16 hexadecimal digits that depend on the task and the messages alone."""
-    content = json.dumps([task, [[m.role, m.content, m.input] for m in messages]], ensure_ascii=False)
+def record_id(task: str, messages: Sequence[Message], *, tools: str = "") -> str:
+    """Return 16 hexadecimal digits that depend on the task, the messages and the tools alone."""
+    turns = [[m.role, m.content, m.input, *([_further(m)] if _further(m) else [])] for m in messages]
+    content = json.dumps([task, turns, *([tools] if tools else [])], ensure_ascii=False)
     return hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
+def _further(message: Message) -> dict[str, Any]:
+    """Return the fields that only some messages have, without `input`."""
+    return {key: value for key, value in _stored(message).items() if key not in ("role", "content", "input")}
+
+
+def _stored(message: Message) -> dict[str, Any]:
+    fields = {key: value for key in _FIELDS if (value := getattr(message, key))}
+    return {"role": message.role, "content": message.content, **fields} | (
+        {} if message.trained else {"trained": False}
+    )
+
+
 def record_to_json(record: Record) -> dict[str, Any]:
-    """Return the record as a line of `data/*.jsonl`; `input` stands only where it is not empty."""
-    messages = [
-        {"role": m.role, "content": m.content, **({"input": m.input} if m.input else {})} for m in record.messages
-    ]
-    return {"id": record.id, "task": record.task, "origin": record.origin, "messages": messages}
+    """Return the record as a line of `data/*.jsonl`; fields that only some messages have stand where they are set."""
+    value = {"id": record.id, "task": record.task, "origin": record.origin}
+    return {
+        **value,
+        "messages": [_stored(m) for m in record.messages],
+        **({"tools": record.tools} if record.tools else {}),
+    }
 
 
 def record_from_json(value: Mapping[str, Any], *, where: str) -> Record:
@@ -81,8 +118,11 @@ def record_from_json(value: Mapping[str, Any], *, where: str) -> Record:
         DataError: a field is missing, which means that the file was edited after it was prepared.
     """
     try:
-        messages = tuple(Message(m["role"], m["content"], m.get("input", "")) for m in value["messages"])
-        return Record(value["id"], value["task"], value["origin"], messages)
+        messages = tuple(
+            Message(m["role"], m["content"], **{key: m[key] for key in (*_FIELDS, "trained") if key in m})
+            for m in value["messages"]
+        )
+        return Record(value["id"], value["task"], value["origin"], messages, value.get("tools", ""))
     except (KeyError, TypeError) as error:
         raise DataError(
             f"{where}: found a line without {error}; expected a record written by `keeptune prepare`. Prepare again."

@@ -305,7 +305,7 @@ def _losses(
                 raise stopped("losses")
             batch = bench.collate([examples[i] for i in positions])
             with evaluating(model), memory_errors(too_large):
-                nats = per_target(model, batch).double().cpu().numpy()
+                nats = per_target(model, batch).cpu().double().numpy()
             losses.update(zip(positions, _split_by_example(nats, batch), strict=True))
             bench.progress.advance(len(positions))
     finally:

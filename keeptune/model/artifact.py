@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
@@ -31,7 +32,7 @@ from keeptune.model.methods import quiet_peft
 from keeptune.model.modes import evaluating
 from keeptune.model.ranks import note_ranks_
 from keeptune.model.served import refuse_unserved_adapter
-from keeptune.storage import read_json, staged_folder, storage_errors, write_atomic, write_json
+from keeptune.storage import read_json, require_unchanged, staged_folder, storage_errors, write_atomic, write_json
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
 
@@ -50,6 +51,8 @@ TEXT_FILES = (
     "generation_config.json",
 )
 _PROBE_TOKENS = 8
+# How torch says that weights do not fit; it raises the same kind of error where a device fails.
+_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|state_dict)\b")
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 _HALF_TOLERANCE = 5e-2
 
@@ -58,7 +61,7 @@ def stop_token_ids(model: nn.Module, *, tokenizer: Tokenizer, template: Template
     """Return, sorted, every id that ends an answer: the template's, the tokenizer's and the base model's own."""
     own = base_of(model).generation_config
     found = own.eos_token_id if own is not None else None
-    ids = {tokenizer.eos_id, tokenizer.special_tokens[template.end_token]}
+    ids = {tokenizer.eos_id, tokenizer.added_tokens[template.end_token]}
     return tuple(sorted(ids | set(found if isinstance(found, list) else [] if found is None else [found])))
 
 
@@ -216,9 +219,11 @@ def load_artifact(
     `quantization` is that of the weights that are frozen: the base model's, or a whole model's.
 
     Raises:
-        StorageError: weights are missing, or are not those that the adapter's config asks for.
+        StorageError: a file is not as its manifest says, or weights are missing or are not those that the adapter's
+            config asks for.
         RecipeError: the adapter's base model is not to be found.
     """
+    require_unchanged(folder)
     if not (folder / ADAPTER_CONFIG).exists():
         return load_model(folder, device=device, dtype=dtype, quantization=quantization)
     if base is None:
@@ -261,7 +266,12 @@ def adapter_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         StorageError: they are missing or cannot be read.
     """
-    weights = folder / ADAPTER_WEIGHTS
+    weights, index = folder / ADAPTER_WEIGHTS, folder / f"{ADAPTER_WEIGHTS}.index.json"
+    if index.exists():
+        raise StorageError(
+            f"{folder}: found {index.name}; expected all weights in {ADAPTER_WEIGHTS}, as PEFT reads no others. "
+            "Save the adapter with PEFT as one file, or remove the index if it belongs to no file here."
+        )
     if not weights.exists():
         raise StorageError(
             f"{folder}: found no {ADAPTER_WEIGHTS}; expected an adapter's weights as safetensors. "
@@ -278,8 +288,10 @@ def _complete_adapter(folder: Path) -> Iterator[None]:
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             yield
-        except (UserWarning, RuntimeError, KeyError) as error:
-            if lacks_memory(error):
+        except (UserWarning, KeyError) as error:
+            raise _incomplete(folder, " ".join(str(error).split())[:300]) from error
+        except RuntimeError as error:
+            if not _SHAPES.search(str(error)) or lacks_memory(error):
                 raise
             raise _incomplete(folder, " ".join(str(error).split())[:300]) from error
 

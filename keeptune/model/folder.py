@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import struct
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keeptune.errors import RecipeError, import_extra, relative_start
-from keeptune.storage import MANIFEST, file_sha256, read_json, storage_errors
+from keeptune.storage import file_sha256, read_json, read_manifest, storage_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
+WEIGHTS = "model.safetensors"
 
 # Only what a model needs; code and pickles are never fetched.
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
@@ -36,6 +38,8 @@ BITSANDBYTES: dict[Quantization, dict[str, Any]] = {
 T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
 _ENCODER_DECODERS = T5_FAMILY | {"bart", "mbart", "pegasus", "marian", "blenderbot", "led"}
 _MAX_HEADER_BYTES = 100_000_000
+# Neither a path nor a file that torch would open as a pickle.
+_PLAIN_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -100,8 +104,7 @@ def adapter_base(folder: Path) -> str:
 
 def adapter_quantization(folder: Path) -> Quantization | None:
     """Return in how many bits the base model's weights stood when keeptune trained an adapter; None: as it has them."""
-    path = folder / MANIFEST
-    return read_json(path).get("quantization") if path.exists() else None
+    return read_manifest(folder).get("quantization")
 
 
 def _nearest(path: Path) -> str:
@@ -142,7 +145,7 @@ def check_model_folder(folder: Path) -> ModelFacts:
     _refuse_own_code(folder, config)
     model_type = str(config["model_type"])
     encoder_decoder = _is_encoder_decoder(config)
-    weights = _weight_files(folder, encoder_decoder=encoder_decoder)
+    weights = _weight_files(folder, config)
     for weight in weights:
         _check_safetensors(weight)
     text_config = config.get("text_config") or config
@@ -221,28 +224,60 @@ def _keys(value: object, prefix: str = "") -> Iterator[str]:
         yield from _keys(child, f"{key}.")
 
 
-def _weight_files(folder: Path, *, encoder_decoder: bool) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        try:
-            with storage_errors(index):
-                names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-            weights = [folder / Path(name).name for name in names]
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
+    """Return the files that transformers will read weights from, and refuse a folder that leaves them in doubt."""
+    whole, index = folder / WEIGHTS, folder / f"{WEIGHTS}.index.json"
+    if (named := config.get("transformers_weights")) not in (None, WEIGHTS):
+        raise RecipeError(
+            f"{folder / 'config.json'}: found transformers_weights, which names {named!r}; expected weights in "
+            f"{WEIGHTS} or in the files of its index. Remove this key, and give the weights their usual name."
+        )
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise RecipeError(
+            f"{folder}: found {ADAPTER_CONFIG} beside config.json; expected a model or an adapter, because "
+            "transformers would read both. Remove one of them, or merge the adapter first with `keeptune export`."
+        )
+    names = _indexed_files(index) if index.is_file() else []
+    if whole.is_file() and (others := sorted(set(names) - {WEIGHTS})):
+        raise RecipeError(
+            f"{folder}: found {WEIGHTS} and an index that names other files, such as {others[0]!r}; expected one of "
+            f"them, because transformers reads the first and leaves the others. Remove {WEIGHTS}, or {index.name}."
+        )
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise RecipeError(
+            f"{folder}: found no {missing[0]!r} ({len(missing)} of {len(names)} weight files are missing); "
+            f"expected every file of {index.name}. Fetch the model again."
+        )
+    if names or whole.is_file():
+        return [folder / name for name in names or [WEIGHTS]]
+    _refuse_pickles(
+        [path.name for path in folder.iterdir()], where=str(folder), encoder_decoder=_is_encoder_decoder(config)
+    )
+    raise RecipeError(f"{folder}: found no weights; expected {WEIGHTS}. Fetch the model again.")
+
+
+def _indexed_files(index: Path) -> list[str]:
+    """Return the names that an index gives to the files of its folder, in order."""
+    try:
+        with storage_errors(index):
+            content = json.loads(index.read_text(encoding="utf-8"))
+        names = sorted(set(content["weight_map"].values()))
+        # transformers needs both.
+        broken = not names or not isinstance(content["metadata"], dict)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        names, broken = [], True
+    if broken:
+        raise RecipeError(
+            f"{index}: found a broken index; expected a weight_map and its metadata. Fetch the model again."
+        )
+    for name in names:
+        if not isinstance(name, str) or not _PLAIN_NAME.fullmatch(name):
             raise RecipeError(
-                f"{index}: found a broken index; expected a weight_map. Fetch the model again."
-            ) from error
-        missing = [file.name for file in weights if not file.is_file()]
-        if missing:
-            raise RecipeError(
-                f"{folder}: found no {missing[0]!r} ({len(missing)} of {len(weights)} weight files are missing); "
-                "expected every file of model.safetensors.index.json. Fetch the model again."
+                f"{index}: found the weight file {name!r}; expected the name of a safetensors file in the same folder. "
+                "Fetch the model again from where you trust it."
             )
-        return weights
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    _refuse_pickles([path.name for path in folder.iterdir()], where=str(folder), encoder_decoder=encoder_decoder)
-    raise RecipeError(f"{folder}: found no weights; expected model.safetensors. Fetch the model again.")
+    return names
 
 
 def _refuse_pickles(names: Sequence[str], *, where: str, encoder_decoder: bool) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterator
 from logging import ERROR, getLogger
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from transformers import (
@@ -28,17 +28,6 @@ from keeptune.storage import staged_folder, storage_errors
 
 # Buffers that older checkpoints carry and that are computed at construction.
 _COMPUTED = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
-
-
-def pick_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """Return the named device; "auto" is the first GPU, else the processor.
-
-    Raises:
-        RecipeError: "cuda" is asked for and torch sees no such device.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise RecipeError("device: found 'cuda', but torch sees no GPU; expected one. Use device=auto or device=cpu.")
-    return torch.device("cuda" if name != "cpu" and torch.cuda.is_available() else "cpu")
 
 
 def load_model(

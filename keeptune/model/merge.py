@@ -28,7 +28,7 @@ from keeptune.model.folder import adapter_quantization, check_model_folder
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft
-from keeptune.storage import MANIFEST, read_json, staged_folder, write_atomic
+from keeptune.storage import read_manifest, require_unchanged, staged_folder, write_atomic
 
 
 def merge_adapter(
@@ -41,8 +41,11 @@ def merge_adapter(
 
     Raises:
         RecipeError: the base model is quantised, or was for the training, or the method cannot be folded into weights.
-        StorageError: `out` holds files, the disk refuses, or the merged model's logits differ.
+        StorageError: adapter or base are not as their manifests say, `out` holds files, the disk refuses, or the
+            merged model's logits differ.
     """
+    require_unchanged(adapter_folder)
+    require_unchanged(base)
     _check_place(adapter_folder, base=base, out=out)
     adapted = attach_adapter(load_model(base, device=torch.device("cpu"), dtype=torch.float32), adapter_folder)
     expected = probe_logits(adapted)
@@ -61,8 +64,7 @@ def merge_adapter(
 
 def _quantised(adapter_folder: Path) -> str:
     """Return "quantised" where an adapter was trained over a model that is stored so; else empty."""
-    path = adapter_folder / MANIFEST
-    return "quantised" if path.exists() and read_json(path).get("base_quantised") else ""
+    return "quantised" if read_manifest(adapter_folder).get("base_quantised") else ""
 
 
 def _check_place(adapter_folder: Path, *, base: Path, out: Path) -> None:
@@ -87,8 +89,7 @@ def _check_place(adapter_folder: Path, *, base: Path, out: Path) -> None:
 
 
 def _facts(adapter_folder: Path) -> dict[str, Any]:
-    path = adapter_folder / MANIFEST
-    facts = read_json(path) if path.exists() else {}
+    facts = read_manifest(adapter_folder)
     return {**{key: value for key, value in facts.items() if key != "files"}, "merged": True}
 
 

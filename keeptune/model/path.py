@@ -35,7 +35,15 @@ from keeptune.model.folder import Quantization, check_model_folder
 from keeptune.model.load import load_model
 from keeptune.model.methods import quiet_peft
 from keeptune.model.served import refuse_unserved_adapter
-from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, write_atomic
+from keeptune.storage import (
+    MANIFEST,
+    file_sha256,
+    read_json,
+    read_record,
+    require_unchanged,
+    staged_folder,
+    write_atomic,
+)
 
 # Where a tensor of an adapter starts: at a number, at the base model's own value, or at its trained value, unmoved.
 _HELD: Final = "held"
@@ -101,6 +109,13 @@ def why_no_path(peft_type: str | None, arguments: Mapping[str, Any]) -> str | No
     return None
 
 
+def moves_own_weights(peft_type: str | None, arguments: Mapping[str, Any]) -> bool:
+    """Tell whether a method trains weights of the base model itself, rather than weights beside them."""
+    kept_whole = ("modules_to_save", "trainable_token_indices")
+    biases = arguments.get("bias", "none") != "none"
+    return peft_type in {None, "LN_TUNING", "TRAINABLE_TOKENS"} or biases or any(arguments.get(k) for k in kept_whole)
+
+
 @dataclass(frozen=True, slots=True)
 class _Moved:
     """A tensor of the model, which it shares, and its values at α = 0 and at α = 1."""
@@ -154,7 +169,7 @@ class ModelPath:
         """
         assert folder.resolve() != self.artifact.resolve(), folder
         self.set_(alpha)
-        source = {k: v for k, v in read_json(self.artifact / MANIFEST).items() if k not in {"files", "key"}}
+        source = {k: v for k, v in read_record(self.artifact / MANIFEST).items() if k not in {"files", "key"}}
         own_facts = {"alpha": alpha, "source_sha256": self.source_sha256}
         copied = TEXT_FILES
         with staged_folder(folder, facts={**source, **facts, **own_facts}) as staging, writing(folder):
@@ -197,9 +212,10 @@ def open_path(
     Raises:
         RecipeError: a weight of a whole model is in one of the two only or has two shapes, or a tensor of an adapter is
             unknown.
-        StorageError: the artifact is not whole.
+        StorageError: the artifact is not as its manifest says.
     Source: Wortsman et al. 2021, "Robust fine-tuning of zero-shot models", arXiv 2109.01903, section 3.
     """
+    require_unchanged(artifact)
     source_sha256 = file_sha256(artifact / MANIFEST)
     if not (artifact / ADAPTER_CONFIG).exists():
         ends = _whole_ends(artifact, base)

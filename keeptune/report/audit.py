@@ -112,11 +112,6 @@ class Audit:
         return tuple(split.task for split in self.splits if split.task not in self.untrained_tasks)
 
     @property
-    def num_set_aside(self) -> int:
-        """The number of test records that no score is from."""
-        return sum(part.probe + part.certify + part.replay for part in self.parts)
-
-    @property
     def num_train(self) -> int | None:
         """The number of train records, None where the splits are not known."""
         return sum(split.train for split in self.splits) if self.splits else None

@@ -30,6 +30,7 @@ class Cost:
 
     model: str
     peft_type: str | None
+    learning_rate: float | None
     trained_parameters: int | None
     total_parameters: int | None
     peak_memory_bytes: int | None
@@ -55,6 +56,7 @@ def read_costs(folder: RunFolder, methods: Sequence[str]) -> Iterator[Cost]:
         yield Cost(
             model=name,
             peft_type=string(value.get("peft_type")),
+            learning_rate=finite(value.get("learning_rate")),
             trained_parameters=whole(value.get("trained_parameters")),
             total_parameters=whole(value.get("total_parameters")),
             peak_memory_bytes=whole(value.get("peak_memory_bytes")),

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keeptune.report.reading import RunFolder, number, string, whole
+from keeptune.report.reading import RunFolder, mapping, number, string, whole
 
 MAX_POINTS = 320
 # A loss in nats per token beyond this says only that the training diverged; it would flatten all the rest.
@@ -20,6 +20,7 @@ Point = tuple[float, float]
 class Curve:
     """Loss in nats per target token by step. Of a long run, each train point is the mean over `steps_per_point`.
 
+    `values` are those of `value_metric`, which selects, on validation; `tied`: the lowest loss decided among equals.
     `drift` is KL(base‖tuned) on general text in nats per token, empty where it was not measured.
     """
 
@@ -35,6 +36,7 @@ class Curve:
     stopped_at: int | None
     best_step: int | None
     drift: tuple[Point, ...] = ()
+    tied: bool = False
 
     @property
     def is_empty(self) -> bool:
@@ -69,6 +71,7 @@ def read_curve(folder: RunFolder, model: str) -> Curve | None:
         stopped_at=log.stopped_at,
         best_step=whole(training.get("best_step")),
         drift=_thinned(log.drift),
+        tied=mapping(training.get("selection")).get("tied") is True,
     )
 
 

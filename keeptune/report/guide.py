@@ -8,18 +8,27 @@ from keeptune.progress import noun
 from keeptune.report.cost import Cost
 from keeptune.report.headline import base_label, series, shown
 from keeptune.report.tables import Report
-from keeptune.report.wording import count, metric_label, parameters
+from keeptune.report.wording import count, metric_label, parameters, rate
 
-_MEANINGS = {
-    "exact_match": "the share of answers that equal the expected one word for word (case, punctuation and articles "
-    "aside), 0 to 1",
-    "raw_exact_match": "the share of answers that equal the expected one to the letter, 0 to 1",
+_ROUGE = {
     "rouge1": "how many words agree with the expected answer’s, 0 to 1",
     "rouge2": "how many pairs of neighbouring words agree, 0 to 1",
     "rougeL": "how much of the wording agrees with the expected answer’s, in its order, 0 to 1",
     "rougeLsum": "how much of the wording agrees with the expected answer’s, line by line, 0 to 1",
+}
+_BLEU = "how many runs of words agree with the expected answers’, 0 to 100"
+_MEANINGS = {
+    **_ROUGE,
+    **{f"{name}_unicode": meaning for name, meaning in _ROUGE.items()},
+    "exact_match": "the share of answers that equal the expected one (case, white space and a final full stop aside), "
+    "0 to 1",
+    "exact_match_squad": "the share of answers that equal the expected one word for word (case, punctuation, signs and "
+    "articles aside, as in SQuAD), 0 to 1",
+    "raw_exact_match": "the share of answers that equal the expected one to the letter, 0 to 1",
     "token_f1": "how many words agree with the expected answer’s, whatever their order, 0 to 1",
-    "bleu": "how many runs of words agree with the expected answers’, 0 to 100",
+    "char_f1": "how many characters agree with the expected answer’s, whatever their order, 0 to 1",
+    **dict.fromkeys(("bleu", "bleu_zh", "bleu_ja_mecab", "bleu_ko_mecab"), _BLEU),
+    **dict.fromkeys(("bleu_char", "bleu_flores200"), _BLEU.replace("words", "parts of words")),
     "chrf": "how many runs of letters agree with the expected answers’, 0 to 100",
     "loss": "how unlikely the model finds the expected answer, lower is better",
     "perplexity": "the loss on another scale, from 1 up, lower is better",
@@ -46,7 +55,9 @@ def _what_was_done(report: Report) -> Iterator[str]:
         verb = "changes" if len(whole) == 1 else "change"
         yield f"Full fine-tuning ({_names(whole)}) {verb} all of the model’s weights{all_of}."
     if added:
-        kinds = series([f"{cost.model} (PEFT’s {cost.peft_type})" for cost in added], of="PEFT methods")
+        kinds = series(
+            [f"{cost.model} (PEFT’s {cost.peft_type}{_learning_rate(cost)})" for cost in added], of="PEFT methods"
+        )
         verbs = ("leaves", "trains") if len(added) == 1 else ("leave", "train")
         sizes = list(dict.fromkeys(parameters(cost.trained_parameters) for cost in added))
         known = [cost.trained_parameters for cost in added if cost.trained_parameters is not None]
@@ -57,17 +68,32 @@ def _what_was_done(report: Report) -> Iterator[str]:
         )
     splits = report.audit.splits
     validation = sum(split.validation for split in splits)
-    test = sum(split.test for split in splits) - report.audit.num_set_aside
-    sizes = [f" ({count(n)} {noun(n, 'records')})" if splits else "" for n in (validation, test)]
+    of_validation = f" ({count(validation)} {noun(validation, 'records')})" if splits else ""
     yield (
-        f"Validation{sizes[0]} is what was kept from training to choose by: when to stop, and which method is best; "
-        f"test{sizes[1]} was kept from both, and every score on this page is from it, except "
+        f"Validation{of_validation} is what was kept from training to choose by: when to stop, and which method is "
+        f"best; test{_test_records(report)} was kept from both, and every score on this page is from it, except "
         "those under “Learning curves” and “How it was decided”."
     )
 
 
 def _names(costs: list[Cost]) -> str:
-    return series([cost.model for cost in costs], of="methods")
+    return series([f"{cost.model}{_learning_rate(cost)}" for cost in costs], of="methods")
+
+
+def _learning_rate(cost: Cost) -> str:
+    return f", learning rate {rate(cost.learning_rate)}" if cost.learning_rate is not None else ""
+
+
+def _test_records(report: Report) -> str:
+    """Return how many test records there are, and how many of them are of other tasks, in brackets after a space."""
+    audit = report.audit
+    aside = {part.task: part.probe + part.certify + part.replay for part in audit.parts}
+    numbers = {split.task: split.test - aside.get(split.task, 0) for split in audit.splits}
+    total, others = sum(numbers.values()), sum(n for task, n in numbers.items() if task in report.untrained_tasks)
+    if not audit.splits:
+        return ""
+    kinds = f": {count(total - others)} of what was trained on, {count(others)} of other tasks" if others else ""
+    return f" ({count(total)} {noun(total, 'records')}{kinds})"
 
 
 def _what_is_shown(report: Report) -> Iterator[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from keeptune.data.record import OTHER_TASKS
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
+from keeptune.report.broken import broken_sentence
 from keeptune.report.cost import Cost
 from keeptune.report.scores import Score
+from keeptune.report.shots import few_shot_left_out
 from keeptune.report.tables import Paired, Report
 from keeptune.report.wording import (
     NO_BREAK,
@@ -31,6 +33,8 @@ _FOUND_BESIDE_SHOTS = {
     "unclear": "shows no clear difference from that",
     "same": "does the same on every record",
 }
+# Fewer prompts without an example are not worth a clause.
+_LEAST_SHARE = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +79,42 @@ def shown(report: Report, unit: str) -> str:
     return f"{count(number - left_out)} of {of_all}" if left_out else of_all
 
 
+def telling_metric(report: Report, model: str, *, task: str = ALL_TASKS) -> str | None:
+    """Return the metric that says what tuning changed: the main one, or the first that moved where that did not.
+
+    It did not move where no record's score changed.
+    """
+    main = report.main_metric
+    found = {name: report.difference(model, name, task=task) for name in (metric.name for metric in report.metrics)}
+    verdicts = {n: p.verdict(higher_is_better=report.higher_is_better(n)) for n, p in found.items() if p is not None}
+    if main is None or verdicts.get(main) != "same":
+        return main
+    moved = (name for name, verdict in verdicts.items() if verdict in ("better", "worse"))
+    return next(moved, main)
+
+
 def headline(report: Report) -> tuple[Phrase, ...]:
-    """Return what was trained, on what, what it gained and at what cost, as far as the run folder tells."""
+    """Return what was trained, on what, what it gained and at what cost, as far as the run folder tells.
+
+    Broken answers come first: a score of them says little.
+    """
     method = report.selection.selected
     if method is None:
         return (Phrase(_unfinished(report)),)
-    phrases = [Phrase(f"{_trained(report, method)} ")]
+    phrases = [*_broken(report), Phrase(f"{_trained(report, method)} ")]
     delivered = report.forgotten.delivered
     if delivered is not None and delivered[1] < 1.0:
         return (*phrases, *_reached(report, *delivered), Phrase(_cost(report.cost(method))))
     score = report.score(method, report.main_metric) if report.main_metric else None
     if report.main_metric is None or score is None:
         return (*phrases, Phrase("is chosen; it has not been scored on the test split."))
-    phrases += _gain(report, score, metric=report.main_metric)
+    phrases += _gain(report, method)
     return (*phrases, Phrase(_cost(report.cost(method))))
+
+
+def _broken(report: Report) -> list[Phrase]:
+    first, colon, rest = broken_sentence(report).partition(":")
+    return [Phrase(first, strong=True), Phrase(f"{colon}{rest} ")] if first else []
 
 
 def target_score(report: Report, model: str, alpha: float, *, metric: str) -> Score | None:
@@ -101,20 +127,18 @@ def target_score(report: Report, model: str, alpha: float, *, metric: str) -> Sc
 
 def _reached(report: Report, model: str, alpha: float) -> list[Phrase]:
     """Return what a model on the way reaches: its difference from the base is not paired, its score is known."""
-    metric = report.main_metric
+    metric = telling_metric(report, model)
     score = target_score(report, model, alpha, metric=metric) if metric else None
     if metric is None or score is None:
         return [Phrase("has not been scored on the test split")]
     base = next((s for name in report.models if name not in report.methods and (s := report.score(name, metric))), None)
     places = decimals_for(score.mean, base.mean if base else None)
     before = f"base {decimal(base.mean, places)}; " if base else ""
+    records = records_of(score) + _of_the_same_tasks(report)
     return [
         Phrase(f"reaches {metric_label(metric)} "),
         Phrase(decimal(score.mean, places), strong=True),
-        Phrase(
-            f" on {count(score.num_records)} test {noun(score.num_records, 'records')} ({before}95{NO_BREAK}% interval "
-            f"{interval(score.low, score.high, places)})"
-        ),
+        Phrase(f" on {records} ({before}95{NO_BREAK}% interval {interval(score.low, score.high, places)})"),
     ]
 
 
@@ -173,17 +197,25 @@ def shots_sentence(report: Report) -> tuple[Phrase, ...]:
 
     The best number of examples stands for all; of its random choices the one in the middle is compared, by record.
     """
-    method, metric = report.selection.selected, report.main_metric
+    method = report.selection.selected
+    left_out = few_shot_left_out(report.shot_rows)
+    if left_out and not report.few_shot:
+        return Phrase("There is no few-shot score", strong=True), Phrase(f": {left_out[0][1]}")
+    metric = telling_metric(report, method) if method else None
     best = report.best_few_shot(metric) if metric else None
     paired = report.difference_from_shots(method, metric) if method and metric else None
     if method is None or metric is None or best is None or paired is None or paired.difference is None:
         return ()
-    base = next((row.score(metric) for row in report.shot_rows if row.name == best.median_row), None)
+    row = next(row for row in report.shot_rows if row.name == best.median_row)
+    base = row.score(metric)
     tuned = report.score(method, metric)
     places = decimals_for(base, tuned.mean if tuned else None)
     number = f"{count(best.shots)} solved {noun(best.shots, 'examples')}"
     which = f"the {number} most like the question" if best.is_nearest else number
-    middle = f" (the middle one of {count(best.num_draws)} random choices)" if best.num_draws > 1 else ""
+    middle = f" (the median of {count(best.num_draws)} random draws)" if best.num_draws > 1 else ""
+    without = row.num_without_exemplars or 0
+    crowded = without >= _LEAST_SHARE * (row.num_records or 0)
+    room = f" ({count(without)} of {count(row.num_records)} prompts had room for none)" if without and crowded else ""
     verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
     found = _FOUND_BESIDE_SHOTS[verdict]
     delivered = report.forgotten.delivered
@@ -191,7 +223,7 @@ def shots_sentence(report: Report) -> tuple[Phrase, ...]:
     doubt = f"95 % interval {interval(paired.low, paired.high, places, signed=True)}"
     return (
         Phrase(
-            f"With {which} in its prompt and no training, the base has {metric_label(metric)} "
+            f"With {which} in its prompt{room} and no training, the base has {metric_label(metric)} "
             f"{decimal(base, places)}{middle}; {method}{whole} "
         ),
         Phrase(found, strong=True),
@@ -199,9 +231,12 @@ def shots_sentence(report: Report) -> tuple[Phrase, ...]:
     )
 
 
-def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:
-    label, records = metric_label(metric), f"{count(score.num_records)} test {noun(score.num_records, 'records')}"
-    paired = report.difference(score.model, metric)
+def _gain(report: Report, method: str) -> list[Phrase]:
+    main, metric = report.main_metric, telling_metric(report, method)
+    score = report.score(method, metric) if metric else None
+    assert main is not None and metric is not None and score is not None, "only what was scored has gained"
+    label, records = metric_label(metric), records_of(score) + _of_the_same_tasks(report)
+    paired = report.difference(method, metric)
     base = report.score(paired.against, metric) if paired else None
     if paired is None or base is None or paired.difference is None:
         places = decimals_for(score.mean)
@@ -211,16 +246,44 @@ def _gain(report: Report, score: Score, *, metric: str) -> list[Phrase]:
             Phrase(f" on {records}; the base was not scored on them"),
         ]
     places = decimals_for(score.mean, base.mean)
-    span = f"{decimal(base.mean, places)} to {decimal(score.mean, places)}"
+    verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
+    before, after = decimal(base.mean, places), decimal(score.mean, places)
+    if verdict == "same":
+        if base.mean == 0:
+            return [Phrase(f"leaves {label} at 0", strong=True), Phrase(f" on all {records}")]
+        return [Phrase(f"changes no record’s {label}", strong=True), Phrase(f" on {records}: it stays {before}")]
     doubt = f" (95 % interval {interval(paired.low, paired.high, places, signed=True)})"
     change = decimal(paired.difference, places, signed=True)
-    verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
-    if verdict in _FOUND:
-        found = [Phrase(_FOUND[verdict], strong=True), Phrase(f" in {label} on {records}: {span}, ")]
+    if verdict == "unclear":
+        found = [
+            Phrase("shows no clear change", strong=True),
+            Phrase(f" in {label} on {records}: {before} to {after}, "),
+        ]
     else:
         verb = "raises" if paired.difference > 0 else "lowers"
-        found = [Phrase(f"{verb} {label} on {records} from "), Phrase(span, strong=True), Phrase(", a difference of ")]
-    return [*found, Phrase(change, strong=True), Phrase(doubt)]
+        span = Phrase(f"{before} to {after}", strong=True)
+        found = [Phrase(f"{verb} {label} on {records} from "), span, Phrase(", a difference of ")]
+    still = [] if metric == main else [Phrase(f"; {_stayed(report, method, metric=main)}", strong=True)]
+    return [*found, Phrase(change, strong=True), Phrase(doubt), *still]
+
+
+def _stayed(report: Report, method: str, *, metric: str) -> str:
+    score = report.score(method, metric)
+    mean = score.mean if score else None
+    return f"{metric_label(metric)} stayed {'0' if mean == 0 else decimal(mean, decimals_for(mean))} on all of them"
+
+
+def _of_the_same_tasks(report: Report) -> str:
+    return f" of the same {noun(len(report.tasks), 'tasks')}" if report.other_tasks and report.tasks else ""
+
+
+def _of_tasks(report: Report) -> str:
+    return f" of {series(report.tasks)}" if report.tasks else ""
+
+
+def records_of(score: Score) -> str:
+    """Return how many test records a score is over, in words."""
+    return f"{count(score.num_records)} test {noun(score.num_records, 'records')}"
 
 
 def _cost(cost: Cost | None) -> str:
@@ -237,9 +300,10 @@ def _cost(cost: Cost | None) -> str:
 
 def key_numbers(report: Report) -> list[KeyNumber]:
     """Return up to five numbers below the headline; none of them where nothing was chosen."""
-    method, metric = report.selection.selected, report.main_metric
+    method = report.selection.selected
     if method is None:
         return []
+    metric = telling_metric(report, method)
     found = _score_numbers(report, method, metric) if metric else []
     cost = report.cost(method)
     if cost is not None and cost.train_seconds is not None:
@@ -258,7 +322,7 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
     base = report.score(paired.against, metric) if paired else None
     places = decimals_for(score.mean, base.mean if base else None)
     before = f"base {decimal(base.mean, places)}" if base else "base not scored"
-    note = f"{before}, {count(score.num_records)} test {noun(score.num_records, 'records')}"
+    note = f"{before}, {records_of(score)}{_of_tasks(report)}"
     delivered = report.forgotten.delivered
     if delivered is not None and delivered[1] < 1.0:
         return _on_the_way(report, *delivered, metric=metric, before=before)
@@ -267,7 +331,7 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
         found.append(_difference_number(paired, "Difference from the base", places=places))
     behind_examples = report.difference_from_shots(method, metric)
     if behind_examples is not None:
-        found.append(_difference_number(behind_examples, "… with examples in its prompt", places=places))
+        found.append(_difference_number(behind_examples, "Difference from few-shot", places=places))
     return found
 
 
@@ -277,8 +341,8 @@ def _on_the_way(report: Report, model: str, alpha: float, *, metric: str, before
     for label, at, note in ((metric_label(metric), alpha, before), ("… of the whole training", 1.0, "not delivered")):
         score = target_score(report, model, at, metric=metric)
         if score is not None:
-            records = f"{note}, {count(score.num_records)} test {noun(score.num_records, 'records')}"
-            found.append(KeyNumber(label, decimal(score.mean, decimals_for(score.mean)), records))
+            number = decimal(score.mean, decimals_for(score.mean))
+            found.append(KeyNumber(label, number, f"{note}, {records_of(score)}{_of_tasks(report)}"))
     return found
 
 

@@ -16,14 +16,17 @@ from markupsafe import Markup
 
 from keeptune import __version__
 from keeptune.progress import noun
-from keeptune.report import losses, wording
+from keeptune.report import explained, losses, wording
+from keeptune.report.broken import broken_rows, broken_sentence
 from keeptune.report.growth import growth_panels, read_growth
 from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
+from keeptune.report.looks import looks_sentence, num_looks
 from keeptune.report.reading import RunFolder
 from keeptune.report.search import read_search, setting
 from keeptune.report.search_figures import search_panels
+from keeptune.report.shots import few_shot_left_out
 from keeptune.report.tables import Report, read_report
 from keeptune.report.tested import tested_rows
 from keeptune.report.verdict import alpha_sentence, verdict_sentence
@@ -41,6 +44,7 @@ _FILTERS = (
     wording.num_bytes,
     wording.parameters,
     wording.percent,
+    wording.rate,
     wording.seconds,
     wording.thousands,
     noun,
@@ -80,10 +84,14 @@ def render_page(report: Report) -> str:
         **_forgotten(report),
         colours=colours(report),
         score_groups=score_groups(report),
+        broken_rows=broken_rows(report),
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
-        num_looks=_num_looks(report),
+        looks=looks_sentence(report),
+        num_looks=num_looks(report),
+        memory_sentence=explained.memory_sentence(report),
+        forgot_more_sentence=explained.forgot_more_sentence(report),
     )
 
 
@@ -132,16 +140,12 @@ def _rendered(template: str, **content: Any) -> str:
     )
 
 
-def _num_looks(report: Report) -> int:
-    """Return how often test was looked at: to go on with a look that was interrupted is no further one."""
-    return sum("resumes" not in dict(opening) for opening in report.openings)
-
-
 def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
     delivered = report.forgotten.delivered
     # The scores of other tasks are the trained model's: of one delivered on the way to it, its own losses are said.
     of_trained = (others_sentence,) if delivered is None or delivered[1] == 1.0 else ()
     sentences = (alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
+    sentences += (explained.tied_sentence, explained.unfinished_sentence)
     return [found for sentence in sentences if (found := sentence(report))]
 
 
@@ -151,12 +155,11 @@ def _forgotten(report: Report) -> dict[str, Any]:
     on_the_way = delivered is not None and delivered[1] < 1.0
     flip_model = report.answers.model if report.answers else "tuned"
     return {
-        "show_forgotten": bool(forgotten.rows or forgotten.certificate or forgotten.canaries),
+        "show_forgotten": bool(forgotten.rows or forgotten.certificate),
         "verdict": _verdict_sentence(report),
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
         "tested": tested_rows(forgotten.certificate) if forgotten.certificate else [],
-        "canaries": [row for row in forgotten.canaries if any(row.counts)],
         "drift_panels": losses.drift_panels(report),
         "not_measured": losses.not_measured(report),
         "flip_model": flip_model,
@@ -174,6 +177,7 @@ def report_json(report: Report) -> str:
     value = {
         "version": VERSION,
         "keeptune": __version__,
+        "broken_answers": broken_sentence(report) or None,
         "headline": " ".join(
             [
                 _text(headline(report)),
@@ -195,6 +199,7 @@ def report_json(report: Report) -> str:
         "validation_scores": [dataclasses.asdict(score) for score in report.validation],
         "paired": [dataclasses.asdict(paired) for paired in report.paired],
         "few_shot": [dataclasses.asdict(few_shot) for few_shot in report.few_shot],
+        "few_shot_left_out": [{"name": name, "reason": reason} for name, reason in few_shot_left_out(report.shot_rows)],
         "prompting": [{**dataclasses.asdict(p), "queries": dict(p.queries)} for p in report.prompting],
         "cost": [dataclasses.asdict(cost) for cost in report.costs],
         "decoding": [{**dataclasses.asdict(d), "settings": dict(d.settings)} for d in report.decodings],
@@ -212,7 +217,7 @@ def report_json(report: Report) -> str:
         "drift": {c.model: [{"step": step, "kl": kl} for step, kl in c.drift] for c in report.curves if c.drift},
         "audit": _audit(report),
         "mixture": [dataclasses.asdict(row) for row in report.mixture],
-        "test_looks": _num_looks(report),
+        "test_looks": num_looks(report),
         "test_openings": [dict(opening) for opening in report.openings],
         "command": report.command,
         "commands": [{"time": time, "command": command} for time, command in report.commands],

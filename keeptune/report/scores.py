@@ -8,16 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from keeptune.data.record import ALL_TASKS
+from keeptune.evaluation.metrics import METRICS
 from keeptune.progress import noun
 from keeptune.report.reading import number, rows, string, whole
 
 # 97.5 % point of the normal distribution: mean ± 1.96 standard errors covers 95 %.
 _NORMAL_975 = 1.959964
 # The least and the greatest that a metric can be; no interval reaches beyond.
-_SHARES = ("rouge1", "rouge2", "rougeL", "rougeLsum", "exact_match", "raw_exact_match", "token_f1")
 BOUNDS = {
-    **dict.fromkeys(_SHARES, (0.0, 1.0)),
-    **dict.fromkeys(("bleu", "chrf"), (0.0, 100.0)),
+    **{name: (0.0, metric.scale) for name, metric in METRICS.items() if metric.higher_is_better},
     "loss": (0.0, math.inf),
 }
 # exp of more is no finite float.

@@ -33,6 +33,7 @@ from keeptune.report.shots import (
     FewShot,
     Prompting,
     ShotRow,
+    few_shot_left_out,
     few_shot_scores,
     num_shots,
     prompting_costs,
@@ -218,7 +219,7 @@ def read_report(run: Path) -> Report:
     baselines = [place for place, value in of_base.items() if not num_shots(value)]
     if not of_base:
         folder.notes.append("base/: not there")
-    folder.notes.extend(row.left_out for row in shot_rows if row.left_out is not None)
+    folder.notes.extend(_left_out_draws(shot_rows))
     values = [of_base[place] for place in baselines]
     values += [folder.object(f"{name}/test/scores.json") for name in methods]
     scores = tuple(score for value in values for score in read_scores(value))
@@ -248,7 +249,7 @@ def read_report(run: Path) -> Report:
         selection=selection,
         answers=answers,
         audit=audit,
-        openings=tuple(tuple(flat(line)) for line in folder.lines("test_openings.jsonl", expected=False)),
+        openings=tuple(_openings(folder)),
         facts=_facts(folder, manifest, methods),
         command=_command(run),
         commands=tuple(_commands(manifest)),
@@ -265,6 +266,14 @@ def read_report(run: Path) -> Report:
         shot_rows=shot_rows,
         few_shot=tuple(few_shot_scores(shot_rows, higher_is_better={m.name: m.higher_is_better for m in metrics})),
     )
+
+
+def _left_out_draws(shot_rows: Sequence[ShotRow]) -> Iterator[str]:
+    """Yield why single draws have no score; where none of a number has one, the page says so in the score's place."""
+    said = tuple(name for name, _ in few_shot_left_out(shot_rows))
+    for row in shot_rows:
+        if row.left_out is not None and not row.name.startswith(said):
+            yield row.left_out
 
 
 def _answers(
@@ -352,6 +361,11 @@ def _decodings(values: Sequence[Mapping[str, Any]]) -> Iterator[Decoding]:
                 prompt_sha256=string(value.get("prompt_sha256")),
                 settings=tuple(flat(mapping(value.get("decoding")))),
             )
+
+
+def _openings(folder: RunFolder) -> Iterator[tuple[tuple[str, str], ...]]:
+    for line in folder.lines("test_openings.jsonl", expected=False):
+        yield tuple((name, text) for name, text in flat(line) if name != "previous_sha256")
 
 
 def _command(run: Path) -> str | None:

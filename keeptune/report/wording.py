@@ -14,16 +14,29 @@ MISSING = "–"
 NOT_FINITE = "not finite"
 # A number and its unit stay on one line.
 NO_BREAK = "\u00a0"
+# exp of more is no finite float.
+_LARGEST_EXPONENT = 700.0
 _LABELS = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
     "rougeL": "ROUGE-L",
     "rougeLsum": "ROUGE-Lsum",
+    "rouge1_unicode": "ROUGE-1 (Unicode)",
+    "rouge2_unicode": "ROUGE-2 (Unicode)",
+    "rougeL_unicode": "ROUGE-L (Unicode)",
+    "rougeLsum_unicode": "ROUGE-Lsum (Unicode)",
     "bleu": "BLEU",
+    "bleu_char": "BLEU of characters",
+    "bleu_zh": "BLEU (Chinese)",
+    "bleu_ja_mecab": "BLEU (Japanese, MeCab)",
+    "bleu_ko_mecab": "BLEU (Korean, MeCab)",
+    "bleu_flores200": "spBLEU (FLORES-200)",
     "chrf": "chrF",
     "exact_match": "Exact match",
+    "exact_match_squad": "Exact match (SQuAD)",
     "raw_exact_match": "Exact match, raw text",
     "token_f1": "Token F1",
+    "char_f1": "Character F1",
     "acc": "Accuracy",
     "acc_norm": "Accuracy, likelihood by length",
     "loss": "Loss",
@@ -79,12 +92,22 @@ def metric_label(name: str) -> str:
 
 def suite_label(suite: str) -> str:
     """Return a suite's name in words where keeptune gave it."""
-    return {OTHER_TASKS: "all other tasks", SELF_TEXTS: "texts of the base itself"}.get(suite, suite)
+    return {OTHER_TASKS: "all other tasks", SELF_TEXTS: "text that the base wrote"}.get(suite, suite)
 
 
 def unit_label(metric: str) -> str:
     """Return what a loss of a metric is counted in."""
     return "nats per token" if metric == "loss" else metric_label(metric)
+
+
+def likelihood(nats: float) -> str:
+    """Return what a rise of the loss by so many nats per token means: "a token becomes 6.6 times less likely"."""
+    factor = math.exp(min(abs(nats), _LARGEST_EXPONENT))
+    if factor < 1.05:
+        return "a token is about as likely as before"
+    # Beyond this, digits tell nothing.
+    times = f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}" if factor < 1e6 else "more than a million"
+    return f"a token becomes {times} times {'less' if nats > 0 else 'more'} likely"
 
 
 def key_label(key: str) -> str:
@@ -172,6 +195,11 @@ def _scaled(value: float | None, units: list[tuple[float, str]], *, plain: str) 
             scaled = value / size
             return f"{scaled:.{2 if scaled < 9.995 else 1 if scaled < 99.95 else 0}f}{NO_BREAK}{unit}"
     return f"{value:,.0f}{plain}"
+
+
+def rate(value: float | None) -> str:
+    """Return a learning rate as recipes write it, as in 0.001 and 2e-05."""
+    return MISSING if value is None else f"{value:g}"
 
 
 def percent(part: float | None, total: float | None = 1.0) -> str:

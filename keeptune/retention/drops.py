@@ -15,8 +15,6 @@ from numpy.typing import NDArray
 from keeptune.errors import DataError
 from keeptune.evaluation.metrics import Answer, metric_of
 
-_LARGE_SCALES = {"bleu": 100.0, "chrf": 100.0}
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drops:
@@ -97,4 +95,4 @@ def require_same_records(base: Sequence[Answer], tuned: Sequence[Answer], *, sui
 
 def metric_scale(metric: str) -> float:
     """Return the largest value that a metric takes: 100 of BLEU and chrF, else 1; 1 nat for the loss."""
-    return _LARGE_SCALES.get(metric, 1.0)
+    return metric_of(metric).scale

@@ -6,55 +6,59 @@ shares one delta with all that was tested before.
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from keeptune.errors import DataError
-from keeptune.storage import storage_errors
+from keeptune.chain import Chain
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """An opening of certify records: its number, from 1, and the hash of their content."""
+
+    number: int
+    certify_sha256: str
 
 
 def record_opening(
-    path: Path,
+    ledger: Chain,
     *,
+    certificate: str,
+    key: str,
     certify_sha256: str,
     suites_sha256: Mapping[str, str],
     candidates: Sequence[str],
     when: str,
     command: str,
-) -> int:
-    """Add a line to the ledger, on the disk before this returns, and return the opening's number, from 1.
+) -> Opening:
+    """Write down an opening for a certificate and return it; the certificate's last one again where its key is `key`.
+
+    `key` is the hash of the candidates and all that they are asked: a certification that was interrupted goes on.
 
     Openings of records with the same content, `certify_sha256`, count together, whoever opened them; so do those that
     share a suite, by its name or by its records' hash in `suites_sha256`: neither one suite more nor some records more
-    makes a suite unseen. Call this before a model
-    reads the records: an opening counts even when what follows fails.
+    makes a suite unseen. Call this before a model reads the records: an opening counts even when what follows fails.
 
     Raises:
-        DataError: a line of the ledger is not as it was written, or one is missing.
         StorageError: the disk refuses.
     """
-    import fcntl
-
-    with storage_errors(path), path.open("a+b") as file:
-        # Two runs may open the same records at once; the lock dies with its holder.
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        line: dict[str, Any] = {
-            "opened": when,
-            "command": command,
-            "candidates": list(candidates),
-            "certify_sha256": certify_sha256,
-            "suites_sha256": dict(suites_sha256),
-        }
-        opening = _next(line, _openings(file.read(), path))
-        line = {"opening": opening, **line}
-        file.write((json.dumps(line, ensure_ascii=False) + "\n").encode("utf-8", "surrogatepass"))
-        file.flush()
-        os.fsync(file.fileno())
-    return opening
+    last = next((line for line in reversed(ledger.lines) if line["certificate"] == certificate), None)
+    if last is not None and (last["key"], last["certify_sha256"]) == (key, certify_sha256):
+        return Opening(last["opening"], certify_sha256)
+    line: dict[str, Any] = {
+        "opened": when,
+        "command": command,
+        "candidates": list(candidates),
+        "certificate": certificate,
+        "key": key,
+        "certify_sha256": certify_sha256,
+        "suites_sha256": dict(suites_sha256),
+    }
+    opened = set(_opened(line))
+    number = 1 + max((before["opening"] for before in ledger.lines if opened & {*_opened(before)}), default=0)
+    ledger.add({"opening": number, **line})
+    return Opening(number, certify_sha256)
 
 
 def confidence_left(delta: float, *, opening: int) -> float:
@@ -63,33 +67,11 @@ def confidence_left(delta: float, *, opening: int) -> float:
     return delta / 2**opening
 
 
-def _openings(content: bytes, path: Path) -> dict[str, int]:
-    """Return the number of the last opening of each content, and of each suite of it."""
-    numbers: dict[str, int] = {}
-    for number, text in enumerate(content.splitlines(keepends=True), 1):
-        try:
-            line = json.loads(text)
-            opening = line["opening"]
-            if not text.endswith(b"\n") or opening != _next(line, numbers):
-                raise ValueError("an opening is missing or cut off")
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise DataError(
-                f"{path}:{number}: found no whole line about the next opening ({error}); expected every opening of the "
-                "certify records as it was written. Put the file back from a copy, or certify on new records."
-            ) from error
-        for content_sha256 in _opened(line):
-            numbers[content_sha256] = opening
-    return numbers
-
-
-def _next(line: Mapping[str, Any], numbers: Mapping[str, int]) -> int:
-    return 1 + max(numbers.get(content, 0) for content in _opened(line))
-
-
-def _opened(line: Mapping[str, Any]) -> list[str]:
-    """Return what a line says was opened; older ones name the content as a whole.
+def _opened(line: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a line says was opened.
 
     A suite's name stands for it too: with some records more or fewer it was still opened.
     """
-    suites = line.get("suites_sha256", {})
-    return [line["certify_sha256"], *suites.values(), *(f"suite {name}" for name in suites)]
+    yield line["certify_sha256"]
+    for name, sha256 in line["suites_sha256"].items():
+        yield from (sha256, f"suite {name}")

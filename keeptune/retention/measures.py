@@ -12,9 +12,6 @@ from keeptune.evaluation.scores import Paired, Score, paired_differences, score_
 from keeptune.retention.chance import Chance, chance_of
 from keeptune.retention.drops import require_same_records
 
-# Metrics of which a difference is a corpus's own, no mean of differences: the bootstrap alone knows its error.
-_NOT_A_MEAN = frozenset({"bleu", "chrf", "perplexity"})
-
 
 @dataclass(frozen=True, slots=True)
 class TaskRetention:
@@ -76,7 +73,8 @@ def measure_retention(
     ]
     means = _by_task(score_answers(base, metrics=[metric]))
     tuned_means = _by_task(score_answers(tuned, metrics=[metric]))
-    errors = {} if metric in _NOT_A_MEAN else _by_task(score_answers(forgotten, metrics=[metric]))
+    # The difference of two corpus scores is no mean of differences: the bootstrap alone knows its error.
+    errors = _by_task(score_answers(forgotten, metrics=[metric])) if metric_of(metric).is_mean else {}
     paired = _by_task(paired_differences(tuned, base, metrics=[metric], model="tuned", against="base"))
     tasks = []
     for task, score in means.items():

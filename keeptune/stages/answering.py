@@ -19,13 +19,22 @@ from keeptune.data.clean import prompt_key
 from keeptune.data.record import record_from_json
 from keeptune.errors import DataError, RecipeError
 from keeptune.stages.certified import refuse_changed
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Base, Data, evaluation_split, read_base, rendering, require_embeddings
 from keeptune.stages.entries import Answered, Entry, read_answered
 from keeptune.stages.openings import record_opening
 from keeptune.stages.retention import answer
 from keeptune.stages.run import Context, Run, is_done, is_run, stage_key
 from keeptune.stages.way import BASE, ZERO_SHOT, load_at
-from keeptune.storage import MANIFEST, file_sha256, locked_folder, read_json, remove_leftovers, storage_errors
+from keeptune.storage import (
+    MANIFEST,
+    file_sha256,
+    locked_folder,
+    read_manifest,
+    read_record,
+    remove_leftovers,
+    storage_errors,
+)
 
 if TYPE_CHECKING:
     from keeptune.evaluation.evaluate import Split
@@ -113,7 +122,7 @@ def _refuse_test_in_training(entry: Entry, *, run: Path, answers: Sequence[Answe
 def _prepared(run: Run) -> Data:
     """Return the data of a run as they were prepared, with the text side of its base model."""
     folder = run.folder / "data"
-    facts = read_json(folder / MANIFEST)
+    facts = read_record(folder / MANIFEST)
     base = read_base(run.recipe, cache=run.folder)
     if (base.tokenizer.fingerprint, base.template.fingerprint) != (facts["tokenizer_sha256"], facts["template_sha256"]):
         raise DataError(
@@ -141,6 +150,7 @@ def _reader(entry: Entry, *, run: Run, data: Data, first: Answered, scratch: Pat
         text=[base.tokenizer.fingerprint, base.template.fingerprint],
         metrics={name: facts["signature"] for name, facts in first.header["metrics"].items()},
         max_new_tokens=run.recipe.evaluation.max_new_tokens,
+        **policy_of(run.recipe).answers_key(),
     )
     folder = run.folder / COMPARISONS / "answers" / key[:12]
     artifact = entry.folder if is_adapter else base.folder
@@ -150,7 +160,7 @@ def _reader(entry: Entry, *, run: Run, data: Data, first: Answered, scratch: Pat
 def _answered_base(run: Path) -> str | None:
     """Return the hash of the run's base model, None where it has answered nothing."""
     answered = (run / BASE / ZERO_SHOT).is_dir()
-    return read_json(run / MANIFEST).get("base", {}).get("sha256") if answered else None
+    return read_manifest(run).get("base", {}).get("sha256") if answered else None
 
 
 def _own_base(entry: Entry, *, recipe: Recipe, is_adapter: bool, scratch: Path) -> Base:

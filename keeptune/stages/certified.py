@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from keeptune.errors import DataError
-from keeptune.storage import file_sha256, read_json
+from keeptune.storage import MANIFEST, file_sha256, read_record
 
 CERTIFICATE = "certificate.json"
 # Of the certificates of single folders, in the run's folder.
@@ -93,13 +93,15 @@ def refuse_changed(folder: Path, *, runs: Iterable[Path]) -> None:
     if changes and all(changes):
         own = changes[0] is not None and changes[0].certificate.name == CERTIFICATE
         again = "`keeptune certify RECIPE` puts the certified model back" if own else "Put the file back"
+        without = f"without its {MANIFEST}, " if (folder / MANIFEST).is_file() else ""
         raise DataError(
-            f"{changes[-1]}. {again}; `keeptune certify RECIPE --artifact {folder}` certifies what stands there now."
+            f"{changes[-1]}. {again}; {without}`keeptune certify RECIPE --artifact {folder}` certifies what stands "
+            "there now."
         )
 
 
 def _artifact(certificate: Path) -> tuple[Path | None, Mapping[str, str]]:
-    value: dict[str, Any] = read_json(certificate)
+    value: dict[str, Any] = read_record(certificate, again="`keeptune certify`")
     # Of a folder that was not certified nothing is claimed.
     artifact = value["artifact"] if value["verdict"] == "CERTIFIED" else None
     # The run's own certificate names its folder from where it stands, another one the whole path.

@@ -8,25 +8,28 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.errors import DataError
-from keeptune.stages.budgets import budgets_of, check_budgets, require_budget
+from keeptune.stages.budgets import budget_texts, budgets_of, check_budgets, require_budget
 from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_stands
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.harness import write_harness
 from keeptune.stages.instruct import deliver, withdraw
 from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
+from keeptune.stages.openings import ledger_heads
 from keeptune.stages.retention import FORGETTING
-from keeptune.stages.run import Run, stage_key
-from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify_answers, drops_of, open_session
+from keeptune.stages.run import SELECTION, Run, intact_record, stage_key
+from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import certify_texts, write_texts
 from keeptune.stages.training import artifact_folder
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
 from keeptune.stages.way import open_way, points, trained_facts
-from keeptune.storage import MANIFEST, file_sha256, read_json, write_json
+from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 
 if TYPE_CHECKING:
     from keeptune.model.methods import Method
     from keeptune.retention.drops import Drops
+    from keeptune.retention.ledger import Opening
     from keeptune.retention.verdict import Verdict
     from keeptune.retention.walk import Choice, Walk
 
@@ -66,13 +69,15 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     session = Session(run, data, texts, harness, asked, left_out, "")
     session = replace(session, key=_key(session, methods))
     # A delivered model that someone changed or removed is delivered again.
-    if path.exists() and (before := read_json(path)).get("key") == session.key and names_what_stands(path):
+    before = intact_record(path, say=run.context.progress.say)
+    chosen = intact_record(run.folder / SELECTION, say=run.context.progress.say)
+    if before and chosen.get("certified") is not None and before["key"] == session.key and names_what_stands(path):
         run.context.progress.say(f"{path}: certified before and unchanged")
         if before["fallback"] is not None:
             # Other numbers of examples may be asked for now; the verdict stands.
-            write_json(path, {**before, "fallback": best_prompt(run, data, before=before["fallback"])})
+            write_record(path, {**before, "fallback": best_prompt(run, data, before=before["fallback"])})
         return path
-    opening = open_session(session, list(methods), note=run.folder / OPENING_NOTE)
+    opening = open_session(session, list(methods), certificate=path)
     walked = _walked(session, methods, opening=opening)
     values = certified_values(run, data, methods=methods, certified=walked.certified)
     choice = choose(
@@ -98,7 +103,7 @@ def _require_measured(run: Run, methods: Mapping[str, Method]) -> None:
     for method in methods.values():
         trained_facts(run, method)
     path = run.folder / FORGETTING
-    rows = read_json(path)["rows"] if path.is_file() else []
+    rows = read_record(path)["rows"] if path.is_file() else []
     if missing := sorted(methods.keys() - {row["model"] for row in rows}):
         raise DataError(
             f"{path}: found nothing of {', '.join(missing)}; expected what each method forgot. "
@@ -120,12 +125,13 @@ def _key(session: Session, methods: Mapping[str, Method]) -> str:
         budgets={suite: asdict(budget) for suite, budget in session.tested.items()},
         confidence=run.recipe.retention.confidence,
         select_by=run.recipe.evaluation.select_by,
+        **policy_of(run.recipe).answers_key(),
         **({"left_out": sorted(one.name for one in session.left_out)} if session.left_out else {}),
         **({"max_new_tokens": limit} if (limit := run.recipe.evaluation.max_new_tokens) != "auto" else {}),
     )
 
 
-def _walked(session: Session, methods: Mapping[str, Method], *, opening: int) -> Walk:
+def _walked(session: Session, methods: Mapping[str, Method], *, opening: Opening) -> Walk:
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.walk import Candidate, walk
 
@@ -144,7 +150,7 @@ def _walked(session: Session, methods: Mapping[str, Method], *, opening: int) ->
         return drops_of(session, base, tuned)
 
     candidates = [Candidate(name, tuple(p.alpha for p in points(run, method))) for name, method in methods.items()]
-    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening)
+    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening.number)
     return walk(candidates, budgets=session.tested, delta=delta, drops_at=drops_at, watched=session.watched)
 
 
@@ -161,7 +167,7 @@ def _write_selection(run: Run, choice: Choice | None, values: Mapping[tuple[str,
         "values": best,
         "certified": choice is not None,
     }
-    write_json(run.folder / "selection.json", facts)
+    write_record(run.folder / SELECTION, facts)
 
 
 def _write_certificate(
@@ -169,25 +175,26 @@ def _write_certificate(
     walked: Walk,
     found: Verdict,
     *,
-    opening: int,
+    opening: Opening,
     artifact: Path | None,
     values: Mapping[tuple[str, float], float],
 ) -> None:
     run = session.run
     value = {
-        **certificate_facts(session, walked, found, opening=opening, note=run.folder / OPENING_NOTE),
+        **certificate_facts(session, walked, found, opening=opening),
         "fallback": best_prompt(run, session.data) if found.choice is None else None,
         "certified": [
             {**asdict(choice), "validation": values[choice.candidate, choice.alpha]} for choice in walked.certified
         ],
         "artifact": {"folder": artifact.name, "sha256": artifact_sha256(artifact)} if artifact is not None else None,
     }
-    write_json(run.folder / CERTIFICATE, value)
+    write_record(run.folder / CERTIFICATE, value)
 
 
-def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening: int, note: Path) -> dict[str, Any]:
-    """Return what every certificate says of a walk and its verdict; `note` is what `open_session` wrote."""
+def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening: Opening) -> dict[str, Any]:
+    """Return what every certificate says of a walk and its verdict."""
     retention = session.run.recipe.retention
+    texts = budget_texts(session.run.recipe, session.harness)
     return {
         "key": session.key,
         "verdict": found.kind,
@@ -195,15 +202,14 @@ def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening
         "choice": None if found.choice is None else asdict(found.choice),
         "num_records_needed": found.num_records_needed,
         "confidence": retention.confidence,
-        "opening": opening,
+        "opening": opening.number,
         "delta": walked.delta,
-        "budgets": {
-            suite: {"text": retention.budget[suite], **asdict(budget)} for suite, budget in session.tested.items()
-        },
+        "budgets": {suite: {"text": texts[suite], **asdict(budget)} for suite, budget in session.tested.items()},
         "left_out_at_chance": {one.name: asdict(one) for one in session.left_out},
         "cells": [asdict(cell) for cell in walked.cells],
         "items": {cell.suite: cell.measured.num_records for cell in walked.cells if cell.suite in session.tested},
-        "certify_sha256": read_json(note)["certify_sha256"],
+        "certify_sha256": opening.certify_sha256,
+        "ledgers": ledger_heads(session.run.folder),
         "limits": list(LIMITS),
         "created": session.run.context.now(),
     }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import Record
 from keeptune.stages.budgets import CheckedBudget, budgets_of, counted
-from keeptune.stages.data import Data, read_base, rendering, source_hashes
+from keeptune.stages.data import Data, check_metrics, read_base, rendering, source_hashes
 from keeptune.stages.methods import learning_rate
 from keeptune.stages.mixture import idle_temperature, tokens_per_step, train_examples
 from keeptune.stages.run import Context
@@ -40,7 +40,8 @@ class CheckOutcome:
 
     `others` are the trained tasks of which no record is among the previews, with the number of their train records.
     `budgets` are what suites may lose, and whether the records at hand could certify that of any model. `mixture` says
-    what an epoch shows of each task, where that is not each record once, and `idle` what has no effect in it.
+    what an epoch shows of each task, where that is not each record once, and `idle` what has no effect in it. `remarks`
+    are on metrics that say less of a task than they seem to.
     """
 
     audit: Mapping[str, Any]
@@ -51,6 +52,7 @@ class CheckOutcome:
     budgets: Sequence[CheckedBudget]
     mixture: Sequence[Share] = ()
     idle: str = ""
+    remarks: Sequence[str] = ()
 
 
 def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
@@ -59,7 +61,7 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
     The `num_shown` previews are one record of each task in turn, then further ones.
 
     Raises:
-        RecipeError: a budget cannot be read, or a method is none.
+        RecipeError: a budget cannot be read, a method is none, or a metric cannot read a task's references.
     """
     from keeptune.text.mixture import shares_of
     from keeptune.text.tokens import preview
@@ -72,8 +74,10 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         source_hashes(recipe)
         write_data(recipe, base, folder, progress=context.progress)
         data = Data(base, folder, "")
+        remarks = check_metrics(recipe, data)
         shown = _in_turn(data.records("train"))[:num_shown]
-        previews = [(f"{r.task} · {r.origin}", preview(r, **rendering(recipe, base))) for r in shown]
+        how = {"tokenizer": base.tokenizer, **rendering(recipe, base)}
+        previews = [(f"{r.task} · {r.origin}", preview(r, **how)) for r in shown]
         tasks = {task: counts["train"] for task, counts in data.audit["tasks"].items()}
         not_missing = {record.task for record in shown} | data.untrained_tasks
         others = {task: number for task, number in tasks.items() if task not in not_missing}
@@ -87,6 +91,7 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
             counted(recipe, data, certify_texts(read_general(recipe, data)[1])),
             mixture,
             idle_temperature(recipe, mixture),
+            remarks,
         )
 
 

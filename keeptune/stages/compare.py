@@ -14,10 +14,10 @@ from typing import Any
 from keeptune import __version__
 from keeptune.errors import DataError, raise_collected
 from keeptune.stages.answering import COMPARISONS, answer_test
-from keeptune.stages.delivery import INSTRUCT_MODEL
 from keeptune.stages.entries import Answered, Entry, find_entries, read_tested
-from keeptune.stages.run import Context, stage_key
-from keeptune.storage import MANIFEST, read_json, storage_errors, write_atomic, write_json
+from keeptune.stages.intact import refuse_changed_files
+from keeptune.stages.run import INSTRUCT_MODEL, SELECTION, TRAINING, Context, stage_key
+from keeptune.storage import MANIFEST, read_record, storage_errors, write_atomic, write_json
 
 VERSION = 1
 _COSTS = (
@@ -41,6 +41,7 @@ def compare(models: Sequence[str], *, out: Path | None, context: Context) -> Pat
     Raises:
         RecipeError: fewer than two models, one of them twice, none of a run, or what is no model.
         DataError: a run's model has not answered test, or models of runs answered different tests.
+        StorageError: files of a run have changed since they were written.
     """
     from keeptune.evaluation.comparisons import compare_models
     from keeptune.report.comparison import markdown
@@ -48,6 +49,8 @@ def compare(models: Sequence[str], *, out: Path | None, context: Context) -> Pat
 
     entries, notes = find_entries(models)
     run = next(entry.run for entry in entries if entry.run is not None)
+    for folder in dict.fromkeys(entry.run for entry in entries if entry.run is not None):
+        refuse_changed_files(folder)
     answered = _answered(entries, run=run, context=context)
     first = next(found for found in answered if found.entry.run is not None)
     main_metric = read_report(run).main_metric
@@ -131,7 +134,7 @@ def _differences(found: Answered, *, first: Answered, longest: int) -> Iterator[
 
 def _prompts(found: Answered) -> str:
     assert found.entry.run is not None, "a model of no run reads the prompts of one"
-    facts = read_json(found.entry.run / "data" / MANIFEST)
+    facts = read_record(found.entry.run / "data" / MANIFEST)
     prompts, tokenizer = found.header["prompt_sha256"][:8], facts["tokenizer_sha256"][:8]
     return f"prompts {prompts} (template {facts['template']}, tokenizer {tokenizer})"
 
@@ -143,7 +146,7 @@ def _signatures(found: Answered) -> dict[str, str]:
 def _test_facts(answered: Sequence[Answered], *, first: Answered, run: Path) -> dict[str, Any]:
     return {
         "run": first.entry.name.rpartition("/")[0],
-        "sha256": read_json(run / "data" / MANIFEST)["files"]["test.jsonl"]["sha256"],
+        "sha256": read_record(run / "data" / MANIFEST)["files"]["test.jsonl"]["sha256"],
         "prompt_sha256": first.header["prompt_sha256"],
         "num_records": len(first.answers),
         "num_clusters": len({answer.cluster for answer in first.answers}),
@@ -153,8 +156,8 @@ def _test_facts(answered: Sequence[Answered], *, first: Answered, run: Path) -> 
 
 def _model_facts(found: Answered) -> dict[str, Any]:
     """Return where a model comes from, how it read the prompts, and what its training cost, as far as that is known."""
-    path = found.entry.folder / "training.json"
-    training = read_json(path) if found.entry.run is not None and path.is_file() else {}
+    path = found.entry.folder / TRAINING
+    training = read_record(path) if found.entry.run is not None and path.is_file() else {}
     return {
         "name": found.entry.name,
         "argument": found.entry.argument,
@@ -181,7 +184,7 @@ def _notes(answered: Sequence[Answered], *, first: Answered) -> Iterator[str]:
     """Yield what a reader of the tables must know of single models."""
     for found in answered:
         if found.entry.run is not None and found.entry.folder.name == INSTRUCT_MODEL:
-            chosen = read_json(found.entry.run / "selection.json")
+            chosen = read_record(found.entry.run / SELECTION)
             yield f"{found.entry.name} is the delivered model: {chosen['selected']} at alpha {chosen['alpha']:g}."
         if found.own_tokenizer:
             yield (

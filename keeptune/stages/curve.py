@@ -32,7 +32,7 @@ from keeptune.stages.trials import (
     study_settings,
 )
 from keeptune.stages.validation import higher_is_better
-from keeptune.storage import remove_leftovers, write_json
+from keeptune.storage import remove_leftovers, write_record
 
 if TYPE_CHECKING:
     from keeptune.search.study import Study
@@ -168,7 +168,7 @@ def _write(run: Run, data: Data, studies: list[Study]) -> Path:
         "methods": {study.method: _facts(run.recipe, study) for study in studies},
     }
     path = run.folder / FOLDER / SUMMARY
-    write_json(path, value)
+    write_record(path, value)
     write_growth_report(run.folder)
     return path
 

@@ -18,7 +18,15 @@ from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import UNCHANGED, Progress
 from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, begun_methods, is_done, note_facts, stage_key
-from keeptune.storage import read_json, staged_folder, storage_errors
+from keeptune.storage import (
+    MANIFEST,
+    changed_file,
+    read_json,
+    read_record,
+    require_unchanged,
+    staged_folder,
+    storage_errors,
+)
 
 if TYPE_CHECKING:
     from keeptune.data.disk import Records
@@ -119,7 +127,11 @@ def check_model(recipe: Recipe) -> None:
 
 
 def prepare(run: Run) -> Data:
-    """Read, audit, split and tokenise the data into `data/`, unless the same data stand there."""
+    """Read, audit, split and tokenise the data into `data/`, unless the same data stand there.
+
+    Raises:
+        RecipeError: a metric cannot read the references of a task.
+    """
     from keeptune.stages.splits import write_data
 
     progress = run.progress
@@ -132,7 +144,10 @@ def prepare(run: Run) -> Data:
     if made_before:
         progress.say(f"{folder}: prepared {UNCHANGED}")
     else:
-        _refuse_other_data(run.folder, folder, key=key)
+        if folder.exists() and read_record(run.folder / MANIFEST).get("data_key") == key:
+            progress.say(f"{changed_file(folder)}: found content that differs from its hash; data are prepared again")
+        else:
+            _refuse_other_data(run.folder, folder, key=key)
         facts: dict[str, Any] = {
             "key": key,
             "keeptune": __version__,
@@ -147,7 +162,27 @@ def prepare(run: Run) -> Data:
         }
         with staged_folder(folder, facts=facts) as staging:
             facts["counts"] = write_data(run.recipe, base, staging, progress=progress).counts()
-    return Data(base, folder, key, made_before=made_before)
+        note_facts(run, {"data_key": key})
+    data = Data(base, folder, key, made_before=made_before)
+    for remark in check_metrics(run.recipe, data):
+        progress.say(remark)
+    return data
+
+
+def check_metrics(recipe: Recipe, data: Data) -> list[str]:
+    """Return remarks on metrics that say less of a task than they seem to.
+
+    Raises:
+        RecipeError: a metric cannot read a task's references, so that right answers would score 0.
+    """
+    from keeptune.evaluation.corpus import load_tokenisers
+    from keeptune.evaluation.legible import blind_problems, remarks
+
+    metrics, references = recipe.evaluation.metrics, data.audit.get("references", {})
+    problems = [*load_tokenisers(metrics), *blind_problems(metrics, references)]
+    if problems:
+        raise RecipeError("\n".join(f"evaluation.metrics: {problem}" for problem in problems))
+    return remarks(metrics, references)
 
 
 @contextmanager
@@ -176,7 +211,7 @@ def _refuse_other_data(run_folder: Path, folder: Path, *, key: str) -> None:
         )
     for kind in ("search", "curve"):
         parts = run_folder / kind / "parts" / TRIAL_FACTS
-        before = read_json(parts)["data"] if parts.is_file() else key
+        before = read_record(parts, again="the same command")["data"] if parts.is_file() else key
         if before != key:
             raise FolderInUseError(
                 f"{folder}: found the data of {run_folder / kind} (hash {before[:16]}), and the recipe names other "
@@ -223,6 +258,7 @@ def read_base(recipe: Recipe, *, cache: Path) -> Base:
     from keeptune.text.tokenizer import Tokenizer
 
     folder = resolve_model(recipe.model)
+    require_unchanged(folder)
     facts = replace(check_model_folder(folder), quantization=recipe.quantization)
     tokenizer_folder = folder
     if not (folder / "tokenizer.json").exists() and (folder / "spiece.model").exists():
@@ -233,14 +269,18 @@ def read_base(recipe: Recipe, *, cache: Path) -> Base:
     tokenizer = Tokenizer.load(tokenizer_folder)
     if max(tokenizer.eos_id, tokenizer.pad_id) >= facts.vocab_size:
         raise _no_embedding(folder, max(tokenizer.eos_id, tokenizer.pad_id), vocab_size=facts.vocab_size)
-    template = make_template(recipe.data.template, tokenizer=tokenizer, encoder_decoder=facts.encoder_decoder)
+    template = make_template(
+        recipe.data.template,
+        tokenizer=tokenizer,
+        encoder_decoder=facts.encoder_decoder,
+        enable_thinking=recipe.data.enable_thinking,
+    )
     return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template)
 
 
 def rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
     """Return the arguments that say how a record becomes tokens."""
     return {
-        "tokenizer": base.tokenizer,
         "template": base.template,
         "train_on": recipe.data.train_on,
         "encoder_decoder": base.facts.encoder_decoder,
@@ -291,7 +331,10 @@ def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:
     from keeptune.text.tokens import token_cache_key
 
     tokens = token_cache_key(
-        data_sha256=stage_key(sources=list(sources)), **rendering(recipe, base), **length_policy(recipe, base)
+        data_sha256=stage_key(sources=list(sources)),
+        tokenizer=base.tokenizer,
+        **rendering(recipe, base),
+        **length_policy(recipe, base),
     )
     settings = recipe.data.model_dump(mode="json", exclude={"mixture"})
     # Data prepared before tasks could be scored only stay what they are.

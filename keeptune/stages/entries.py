@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.errors import DataError, RecipeError, raise_collected
 from keeptune.stages.certified import refuse_changed
-from keeptune.stages.delivery import INSTRUCT_MODEL
-from keeptune.stages.run import is_run
+from keeptune.stages.run import INSTRUCT_MODEL, SELECTION, is_run
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT
-from keeptune.storage import MANIFEST, read_json, verify_folder
+from keeptune.storage import read_json, read_manifest, read_record, verify_folder
 
 if TYPE_CHECKING:
     from keeptune.evaluation.metrics import Answer
@@ -93,7 +92,7 @@ def _folders_of_run(path: Path, *, argument: str) -> list[Path]:
     if is_run(path):
         found = {place.parent.name for place in path.glob("*/training.json")}
         # What an earlier recipe left there is no method of the run now.
-        methods = [name for name in read_json(path / MANIFEST).get("methods", sorted(found)) if name in found]
+        methods = [name for name in read_manifest(path).get("methods", sorted(found)) if name in found]
         if not methods:
             raise DataError(
                 f"{argument}: found a run without a trained method; expected one or more. Give `keeptune run` with its "
@@ -109,8 +108,8 @@ def _folders_of_run(path: Path, *, argument: str) -> list[Path]:
 
 def _on_the_way(run: Path) -> Path | None:
     """Return where the answers to test of the delivered model stand, if it is none of the trained ones."""
-    path = run / "selection.json"
-    chosen = read_json(path) if path.is_file() and (run / INSTRUCT_MODEL).is_dir() else {}
+    path = run / SELECTION
+    chosen = read_record(path) if path.is_file() and (run / INSTRUCT_MODEL).is_dir() else {}
     alpha = chosen.get("alpha")
     return run / chosen["selected"] / f"path/{alpha:g}" / TEST if alpha is not None and alpha < 1.0 else None
 
@@ -159,7 +158,7 @@ def _without_repeated_bases(entries: Iterable[Entry]) -> tuple[list[Entry], list
     names: dict[str, str] = {}
     for entry in entries:
         is_base = entry.run is not None and entry.folder.name == BASE
-        sha256 = read_json(entry.folder.parent / MANIFEST).get("base", {}).get("sha256") if is_base else None
+        sha256 = read_manifest(entry.folder.parent).get("base", {}).get("sha256") if is_base else None
         if sha256 in names:
             notes.append(f"{entry.name} has the weights of {names[sha256]}, which stands for both.")
             continue

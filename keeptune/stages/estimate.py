@@ -7,12 +7,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from keeptune.config import Recipe
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens
 
 if TYPE_CHECKING:
     from torch import nn
 
     from keeptune.evaluation.generate import Decoding
+    from keeptune.model.device import Policy
     from keeptune.stages.training import Fit
     from keeptune.text.tokens import Examples
     from keeptune.training.estimate import MemoryEstimate
@@ -68,10 +70,18 @@ def make_decoding(
     )
 
 
+def _first_answers(model: nn.Module, *, lengths: list[int], decoding: Decoding, policy: Policy) -> None:
+    """Begin answers as a validation does, in its number format."""
+    from keeptune.evaluation.generate import first_pass
+    from keeptune.model.device import autocasting
+
+    with autocasting(policy.device, policy.validating_autocast):
+        first_pass(model, lengths=lengths, decoding=decoding)
+
+
 def estimate(recipe: Recipe, data: Data, intended: Intended) -> MemoryEstimate | None:
     """Return the memory that a training takes, None where its model cannot run without data."""
     from keeptune.evaluation.evaluate import validation_positions
-    from keeptune.evaluation.generate import first_pass
     from keeptune.training.estimate import estimate_memory, largest_micro_batch
     from keeptune.training.plan import plan_steps
 
@@ -82,7 +92,7 @@ def estimate(recipe: Recipe, data: Data, intended: Intended) -> MemoryEstimate |
         lengths = (validation.lengths - validation.num_targets)[chosen].tolist()
         limit = max_new_tokens(recipe, data)
         decoding = make_decoding(recipe, data, intended.model, max_new_tokens=limit)
-        answer = partial(first_pass, lengths=lengths, decoding=decoding)
+        answer = partial(_first_answers, lengths=lengths, decoding=decoding, policy=policy_of(recipe))
     # Each epoch packs its steps anew, and alike.
     steps = plan_steps(table, settings=settings, epoch=0)
     return estimate_memory(

@@ -1,18 +1,51 @@
-"""The test split is about to be read; a line that says so, by whom and when, leaves."""
+"""The ledgers of a run folder: a line for each time that its test split or its certify records were opened."""
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
-from keeptune.report.reading import RunFolder, mapping
+from keeptune.chain import Chain, Head, head_from_json, open_chain, read_chain
+from keeptune.errors import StorageError
+from keeptune.stages.certified import CERTIFICATE, CERTIFICATES
 from keeptune.stages.data import Data
-from keeptune.stages.run import Run
-from keeptune.storage import file_sha256, storage_errors
+from keeptune.stages.run import Run, note_facts
+from keeptune.storage import MANIFEST, file_sha256, read_record
 
+LEDGER, TEST_LEDGER = "certify_openings.jsonl", "test_openings.jsonl"
+# Of the manifest and of every certificate: {ledger: its head when they were written}.
+_HEADS = "ledgers"
 # Of a model's key, in the log of openings.
 _KEY_DIGITS = 16
+
+
+@contextmanager
+def open_ledger(run: Run, name: str) -> Iterator[Chain]:
+    """Hold a ledger of the run, checked against what the manifest and the certificates know of it.
+
+    Raises:
+        StorageError: lines were changed or removed.
+    """
+    path = run.folder / name
+    with open_chain(path, heads=list(_heads(run.folder, name)), say=run.context.progress.say) as ledger:
+        yield ledger
+        note_facts(run, {_HEADS: {**ledger_heads(run.folder), name: ledger.head.to_json()}})
+
+
+def read_ledger(folder: Path, name: str) -> list[dict[str, Any]]:
+    """Return the lines of a ledger of a run folder, checked as by `open_ledger`.
+
+    Raises:
+        StorageError: lines were changed or removed.
+    """
+    return read_chain(folder / name, heads=list(_heads(folder, name)))
+
+
+def ledger_heads(folder: Path) -> dict[str, Any]:
+    """Return what the manifest of a run folder knows of its ledgers, for a certificate to repeat."""
+    return read_record(folder / MANIFEST).get(_HEADS, {})
 
 
 def record_opening(run: Run, data: Data, *, keys: Mapping[str, str]) -> None:
@@ -28,11 +61,18 @@ def record_opening(run: Run, data: Data, *, keys: Mapping[str, str]) -> None:
         "test_sha256": file_sha256(data.folder / "test.jsonl"),
         "keys": short,
     }
-    path = run.folder / "test_openings.jsonl"
-    before = [mapping(opening.get("keys")) for opening in RunFolder(run.folder).lines(path.name, expected=False)]
-    if any(short.items() <= of_before.items() for of_before in before):
-        line["resumes"] = True
-    with storage_errors(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line, ensure_ascii=False) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
+    with open_ledger(run, TEST_LEDGER) as ledger:
+        if any(short.items() <= before["keys"].items() for before in ledger.lines):
+            line["resumes"] = True
+        ledger.add(line)
+
+
+def _heads(folder: Path, name: str) -> Iterator[Head]:
+    for path in (folder / MANIFEST, folder / CERTIFICATE, *sorted((folder / CERTIFICATES).glob("*.json"))):
+        try:
+            heads = read_record(path).get(_HEADS, {}) if path.is_file() else {}
+        except StorageError:
+            # A damaged certificate is derived again; open_run has refused a damaged manifest.
+            continue
+        if name in heads:
+            yield head_from_json(heads[name], known_to=path)

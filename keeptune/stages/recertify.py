@@ -16,20 +16,22 @@ from keeptune.report.certificate import read_certificate
 from keeptune.stages.budgets import budgets_of, check_budgets, main_metric, require_budget
 from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificates_of, changed_file
 from keeptune.stages.certify import certificate_facts
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.harness import write_harness
 from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
-from keeptune.stages.run import Run, stage_key
-from keeptune.stages.session import OPENING_NOTE, Session, base_answers, certify_answers, drops_of, open_session
+from keeptune.stages.run import Run, intact_record, stage_key
+from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import certify_texts, write_texts
 from keeptune.stages.way import load_at
-from keeptune.storage import MANIFEST, read_json, storage_errors, write_json
+from keeptune.storage import MANIFEST, read_record, write_record
 
 if TYPE_CHECKING:
     from torch import nn
 
     from keeptune.evaluation.metrics import Answer
     from keeptune.retention.drops import Drops
+    from keeptune.retention.ledger import Opening
     from keeptune.retention.walk import Walk
     from keeptune.text.tokenizer import Tokenizer
 
@@ -75,19 +77,18 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         confidence=run.recipe.retention.confidence,
         metric=main_metric(run.recipe),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
+        **policy_of(run.recipe).answers_key(),
     )
     session = Session(run, data, texts, harness, budgets, (), key)
     name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"
     path = run.folder / CERTIFICATES / f"{name}.json"
-    if path.is_file() and read_json(path)["key"] == key:
+    if intact_record(path, say=run.context.progress.say).get("key") == key:
         run.context.progress.say(f"{path}: certified before and unchanged")
         return _read(path)
     for earlier in certificates_of(folder, runs=[run.folder]):
         if (changed := changed_file(earlier)) is not None:
             run.context.progress.say(f"{changed}. What stands there now gets a certificate of its own.")
-    with storage_errors(path):
-        (path.parent / name).mkdir(parents=True, exist_ok=True)
-    opening = open_session(session, [name], note=path.parent / name / OPENING_NOTE)
+    opening = open_session(session, [name], certificate=path)
     base = base_answers(session)
     # Judged on the report part where the base answered that, so that nothing is chosen by the certify records.
     judged = reported_answers(run) or base
@@ -163,7 +164,7 @@ def _reads_alike(own: Tokenizer, data: Data) -> bool:
     return all(own.encode(texts, first=first) == theirs.encode(texts, first=first) for first in (True, False))
 
 
-def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str, opening: int) -> Walk:
+def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str, opening: Opening) -> Walk:
     from keeptune.model.folder import ADAPTER_CONFIG
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.walk import Candidate, walk
@@ -183,13 +184,13 @@ def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str
         place = run.folder / CERTIFICATES / name
         return drops_of(session, base, certify_answers(session, model, name=name, folder=place))
 
-    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening)
+    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening.number)
     candidate = Candidate(name, (1.0,))
     return walk([candidate], budgets=session.tested, delta=delta, drops_at=drops_at, watched=session.watched)
 
 
 def _write(
-    session: Session, walked: Walk, *, folder: Path, hashes: Mapping[str, str], opening: int, path: Path
+    session: Session, walked: Walk, *, folder: Path, hashes: Mapping[str, str], opening: Opening, path: Path
 ) -> None:
     from keeptune.retention.verdict import verdict
 
@@ -197,16 +198,16 @@ def _write(
     # The walk's words for a point between base and trained model: here there is one model, and no way to it.
     sentence = found.sentence.replace(" at alpha 1, the smallest tested,", "").replace(" at alpha 1", "")
     value = {
-        **certificate_facts(session, walked, found, opening=opening, note=path.with_suffix("") / OPENING_NOTE),
+        **certificate_facts(session, walked, found, opening=opening),
         "sentence": sentence,
         "artifact": {"folder": str(folder.resolve()), "sha256": dict(hashes)},
         "base": {"name": session.data.base.name, "sha256": session.data.base.facts.sha256},
     }
-    write_json(path, value)
+    write_record(path, value)
 
 
 def _read(path: Path) -> ArtifactCertificate:
-    value = read_json(path)
+    value = read_record(path)
     certificate = read_certificate(value)
     assert certificate is not None, "a certificate without a verdict"
     weights = [name for name in value["artifact"]["sha256"] if name.endswith(".safetensors")]

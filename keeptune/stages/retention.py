@@ -13,15 +13,16 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.stages.budgets import main_metric
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, ask_all, harness_answers, harness_rows
 from keeptune.stages.methods import method_of
 from keeptune.stages.openings import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
-from keeptune.stages.training import fit_model, make_bench
+from keeptune.stages.training import make_bench
 from keeptune.stages.way import BASE, ZERO_SHOT, load_base, open_way, points, trained_facts
-from keeptune.storage import read_json, write_json
+from keeptune.storage import MANIFEST, read_record, write_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -50,7 +51,7 @@ def measure(run: Run, data: Data, texts: Texts | None, *, harness: Harness | Non
     if harness is not None:
         ask_all(run, data, methods, harness=harness)
     path = run.folder / FORGETTING
-    write_json(path, _forgetting(run, data, methods, texts=texts, harness=harness))
+    write_record(path, _forgetting(run, data, methods, texts=texts, harness=harness))
     return path
 
 
@@ -69,15 +70,13 @@ def answer(
 ) -> None:
     """Let a model answer a split into `folder`; no metrics: its losses alone, and with `base` its divergence."""
     from keeptune.evaluation.evaluate import evaluate_model
-    from keeptune.model.load import pick_device
 
     run.poll()
-    fit = fit_model(model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
     limit = max_new_tokens_on_test(run.recipe, data)
     evaluate_model(
         model,
         split=split,
-        bench=make_bench(run, data, model, fit=fit, max_new_tokens=limit, tokens_per_batch=tokens_per_batch),
+        bench=make_bench(run, data, model, max_new_tokens=limit, tokens_per_batch=tokens_per_batch),
         metrics=metrics,
         name=name,
         shots=0,
@@ -89,7 +88,7 @@ def answer(
 
 def _weigh_base(run: Run, data: Data, texts: Texts) -> None:
     folder = run.folder / BASE / "texts"
-    key = stage_key(texts=texts.key, weights=data.base.facts.sha256)
+    key = stage_key(texts=texts.key, weights=data.base.facts.sha256, **policy_of(run.recipe).answers_key())
     if not is_done(folder, key):
         run.context.progress.say(f"{BASE}: weighing texts")
         model = load_base(run, data)
@@ -102,7 +101,7 @@ def _repeat_base(run: Run, data: Data) -> None:
     if not first.exists():
         return
     folder = run.folder / BASE / "repeat"
-    key = stage_key(repeat=read_json(first / "manifest.json")["key"])
+    key = stage_key(repeat=read_record(first / MANIFEST)["key"])
     if is_done(folder, key):
         return
     run.context.progress.say(f"{BASE}: answering test again, in smaller batches")
@@ -121,14 +120,16 @@ def _repeat_base(run: Run, data: Data) -> None:
 
 
 def _measure_method(run: Run, data: Data, method: Method, *, texts: Texts | None) -> None:
-    trained = trained_facts(run, method)["key"]
+    trained, answered = trained_facts(run, method)["key"], policy_of(run.recipe).answers_key()
     limit = max_new_tokens_on_test(run.recipe, data)
     metrics = list(run.recipe.evaluation.metrics)
     waiting = []
     for point in points(run, method):
         keys = {
-            "test": stage_key(trained=trained, data=data.key, alpha=point.alpha, metrics=metrics, max_new_tokens=limit),
-            "texts": stage_key(trained=trained, texts=texts.key, alpha=point.alpha) if texts else None,
+            "test": stage_key(
+                trained=trained, data=data.key, alpha=point.alpha, metrics=metrics, max_new_tokens=limit, **answered
+            ),
+            "texts": stage_key(trained=trained, texts=texts.key, alpha=point.alpha, **answered) if texts else None,
         }
         if point.alpha < 1.0 and not is_done(point.test, keys["test"] or ""):
             waiting.append((point, "test", keys["test"]))
@@ -172,23 +173,23 @@ def _forgetting(
 
     metric = main_metric(run.recipe)
     first = run.folder / BASE / ZERO_SHOT
-    base = _others(read_answers(first), data) if first.exists() else []
+    all_of_base = read_answers(first) if first.exists() else []
+    base = _others(all_of_base, data)
     base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
     asked = harness_answers(run, None)
     rows: list[dict[str, Any]] = []
-    broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(base).values()]
+    broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(all_of_base).values()]
     for method in methods:
         for point in points(run, method):
-            tuned = _others(read_answers(point.test), data) if base else []
+            answers = read_answers(point.test)
+            tuned = _others(answers, data) if base else []
             facts = {"model": method.name, "alpha": point.alpha}
             rows += [facts | row for row in lost_rows(base, tuned, metric=metric)]
             if base_texts:
                 weighed = read_answers(point.texts)
                 rows += [facts | row for row in lost_rows(base_texts, weighed, metric="loss")]
             rows += [facts | row for row in harness_rows(asked, harness_answers(run, point), harness=harness)]
-            if base and point.alpha == 1.0:
-                everything = read_answers(point.test)
-                broken += [facts | asdict(c) for c in canaries(everything).values()]
+            broken += [facts | asdict(c) for c in canaries(answers).values()]
     return {
         "metric": metric,
         "suites": sorted({row["suite"] for row in rows}),

@@ -17,21 +17,27 @@ import yaml
 
 from keeptune import __version__
 from keeptune.config import Recipe
-from keeptune.errors import FolderInUseError, Interrupted, KeeptuneError, RecipeError
+from keeptune.errors import FolderInUseError, Interrupted, KeeptuneError, RecipeError, StorageError
 from keeptune.progress import Progress
 from keeptune.storage import (
     MANIFEST,
+    is_sealed_text,
     locked_folder,
-    read_json,
+    read_manifest,
+    read_record,
+    read_sealed_text,
     remove_leftovers,
     storage_errors,
     verify_folder,
-    write_atomic,
-    write_json,
+    write_record,
+    write_sealed_text,
 )
 
 _TRAIN = re.compile(r"data\.tasks\.\d+\.train")
 _KEEP = re.compile(r"methods\..+\.(frozen_layers|l2_base|replay_fraction|replay_kl)")
+# Files of a run folder beside its manifest.
+RECIPE, SELECTION, TRAINING, EVENTS = "recipe.yaml", "selection.json", "training.json", "events.jsonl"
+CARD, INSTRUCT_MODEL = "card.json", "instruct-model"
 _MAX_LISTED = 3
 _MAX_SHOWN = 60
 _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy", "pyarrow", "rouge-score", "sacrebleu")
@@ -117,16 +123,24 @@ def open_run(recipe: Recipe, *, context: Context, begun: bool = False, beside: b
         for place in [folder, *(folder / name for name in ("base", *recipe.methods))]:
             remove_leftovers(place)
         if not (beside and begun_methods(folder)):
-            _refuse_another_recipe(folder, recipe)
+            _refuse_another_recipe(folder, recipe, say=context.progress.say)
             _write_run_manifest(folder, recipe, context=context)
-            write_atomic(folder / "recipe.yaml", recipe.to_yaml())
+            write_sealed_text(folder / RECIPE, recipe.to_yaml())
         yield Run(recipe, folder, context)
 
 
 def is_run(folder: Path) -> bool:
     """Tell whether a folder holds a run of keeptune's."""
-    path = folder / MANIFEST
-    return path.is_file() and {"commands", "versions"} <= set(read_json(path))
+    return {"commands", "versions"} <= read_manifest(folder).keys()
+
+
+def intact_record(path: Path, *, say: Callable[[str], None]) -> dict[str, Any]:
+    """Return a record that is written again where it is missing or has changed: then an empty one, and say so."""
+    try:
+        return read_record(path) if path.is_file() else {}
+    except StorageError:
+        say(f"{path}: found content that differs from its hash; it is written again")
+        return {}
 
 
 @contextmanager
@@ -148,7 +162,7 @@ def naming_recipe(path: Path, recipe: Recipe) -> Iterator[None]:
 def begun_methods(folder: Path) -> set[str]:
     """Return the names of the methods of which something is saved: what they were trained on must not change now."""
     checkpoints = {path.parent.parent.name for path in folder.glob("*/checkpoints/*")}
-    return checkpoints | {path.parent.name for path in folder.glob("*/training.json")}
+    return checkpoints | {path.parent.name for path in folder.glob(f"*/{TRAINING}")}
 
 
 def stage_key(**parts: Any) -> str:
@@ -158,48 +172,45 @@ def stage_key(**parts: Any) -> str:
 
 def is_done(folder: Path, key: str) -> bool:
     """Tell whether a stage's folder stands whole, every byte of it, and came from the inputs of `key`."""
-    path = folder / MANIFEST
-    return path.exists() and read_json(path).get("key") == key and verify_folder(folder) is not None
+    manifest = verify_folder(folder)
+    return manifest is not None and manifest.get("key") == key
 
 
 def note_facts(run: Run, facts: Mapping[str, Any]) -> None:
     """Add facts that a stage found out to the run's manifest."""
     path = run.folder / MANIFEST
-    before = read_json(path)
+    before = read_record(path)
     if before != {**before, **facts}:
-        write_json(path, {**before, **facts})
+        write_record(path, {**before, **facts})
 
 
 def _refuse_a_foreign_folder(folder: Path) -> None:
     """Leave a folder alone that holds anything and is no run of keeptune's: a run replaces what it finds by name."""
     with storage_errors(folder):
         names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
-    if names and not is_run(folder):
+    # Without its manifest a run is known by its recipe.
+    if names and not is_run(folder) and not is_sealed_text(folder / RECIPE):
         raise FolderInUseError(
             f"{folder}: found {', '.join(names[:5])} and no run of keeptune; expected an empty or a new folder. "
             "Choose another output_dir."
         )
 
 
-def _refuse_another_recipe(folder: Path, recipe: Recipe) -> None:
+def _refuse_another_recipe(folder: Path, recipe: Recipe, *, say: Callable[[str], None]) -> None:
     """Let a run folder go on only with the recipe that its training came from.
 
     Metrics, further methods and the speed of decoding may change; what decides weights may not.
     """
-    path = folder / "recipe.yaml"
+    path = folder / RECIPE
     begun = begun_methods(folder)
     if not path.exists() or not begun:
         return
     trained = [name for name in recipe.methods if name in begun]
-    with storage_errors(path):
-        text = path.read_text(encoding="utf-8")
-    try:
-        before = _weight_deciding(yaml.safe_load(text), methods=trained)
-    except (yaml.YAMLError, AttributeError) as error:
-        raise FolderInUseError(
-            f"{path}: found a recipe that was changed by hand and cannot be read; expected it as keeptune wrote it. "
-            "Put it back, or choose another output_dir."
-        ) from error
+    if not is_sealed_text(path):
+        # The keys of what is trained tell another recipe too.
+        say(f"{path}: found content that differs from its hash; it is written again from the recipe of this command")
+        return
+    before = _weight_deciding(yaml.safe_load(read_sealed_text(path)), methods=trained)
     after = _weight_deciding(recipe.model_dump(mode="json"), methods=trained)
     if changed := differences(before, after):
         raise FolderInUseError(
@@ -278,8 +289,8 @@ def _write_run_manifest(folder: Path, recipe: Recipe, *, context: Context) -> No
     }
     path = folder / MANIFEST
     # Once a method is in training, the command that began it made the run; later ones are added to `commands`.
-    before = read_json(path) if path.exists() else {}
+    before = read_record(path) if path.exists() else {}
     made = {**facts, **before} if begun_methods(folder) else {**before, **facts}
     given = {"time": facts["created"], "command": context.command, "keeptune": __version__}
     commands = [*before.get("commands", []), given]
-    write_json(path, {**made, "methods": list(recipe.methods), "commands": commands})
+    write_record(path, {**made, "methods": list(recipe.methods), "commands": commands})

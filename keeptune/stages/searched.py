@@ -15,7 +15,7 @@ from keeptune.stages.run import Run
 from keeptune.stages.trial import VALIDATION
 from keeptune.stages.trial_parts import Parts
 from keeptune.stages.validation import higher_is_better
-from keeptune.storage import write_atomic, write_json
+from keeptune.storage import write_atomic, write_record
 
 if TYPE_CHECKING:
     from keeptune.search.rounds import Search
@@ -168,7 +168,7 @@ def write_summary(job: Job, *, winners: Mapping[str, Winner]) -> None:
         "against_drift": job.against_drift,
         "methods": methods,
     }
-    write_json(job.run.folder / FOLDER / SUMMARY, value)
+    write_record(job.run.folder / FOLDER / SUMMARY, value)
 
 
 def _row(result: Result) -> dict[str, Any]:

@@ -12,14 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keeptune.data.record import OTHER_TASKS
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, answer_harness
 from keeptune.stages.left_out import tested_budgets
+from keeptune.stages.openings import LEDGER, open_ledger
 from keeptune.stages.retention import answer
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.way import BASE, load_base
-from keeptune.storage import file_sha256, read_json, storage_errors, write_json
+from keeptune.storage import file_sha256, storage_errors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,10 +31,8 @@ if TYPE_CHECKING:
     from keeptune.retention.budget import Budget
     from keeptune.retention.chance import LeftOut
     from keeptune.retention.drops import Drops
+    from keeptune.retention.ledger import Opening
 
-LEDGER = "certify_openings.jsonl"
-# Beside what is certified: which opening that was, and of which records.
-OPENING_NOTE = "certify.json"
 _KINDS = ("tasks", "texts", "harness")
 
 
@@ -77,29 +77,28 @@ class Session:
         return Split("certify", records, table, untrained_tasks=self.data.untrained_tasks)
 
 
-def open_session(session: Session, candidates: Sequence[str], *, note: Path) -> int:
-    """Return the number of this opening, which is written down before a model reads any certify record.
+def open_session(session: Session, candidates: Sequence[str], *, certificate: Path) -> Opening:
+    """Return the opening for a certificate, which is written down before a model reads any certify record.
 
-    A certification that was interrupted goes on, as `note` tells: it asks the same candidates the same records.
+    A certification that was interrupted goes on: it asks the same candidates the same records.
     """
     from keeptune.retention.ledger import record_opening
 
     run = session.run
-    if note.exists() and read_json(note).get("key") == session.key:
-        return read_json(note)["opening"]
     parts = [folder / "certify.jsonl" for folder in (session.data.folder, run.folder / "texts", run.folder / "harness")]
     files = [path for path in parts if path.is_file()]
     content = stage_key(files=[file_sha256(path) for path in files])
-    opening = record_opening(
-        run.folder / LEDGER,
-        certify_sha256=content,
-        suites_sha256=_suites_sha256(files),
-        candidates=candidates,
-        when=run.context.now(),
-        command=run.context.command,
-    )
-    write_json(note, {"key": session.key, "opening": opening, "certify_sha256": content})
-    return opening
+    with open_ledger(run, LEDGER) as ledger:
+        return record_opening(
+            ledger,
+            certificate=certificate.relative_to(run.folder).as_posix(),
+            key=session.key,
+            certify_sha256=content,
+            suites_sha256=_suites_sha256(files),
+            candidates=candidates,
+            when=run.context.now(),
+            command=run.context.command,
+        )
 
 
 def _suites_sha256(files: Sequence[Path]) -> dict[str, str]:
@@ -124,6 +123,7 @@ def base_answers(session: Session) -> list[Answer]:
         harness=session.harness.key if session.harness is not None else None,
         metrics=list(run.recipe.evaluation.metrics),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
+        **policy_of(run.recipe).answers_key(),
     )
     return certify_answers(session, lambda: load_base(run, data), name=BASE, folder=folder, key=key)
 

@@ -71,7 +71,7 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
         if empty:
             progress.say(f"{task}: no record in {' and '.join(empty)}; it is not scored there")
     progress.say(audit.summary())
-    write_json(folder / "audit.json", audit.to_json())
+    write_json(folder / "audit.json", {**audit.to_json(), "references": fates.references.to_json()})
     return audit
 
 
@@ -80,10 +80,12 @@ class _Fates:
 
     def __init__(self, *, untrained_tasks: Collection[str]) -> None:
         from keeptune.data.audit import Lengths
+        from keeptune.evaluation.legible import References
 
         self.kept: Counter[tuple[str, SplitName | PartName]] = Counter()
         self.too_long: Counter[tuple[str, SplitName | PartName]] = Counter()
         self.lengths = Lengths()
+        self.references = References()
         self._untrained_tasks = frozenset(untrained_tasks)
 
     def count(self, item: Tokenized, *, split: SplitName | PartName) -> None:
@@ -91,6 +93,7 @@ class _Fates:
         task = item.record.task
         (self.too_long if item.example is None else self.kept)[task, split] += 1
         if item.example is not None:
+            self.references.add(task, item.record.completion)
             trained = task not in self._untrained_tasks
             self.lengths.add(item.prompt_tokens, item.completion_tokens, trained=trained)
 

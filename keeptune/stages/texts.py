@@ -24,6 +24,7 @@ from keeptune.data.record import (
 )
 from keeptune.errors import DataError
 from keeptune.stages.budgets import check_budgets
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, open_table, read_records
 from keeptune.stages.mixture import train_examples
 from keeptune.stages.parts import part_shares
@@ -223,6 +224,7 @@ def _texts_key(recipe: Recipe, data: Data, *, counts: Mapping[PartName | SplitNa
         num_tokens=retention.text_tokens,
         seed=recipe.seed,
         device=recipe.device,
+        **policy_of(recipe).answers_key(),
         version=_CODE_VERSION,
     )
 
@@ -287,19 +289,18 @@ def _write_own(
 
     The number of a part among all `counts` seeds it, wanted or not.
     """
-    import torch
-
     from keeptune.model.artifact import stop_token_ids
-    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.load import load_model
     from keeptune.model.memory import memory_errors
     from keeptune.retention.sampling import write_texts as sample
     from keeptune.text.documents import start_id, written_texts
 
     base = data.base
-    device = pick_device(run.recipe.device)
+    policy = policy_of(run.recipe)
     with memory_errors("retention.self_texts: found too little memory; expected room for the base model."):
-        dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
-        model = load_model(base.folder, device=device, dtype=dtype, quantization=base.facts.quantization)
+        model = load_model(
+            base.folder, device=policy.device, dtype=policy.answering, quantization=base.facts.quantization
+        )
         stop_ids = stop_token_ids(model, tokenizer=base.tokenizer, template=base.template)
         prompts = [[start_id(base.tokenizer)]]
         if base.facts.encoder_decoder:

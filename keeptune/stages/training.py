@@ -12,19 +12,21 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.errors import RecipeError
 from keeptune.progress import UNCHANGED
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.methods import check_methods, method_of
 from keeptune.stages.mixture import mixture_facts, mixture_key, task_scores, tokens_per_step, train_examples
-from keeptune.stages.run import Run, is_done, note_facts, stage_key
-from keeptune.storage import MANIFEST, read_json, write_json
+from keeptune.stages.run import EVENTS, TRAINING, Run, intact_record, is_done, note_facts, stage_key
+from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
     from keeptune.evaluation.evaluate import Bench
+    from keeptune.model.device import Policy
     from keeptune.model.methods import Method
     from keeptune.text.batches import Batch, Layout
     from keeptune.text.tokens import Example, Examples
@@ -92,18 +94,21 @@ def artifact_folder(folder: Path, method: Method) -> Path:
     return folder / ("model" if method.peft_type is None else "adapter")
 
 
-def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.device, has_weights: bool = True) -> Fit:
+def fit_model(
+    model: nn.Module, *, data: Data, device: torch.device, autocast: torch.dtype | None, has_weights: bool = True
+) -> Fit:
     """Choose packed batches and the chunked loss where the model is exact under them, else padding and logits.
 
-    A model without weights cannot be tried: it is taken for exact.
+    Both are tried as they will be computed, under `autocast`. A model without weights cannot be tried: it is taken for
+    exact.
     """
-    import torch
-
+    from keeptune.model.device import autocasting
     from keeptune.model.divergence import pair_divergences
     from keeptune.model.loss import batch_loss, loss_is_exact, target_losses
 
-    layout, collate = _layout(model, data=data, has_weights=has_weights)
-    through_logits = has_weights and not loss_is_exact(model)
+    with autocasting(device, autocast):
+        layout, collate = _layout(model, data=data, has_weights=has_weights)
+        through_logits = has_weights and not loss_is_exact(model)
     return Fit(
         layout=layout,
         collate=collate,
@@ -111,15 +116,9 @@ def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.dev
         target_losses=partial(target_losses, through_logits=through_logits),
         pair_divergences=partial(pair_divergences, through_logits=through_logits),
         device=device,
-        autocast=torch.bfloat16 if computes_in_bf16(recipe, device) else None,
+        autocast=autocast,
         through_logits=through_logits,
     )
-
-
-def computes_in_bf16(recipe: Recipe, device: torch.device) -> bool:
-    """Tell whether training computes in bf16, as the recipe says or by the device's default."""
-    bf16 = recipe.training.bf16
-    return device.type == "cuda" if bf16 is None else bf16
 
 
 def _layout(model: nn.Module, *, data: Data, has_weights: bool) -> tuple[Layout, Callable[[Sequence[Example]], Batch]]:
@@ -138,32 +137,32 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     """Train one method into its folder, unless the same training is finished there."""
     import torch
 
-    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.load import load_model
     from keeptune.model.methods import apply_method, count_parameters
 
     run.poll()
     folder, progress = run.folder / method.name, run.context.progress
     key = training_key(run.recipe, data, method, texts=texts)
-    done = folder / "training.json"
-    if done.exists() and read_json(done).get("key") == key and is_done(artifact_folder(folder, method), key):
+    done = folder / TRAINING
+    if intact_record(done, say=progress.say).get("key") == key and is_done(artifact_folder(folder, method), key):
         progress.say(f"{folder}: trained {UNCHANGED}")
         return folder
-    device = pick_device(run.recipe.device)
-    dtype, quantization = weight_type(run.recipe, device, method), data.base.facts.quantization
-    model = load_model(data.base.folder, device=device, dtype=dtype, quantization=quantization)
+    policy = policy_of(run.recipe)
+    device, quantization = policy.device, data.base.facts.quantization
+    model = load_model(data.base.folder, device=device, dtype=weight_type(policy, method), quantization=quantization)
     kept = Kept(train_examples(run.recipe, data), None, {})
     if texts is not None:
-        fit = fit_model(model, recipe=run.recipe, data=data, device=device)
+        fit = fit_model(model, data=data, device=device, autocast=policy.compute)
         settings = training_settings(run.recipe, data, method, layout=fit.layout)
         kept = keep(run, data, method, texts=texts, base=model, fit=fit, settings=settings)
     adapted = apply_method(model, method, seed=run.recipe.seed)
-    fit = fit_model(adapted, recipe=run.recipe, data=data, device=device)
+    fit = fit_model(adapted, data=data, device=device, autocast=policy.compute)
     counts = count_parameters(adapted)
     dtype = "bfloat16" if fit.autocast is not None else "float32"
     note_facts(run, {"device": device.type, "dtype": dtype, "num_threads": torch.get_num_threads()})
     progress.say(
         f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
-        f"({100 * counts.trained / counts.total:.2f} %) on {device.type}; batches hold {_LAYOUTS[fit.layout]}"
+        f"({100 * counts.trained / counts.total:.2f} %) on {policy.why}; batches hold {_LAYOUTS[fit.layout]}"
     )
     own = own_facts(method, counts) | mixture_facts(run, method.name, table=kept.train_table)
     if method.l2_base:
@@ -173,7 +172,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     result, scores = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
     artifact_bytes = _save(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
-    write_json(
+    write_record(
         done,
         {
             "key": key,
@@ -187,6 +186,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
             **facts,
             **scores,
             "artifact_bytes": artifact_bytes,
+            "events_sha256": file_sha256(folder / EVENTS),
             "estimated_memory_bytes": memory,
             "layout": fit.layout,
             "device": device.type,
@@ -214,6 +214,7 @@ def training_key(recipe: Recipe, data: Data, method: Method, *, texts: KeepTexts
         chooses=chooses,
         seed=recipe.seed,
         device=recipe.device,
+        **policy_of(recipe).training_key(),
         **replayed,
         **mixture_key(recipe),
     )
@@ -224,13 +225,20 @@ def make_bench(
     data: Data,
     model: nn.Module,
     *,
-    fit: Fit,
     max_new_tokens: int,
+    fit: Fit | None = None,
     tokens_per_batch: int | None = None,
 ) -> Bench:
-    """Return what all evaluations of a model on one split share; `tokens_per_batch` defaults to the recipe's."""
+    """Return what all evaluations of a model on one split share.
+
+    `fit` is that of a model in training, None for one that was loaded to answer. `tokens_per_batch` defaults to the
+    recipe's.
+    """
     from keeptune.evaluation.evaluate import Bench
 
+    policy = policy_of(run.recipe)
+    autocast = policy.answering_autocast if fit is None else policy.validating_autocast
+    fit = fit or fit_model(model, data=data, device=policy.device, autocast=autocast)
     limits = {"max_new_tokens": max_new_tokens, "tokens_per_batch": tokens_per_batch}
     return Bench(
         tokenizer=data.base.tokenizer,
@@ -238,19 +246,17 @@ def make_bench(
         collate=fit.collate,
         target_losses=fit.target_losses,
         pair_divergences=fit.pair_divergences,
-        # Decoding would cast every weight anew for each token; on a processor that costs more than it saves.
-        autocast=fit.autocast if fit.device.type == "cuda" else None,
+        autocast=autocast,
         progress=run.context.progress,
         stop_requested=run.context.stop_requested,
     )
 
 
-def weight_type(recipe: Recipe, device: torch.device, method: Method) -> torch.dtype:
-    """Return fp32 for weights that train or live on a CPU, bf16 for frozen weights on a GPU that computes in it."""
+def weight_type(policy: Policy, method: Method) -> torch.dtype:
+    """Return the format of the base model's weights under a method: fp32 where they train."""
     import torch
 
-    frozen = device.type == "cuda" and method.peft_type is not None
-    return torch.bfloat16 if frozen and computes_in_bf16(recipe, device) else torch.float32
+    return torch.float32 if method.peft_type is None else policy.frozen
 
 
 def intend(recipe: Recipe, data: Data, method: Method, *, model: nn.Module, fit: Fit, table: Examples) -> Intended:
@@ -344,4 +350,4 @@ def _save(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -
         facts={"key": key} if quantization is None else {"key": key, "quantization": quantization},
     )
     verify_artifact(model, target, base=data.base.folder, quantization=quantization)
-    return sum(facts["bytes"] for facts in read_json(target / MANIFEST)["files"].values())
+    return sum(facts["bytes"] for facts in read_record(target / MANIFEST)["files"].values())

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.errors import NonFiniteError
 from keeptune.stages.data import Data, max_new_tokens
-from keeptune.stages.run import Run, is_done
+from keeptune.stages.run import EVENTS, TRAINING, Run, is_done
 from keeptune.stages.texts import keep_texts
-from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, train
+from keeptune.stages.training import artifact_folder, make_bench, method_of, train
 from keeptune.stages.trial_parts import Parts, answer_probe, probe_drops
 from keeptune.stages.way import BASE, load_at
-from keeptune.storage import read_json, storage_errors, write_json
+from keeptune.storage import read_record, storage_errors, write_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -43,7 +43,7 @@ def run_trial(run: Run, parts: Path, *, subset: str) -> None:
     texts = shown.texts
     train(run, data=data, texts=keep_texts(run.recipe, data, texts))
     method = method_of(run.recipe, name)
-    facts = read_json(run.folder / name / "training.json")
+    facts = read_record(run.folder / name / TRAINING)
     if facts["best_value"] is None:
         raise NonFiniteError(
             f"methods.{name}: found no finite {run.recipe.evaluation.select_by} on validation; expected one or more. "
@@ -55,12 +55,12 @@ def run_trial(run: Run, parts: Path, *, subset: str) -> None:
     drops, excess = probe_drops(run.recipe, parts.parent / BASE, run.folder / PROBE)
     result: Mapping[str, Any] = {
         "value": facts["best_value"],
-        "drift": _drift(run.folder / name / "events.jsonl"),
+        "drift": _drift(run.folder / name / EVENTS),
         "drops": drops,
         "excess": excess,
         "seconds": facts["train_seconds"],
     }
-    write_json(run.folder / RESULT, result)
+    write_record(run.folder / RESULT, result)
 
 
 def _with_limit(run: Run, limit: int) -> Run:
@@ -73,7 +73,6 @@ def _answer_validation(run: Run, data: Data, model: nn.Module, *, name: str) -> 
     import numpy as np
 
     from keeptune.evaluation.evaluate import Split, evaluate_model, validation_positions
-    from keeptune.model.load import pick_device
     from keeptune.text.mixture import Chosen
 
     evaluation = run.recipe.evaluation
@@ -85,11 +84,10 @@ def _answer_validation(run: Run, data: Data, model: nn.Module, *, name: str) -> 
     number = evaluation.num_validation_records if generates else len(table)
     positions = validation_positions(table.record_ids, num_records=number)
     split = Split("validation", data.records("validation"), Chosen(table, np.array(positions, dtype=np.int64)))
-    fit = fit_model(model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
     evaluate_model(
         model,
         split=split,
-        bench=make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens(run.recipe, data)),
+        bench=make_bench(run, data, model, max_new_tokens=max_new_tokens(run.recipe, data)),
         metrics=(evaluation.select_by,) if generates else (),
         name=name,
         shots=0,

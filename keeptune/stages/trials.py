@@ -17,13 +17,14 @@ from keeptune.progress import Progress, noun
 from keeptune.recipe_text import write_yaml
 from keeptune.search.space import Range, with_values
 from keeptune.search.trials import Result, Trial
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data
 from keeptune.stages.mixture import mixture_key
 from keeptune.stages.run import Run, differences, leaves, stage_key
 from keeptune.stages.texts import Texts
 from keeptune.stages.trial import RESULT
 from keeptune.stages.trial_parts import Parts
-from keeptune.storage import read_json, storage_errors, write_atomic, write_json
+from keeptune.storage import read_record, storage_errors, write_atomic, write_record
 
 if TYPE_CHECKING:
     from keeptune.search.study import Study
@@ -112,6 +113,7 @@ def study_key(recipe: Recipe, data: Data, texts: Texts | None, *, name: str, ran
         budget=recipe.retention.budget,
         seed=recipe.seed,
         ranges=[asdict(range_) for range_ in ranges],
+        **policy_of(recipe).training_key(),
         **({"quantization": recipe.quantization} if recipe.quantization else {}),
     )
 
@@ -143,7 +145,7 @@ def refuse_another_study(folder: Path, settings: Mapping[str, Any]) -> None:
     path = folder / _SETTINGS
     if not path.is_file():
         return
-    known = read_json(path)
+    known = read_record(path, again="the same command")
     # As JSON has them: a tuple is a list there.
     if changed := differences(known["settings"], json.loads(json.dumps(settings))):
         raise FolderInUseError(
@@ -154,7 +156,7 @@ def refuse_another_study(folder: Path, settings: Mapping[str, Any]) -> None:
 
 def note_study(folder: Path, *, key: str, settings: Mapping[str, Any]) -> None:
     """Write down the settings of a study, so that a message can name those that differ."""
-    write_json(folder / _SETTINGS, {"key": key, "settings": settings})
+    write_record(folder / _SETTINGS, {"key": key, "settings": settings})
 
 
 def study_facts(run: Run, data: Data) -> dict[str, Any]:
@@ -172,7 +174,7 @@ def study_facts(run: Run, data: Data) -> dict[str, Any]:
 def read_trial(study: Study, trial: Trial) -> Result | None:
     """Return the result that a trial left, None where it is not at its end."""
     path = study.folder / trial.name / RESULT
-    return Result(trial, "finished", **read_json(path)) if path.is_file() else None
+    return Result(trial, "finished", **read_record(path, again="the same command")) if path.is_file() else None
 
 
 def clear_trial(study: Study, trial: Trial) -> None:

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.progress import noun
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens
 from keeptune.stages.run import Run, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
-from keeptune.stages.training import fit_model, make_bench
+from keeptune.stages.training import make_bench
 from keeptune.stages.way import BASE, load_base, open_way
 
 if TYPE_CHECKING:
@@ -61,6 +62,7 @@ def best_prompt(run: Run, data: Data, *, before: Mapping[str, Any] | None = None
         rows=[SHOTS_VERSION, *([row.num_shots, row.draw] for row in rows)],
         metric=evaluation.select_by,
         num_records=evaluation.num_validation_records,
+        **policy_of(run.recipe).answers_key(),
     )
     if before is not None and before.get("key") == key:
         return dict(before)
@@ -105,10 +107,7 @@ def _worded(row: ShotRow | None) -> str:
 
 
 def _bench(run: Run, data: Data, model: nn.Module) -> Bench:
-    from keeptune.model.load import pick_device
-
-    fit = fit_model(model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
-    return make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens(run.recipe, data))
+    return make_bench(run, data, model, max_new_tokens=max_new_tokens(run.recipe, data))
 
 
 def _value(run: Run, model: nn.Module, *, split: Split, bench: Bench) -> float:

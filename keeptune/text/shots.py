@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from keeptune.data.record import Record
 from keeptune.errors import KeeptuneError
-from keeptune.text.template import Segment, Template
+from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
 from keeptune.text.tokens import RECORDS_PER_CALL, Example, encode_prompts
 
@@ -133,50 +133,54 @@ class _Renderer:
         self, asked: dict[int, tuple[Record, Sequence[Record]]], *, shown: list[Shown]
     ) -> dict[int, NDArray[np.int32]]:
         """Return the ids of the prompts that the template renders; the others' refusals are put into `shown`."""
-        rows: dict[int, list[Segment]] = {}
+        rows: dict[int, str] = {}
         for i, (record, exemplars) in asked.items():
             try:
-                rows[i] = self.segments(record, exemplars)
+                rows[i] = self.text(record, exemplars)
             except KeeptuneError as error:
                 if not shown[i].num_shown:
                     shown[i] = replace(shown[i], refusal=str(error))
-        ids = encode_prompts(list(rows.values()), tokenizer=self.tokenizer, encoder_decoder=self.encoder_decoder)
+        ids = encode_prompts(list(rows.values()), template=self.template)
         return dict(zip(rows, ids, strict=True))
 
-    def segments(self, record: Record, exemplars: Sequence[Record]) -> list[Segment]:
-        if self.encoder_decoder:
-            return self._as_text(record, exemplars)
+    def text(self, record: Record, exemplars: Sequence[Record]) -> str:
         if self.template.name in _WITH_TURNS:
             return self._as_turns(record, exemplars)
-        return self._in_a_row(record, exemplars)
+        return self._as_text(record, exemplars) if self.encoder_decoder else self._in_a_row(record, exemplars)
 
-    def _as_turns(self, record: Record, exemplars: Sequence[Record]) -> list[Segment]:
+    def _as_turns(self, record: Record, exemplars: Sequence[Record]) -> str:
         """Return a conversation with the record's system message alone, if it has one."""
         messages = record.messages[:-1]
         system = messages[:1] if messages[0].role == "system" else ()
         turns = [m for exemplar in exemplars for m in exemplar.messages if m.role != "system"]
-        return self.template.render_prompt([*system, *turns, *messages[len(system) :]])
+        return self.template.render_prompt([*system, *turns, *messages[len(system) :]], tools=record.tools)
 
-    def _in_a_row(self, record: Record, exemplars: Sequence[Record]) -> list[Segment]:
+    def _in_a_row(self, record: Record, exemplars: Sequence[Record]) -> str:
         """Return what is trained on of each exemplar, then the record's own prompt; BOS stands at the start alone."""
-        row: list[Segment] = []
+        row = ""
         for exemplar in exemplars:
             block = self.template.render(exemplar.messages, train_on="last")
-            end = max(i for i, segment in enumerate(block) if segment.trained)
-            row += self._continuing(block[: end + 1], row)
-        return [*row, *self._continuing(self.template.render_prompt(record.messages[:-1]), row)]
+            row += self._continuing(block.prompt + block.completion, row)
+        return row + self._continuing(self._prompt(record), row)
 
-    def _continuing(self, block: list[Segment], row: list[Segment]) -> list[Segment]:
-        if not row:
-            return block
-        opens = block[0].special and block[0].text == self.tokenizer.bos_token
-        first, *rest = block[1:] if opens else block
-        return [replace(first, text=_BLANK_LINE + first.text), *rest]
+    def _continuing(self, block: str, row: str) -> str:
+        return _BLANK_LINE + block.removeprefix(self.tokenizer.bos_token or "") if row else block
 
-    def _as_text(self, record: Record, exemplars: Sequence[Record]) -> list[Segment]:
-        blocks = [f"{self._text(exemplar)}\n{exemplar.completion}" for exemplar in exemplars]
-        prompt = self.template.render_prompt(record.messages[:-1])
-        return [s if s.special else replace(s, text=_BLANK_LINE.join([*blocks, s.text])) for s in prompt]
+    def _as_text(self, record: Record, exemplars: Sequence[Record]) -> str:
+        """Return the exemplars and the prompt as one text between the special tokens of the prompt."""
+        blocks = [self._block(exemplar) for exemplar in exemplars]
+        before, text, after = self._parted(self._prompt(record))
+        return before + _BLANK_LINE.join([*blocks, text]) + after
 
-    def _text(self, record: Record) -> str:
-        return "".join(s.text for s in self.template.render_prompt(record.messages[:-1]) if not s.special)
+    def _block(self, exemplar: Record) -> str:
+        row = self.template.render(exemplar.messages, train_on="last")
+        return f"{self._parted(row.prompt)[1]}\n{row.completion.removesuffix(self.template.end_token)}"
+
+    def _prompt(self, record: Record) -> str:
+        return self.template.render_prompt(record.messages[:-1], tools=record.tools)
+
+    def _parted(self, prompt: str) -> tuple[str, str, str]:
+        """Return what an encoder reads as its BOS token, if it has one, its text and its end token."""
+        before = self.tokenizer.bos_token if self.tokenizer.adds_bos else None
+        text = prompt.removeprefix(before or "").removesuffix(self.template.end_token)
+        return before or "", text, self.template.end_token

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import copy
+import contextlib
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import tokenizers
+from tokenizers import AddedToken
 from tokenizers import Tokenizer as Backend
 
-from keeptune.errors import DataError, RecipeError
+from keeptune.errors import RecipeError
 from keeptune.storage import storage_errors
+from keeptune.text.plain_text import PlainText
 
 _FILES = (
     "tokenizer.json",
@@ -22,6 +24,7 @@ _FILES = (
     "chat_template.jinja",
     "chat_template.json",
 )
+_FLAGS = ("lstrip", "rstrip", "single_word", "normalized")
 _ROLES = ("bos_token", "eos_token", "pad_token", "unk_token", "sep_token", "cls_token", "mask_token")
 
 
@@ -40,11 +43,14 @@ class Tokenizer:
     chat_template: str | None
     fingerprint: str
     """SHA-256 of the files that decide what a text's ids are."""
+    added_tokens: Mapping[str, int]
+    """Every token that is found in a text as a whole, special or not."""
     special_tokens: Mapping[str, int]
+    """The added tokens that are flagged as special, or that the settings name."""
+    normalised_tokens: frozenset[str]
+    """The added tokens that are found in the normalised text, which may spell them otherwise."""
     role_tokens: Mapping[str, str]
     """What chat templates may name: bos_token, eos_token and the like, where the tokenizer has them."""
-    spaces_after_special: bool
-    """Whether text that follows a special token gets a dummy space, as text at the start does."""
 
     def __init__(self, files: Mapping[str, str], *, folder: Path) -> None:
         raw = _json_object(files["tokenizer.json"], path=folder / "tokenizer.json")
@@ -54,17 +60,16 @@ class Tokenizer:
                 "Save the tokenizer again with AutoTokenizer.from_pretrained(…).save_pretrained(…)."
             )
         config = _settings(files, folder=folder)
-        self._start = _backend(files["tokenizer.json"], path=folder / "tokenizer.json")
-        self._add_special(config)
-        continuing = _continuing(raw)
-        self.spaces_after_special = continuing != raw and not _only_first(raw)
-        self._continue = self._start
-        if continuing != raw:
-            self._continue = _backend(json.dumps(continuing), path=folder / "tokenizer.json")
-            self._continue.add_special_tokens(list(self.special_tokens))
+        self._rendered = _backend(files["tokenizer.json"], path=folder / "tokenizer.json")
+        leading = self._rendered.encode("", add_special_tokens=True).ids[:1]
+        # It trims the places of tokens, and adds what no rendered text lacks.
+        self._rendered.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
+        self._add_tokens(raw, config=config)
+        self._dummy_space = {part: raw.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")}
         self.chat_template = _chat_template(files, config=config, folder=folder)
-        self._set_roles(config, folder=folder)
-        self.vocab_size = max(self._start.get_vocab_size(), *(index + 1 for index in self.special_tokens.values()))
+        self._set_roles(config, folder=folder, leading=leading)
+        self._text = self.plain_text(())
+        self.vocab_size = max(self._rendered.get_vocab_size(), *(index + 1 for index in self.added_tokens.values()))
         self.fingerprint = hashlib.sha256(json.dumps(dict(files), sort_keys=True).encode()).hexdigest()
 
     @classmethod
@@ -99,13 +104,28 @@ class Tokenizer:
         A special token's string inside a text stays text. `first=False` is for text that continues a sequence: it
         gets no dummy space, so that the ids of the parts decode to the parts joined.
         """
-        backend = self._start if first else self._continue
-        encodings = backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        rows = [encoding.ids for encoding in encodings]
-        for index, ids in enumerate(rows):
-            if not self._control_ids.isdisjoint(ids) or (self._unknown and self._unknown in texts[index]):
-                rows[index] = self._encode_apart(texts[index], first=first)
-        return rows
+        return self._text.encode(texts, first=first)
+
+    def encode_rendered(self, texts: Sequence[str]) -> list[list[int]]:
+        """Return the ids of each text as transformers gives them: every added token that it spells is read."""
+        with self._reading_all() as backend:
+            return [encoding.ids for encoding in backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def encode_rendered_places(self, text: str) -> list[tuple[int, tuple[int, int]]]:
+        """Return the ids of a text as transformers gives them, each with the characters [start, end) that it covers."""
+        with self._reading_all() as backend:
+            encoding = backend.encode(text, add_special_tokens=False)
+        return list(zip(encoding.ids, encoding.offsets, strict=True))
+
+    def plain_text(self, controls: Iterable[str]) -> PlainText:
+        """Return what encodes text in which neither special tokens nor the added tokens `controls` are read."""
+        chosen = {**self.special_tokens, **{token: self.added_tokens[token] for token in controls}}
+        backend, flags = self._rendered, self._rendered.get_added_tokens_decoder()
+        if not all(flags[index].special for index in chosen.values()):
+            backend = Backend.from_str(backend.to_str())
+            backend.add_special_tokens(list(chosen))
+        backend.encode_special_tokens = True
+        return PlainText(backend, raw=self._dummy_space, controls=chosen, unknown=self.role_tokens.get("unk_token"))
 
     def decode(self, ids: Sequence[int], *, first: bool = False, skip_special_tokens: bool = False) -> str:
         """Return the exact text of the ids; `first` must be that of `encode`, since it drops the dummy space."""
@@ -115,40 +135,46 @@ class Tokenizer:
         self, rows: Sequence[Sequence[int]], *, first: bool = False, skip_special_tokens: bool = False
     ) -> list[str]:
         """Return the exact text of each row of ids, without any clean-up."""
-        backend = self._start if first else self._continue
-        return backend.decode_batch([[int(i) for i in ids] for ids in rows], skip_special_tokens=skip_special_tokens)
+        return self._text.decode_batch(rows, first=first, skip_special_tokens=skip_special_tokens)
 
-    def _encode_apart(self, text: str, *, first: bool) -> list[int]:
-        """Encode a text in which the model itself (Unigram) reads a special token, cutting each such string in two."""
-        parts = [text]
-        for token in sorted(self.special_tokens, key=len, reverse=True):
-            if len(token) > 1:
-                parts = [piece for part in parts for piece in _cut_inside(part, token=token)]
-        ids = self._encode_part(parts[0], first=first)
-        for part in parts[1:]:
-            ids += self._encode_part(part, first=False)
-        if not self._control_ids.isdisjoint(ids):
-            found = next(token for token, index in self.special_tokens.items() if index in ids)
-            raise DataError(
-                f"content: found the special token {found!r}, which this tokenizer cannot read as text; expected plain "
-                "text. Remove it from the record, or choose another model."
-            )
-        return ids
+    @property
+    def spaces_after_special(self) -> bool:
+        """Whether text that follows a special token gets a dummy space, as text at the start does."""
+        return self._text.spaces_after_control
 
-    def _encode_part(self, text: str, *, first: bool) -> list[int]:
-        backend = self._start if first else self._continue
-        return backend.encode(text, add_special_tokens=False).ids
+    @contextlib.contextmanager
+    def _reading_all(self) -> Iterator[Backend]:
+        before = self._rendered.encode_special_tokens
+        self._rendered.encode_special_tokens = False
+        try:
+            yield self._rendered
+        finally:
+            self._rendered.encode_special_tokens = before
 
-    def _add_special(self, config: Mapping[str, Any]) -> None:
-        """Make every token that the settings name a special one, so that it is never read from content."""
+    def _add_tokens(self, raw: Mapping[str, Any], *, config: Mapping[str, Any]) -> None:
+        """Set the added tokens and their flags as transformers does; every one that the settings name is special."""
         listed = config.get("extra_special_tokens") or config.get("additional_special_tokens") or []
-        values = [*(config.get(role) for role in _ROLES), *(listed.values() if isinstance(listed, dict) else listed)]
-        named = [name for value in values if (name := _content(value)) is not None]
-        self._start.add_special_tokens([name for name in named if self._start.token_to_id(name) is not None])
-        added = self._start.get_added_tokens_decoder().items()
-        self.special_tokens = {token.content: index for index, token in added if token.special}
+        extra = listed.values() if isinstance(listed, dict) else listed
+        named = {name for role in _ROLES if (name := _content(config.get(role))) is not None}
+        chosen = named | {name for value in extra if (name := _content(value)) is not None}
+        # Source: transformers 5.23, TokenizersBackend.__init__: the flags of tokenizer_config.json win.
+        declared = config.get("added_tokens_decoder") or {}
+        tokens = {int(index): token for index, token in declared.items()} if isinstance(declared, dict) else {}
+        tokens = tokens or {token["id"]: token for token in raw.get("added_tokens") or []}
+        for _, token in sorted(tokens.items()):
+            flags = {flag: bool(token[flag]) for flag in _FLAGS if flag in token}
+            special = bool(token.get("special")) or token["content"] in named
+            if self._rendered.token_to_id(token["content"]) is not None:
+                self._rendered.add_tokens([AddedToken(token["content"], **flags, special=special)])
+        known = {token.content for token in self._rendered.get_added_tokens_decoder().values()}
+        new = [name for name in sorted(chosen - known) if self._rendered.token_to_id(name) is not None]
+        self._rendered.add_tokens([AddedToken(name, special=True, normalized=False) for name in new])
+        added = self._rendered.get_added_tokens_decoder().items()
+        self.added_tokens = {token.content: index for index, token in added}
+        self.special_tokens = {t.content: index for index, t in added if t.special or t.content in chosen}
+        self.normalised_tokens = frozenset(token.content for _, token in added if token.normalized)
 
-    def _set_roles(self, config: Mapping[str, Any], *, folder: Path) -> None:
+    def _set_roles(self, config: Mapping[str, Any], *, folder: Path, leading: list[int]) -> None:
         eos, pad = _content(config.get("eos_token")), _content(config.get("pad_token"))
         if eos is None or eos not in self.special_tokens:
             found = "no eos_token" if eos is None else f"eos_token {eos!r}, which its vocabulary lacks"
@@ -162,11 +188,8 @@ class Tokenizer:
         self.bos_id = self.special_tokens[self.bos_token] if self.bos_token is not None else None
         self.pad_id = self.special_tokens.get(pad or "", self.eos_id)
         # An explicit setting wins over the post-processor, as it does in transformers.
-        leading = self._start.encode("", add_special_tokens=True).ids[:1]
         self.adds_bos = self.bos_id is not None and bool(config.get("add_bos_token", leading == [self.bos_id]))
         self.role_tokens = {role: name for role in _ROLES if (name := _content(config.get(role))) is not None}
-        self._unknown = self.role_tokens.get("unk_token")
-        self._control_ids = frozenset(i for token, i in self.special_tokens.items() if token != self._unknown)
 
 
 def _backend(description: str, *, path: Path) -> Backend:
@@ -180,7 +203,6 @@ def _backend(description: str, *, path: Path) -> Backend:
         ) from error
     backend.no_truncation()
     backend.no_padding()
-    backend.encode_special_tokens = True
     return backend
 
 
@@ -225,44 +247,3 @@ def _chat_template(files: Mapping[str, str], *, config: Mapping[str, Any], folde
         named = [item for item in found if isinstance(item, dict)]
         found = next((item.get("template") for item in named if item.get("name") == "default"), None)
     return found if isinstance(found, str) and found else None
-
-
-def _cut_inside(text: str, *, token: str) -> list[str]:
-    """Return the text cut after the first character of each occurrence of `token`."""
-    pieces = text.split(token)
-    return [
-        (token[1:] if index else "") + piece + (token[0] if index < len(pieces) - 1 else "")
-        for index, piece in enumerate(pieces)
-    ]
-
-
-def _continuing(raw: dict[str, Any]) -> dict[str, Any]:
-    """Return the tokenizer's description without the dummy space before a text, in both directions."""
-    edited = copy.copy(raw)
-    edited["normalizer"] = _edit(raw.get("normalizer"), key="normalizers", drop={"Prepend"})
-    edited["pre_tokenizer"] = _edit(raw.get("pre_tokenizer"), key="pretokenizers", drop=set())
-    # Strip in a decoder removes the dummy space of a whole text.
-    edited["decoder"] = _edit(raw.get("decoder"), key="decoders", drop={"Strip"})
-    return edited
-
-
-def _edit(part: dict[str, Any] | None, *, key: str, drop: set[str]) -> dict[str, Any] | None:
-    if part is None or part["type"] in drop:
-        return None
-    if part["type"] == "Sequence":
-        kept = [_edit(inner, key=key, drop=drop) for inner in part[key]]
-        return {**part, key: [inner for inner in kept if inner is not None]}
-    if part["type"] == "Metaspace":
-        rest = {name: value for name, value in part.items() if name != "add_prefix_space"}
-        return {**rest, "prepend_scheme": "never"}
-    if part["type"] == "ByteLevel" and key == "pretokenizers":
-        return {**part, "add_prefix_space": False}
-    return part
-
-
-def _only_first(raw: Mapping[str, Any]) -> bool:
-    """Return whether the dummy space stands only at the very start of a text, not after each special token."""
-    part = raw.get("pre_tokenizer") or {}
-    inner = part.get("pretokenizers", [part])
-    schemes = {item.get("prepend_scheme") for item in inner if item.get("type") == "Metaspace"}
-    return schemes == {"first"}

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from keeptune.data.record import Record
 from keeptune.errors import DataError, KeeptuneError, raise_collected
-from keeptune.text.template import Segment, Template, TrainOn
+from keeptune.text.template import Rendered, Template, TrainOn
 from keeptune.text.tokenizer import Tokenizer
 
 OverLength = Literal["error", "drop", "cut"]
 # Part of every cache key: raise it when the same arguments give other tokens.
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 # Enough for every core to have work; the encodings of a call weigh about 300 bytes a token.
 RECORDS_PER_CALL = 128
 _CHARACTERS_PER_CALL = 1 << 17
@@ -105,7 +105,6 @@ class PreviewToken:
 def tokenize(
     records: Sequence[Record],
     *,
-    tokenizer: Tokenizer,
     template: Template,
     train_on: TrainOn,
     max_length: int,
@@ -127,13 +126,13 @@ def tokenize(
     problems: list[str] = []
     num_targets = 0
     for chunk in _chunks(records):
-        rendered: list[tuple[Record, list[Segment]]] = []
+        rendered: list[tuple[Record, Rendered]] = []
         for record in chunk:
             try:
                 rendered.append((record, _render(record, template=template, train_on=train_on)))
             except DataError as error:
                 problems.append(str(error))
-        examples = _encode([row for _, row in rendered], tokenizer=tokenizer, encoder_decoder=encoder_decoder)
+        examples = _encode([row for _, row in rendered], template=template, encoder_decoder=encoder_decoder)
         for (record, _), example in zip(rendered, examples, strict=True):
             item = _fit(record, example, max_length=max_length, cut=over_length == "cut", pairs=encoder_decoder)
             if item.example is None and over_length == "error":
@@ -157,7 +156,7 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
     chunk: list[Record] = []
     num_characters = 0
     for record in records:
-        length = sum(len(message.content) + len(message.input) for message in record.messages)
+        length = sum(len(message.whole_text) + len(message.reasoning) for message in record.messages)
         if chunk and (len(chunk) == RECORDS_PER_CALL or num_characters + length > _CHARACTERS_PER_CALL):
             yield chunk
             chunk, num_characters = [], 0
@@ -172,7 +171,7 @@ def preview(
 ) -> list[PreviewToken]:
     """Return the tokens of a record, uncut, each with its text and whether it is trained on."""
     rows = [_render(record, template=template, train_on=train_on)]
-    (example,) = _encode(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
+    (example,) = _encode(rows, template=template, encoder_decoder=encoder_decoder)
     ids = example.input_ids.tolist()
     texts = tokenizer.decode_batch([[index] for index in ids])
     return [
@@ -205,71 +204,43 @@ def token_cache_key(
     return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
-def encode_prompts(
-    rows: Sequence[Sequence[Segment]], *, tokenizer: Tokenizer, encoder_decoder: bool
-) -> list[NDArray[np.int32]]:
+def encode_prompts(prompts: Sequence[str], *, template: Template) -> list[NDArray[np.int32]]:
     """Return the ids of rendered prompts."""
-    return [ids for ids, _ in _encode_segments(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)]
+    return [np.array(ids, dtype=np.int32) for ids in template.controls.encode(prompts)]
 
 
-def _render(record: Record, *, template: Template, train_on: TrainOn) -> list[Segment]:
-    """Return the segments up to the last trained one: what follows the last end token carries no loss.
+def _render(record: Record, *, template: Template, train_on: TrainOn) -> Rendered:
+    """Return a record as text.
 
     Raises:
         DataError: the template refuses the record.
     """
     try:
-        segments = template.render(record.messages, train_on=train_on)
+        return template.render(record.messages, train_on=train_on, tools=record.tools)
     except KeeptuneError as error:
         raise DataError(f"{record.origin}: {error}") from error
-    last = max(index for index, segment in enumerate(segments) if segment.trained)
-    return segments[: last + 1]
 
 
-def _encode(rows: Sequence[Sequence[Segment]], *, tokenizer: Tokenizer, encoder_decoder: bool) -> Iterator[Example]:
-    for ids, loss_mask in _encode_segments(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder):
+def _encode(rows: Sequence[Rendered], *, template: Template, encoder_decoder: bool) -> Iterator[Example]:
+    """Yield the ids and the loss mask of each row; all texts are encoded in two parallel calls."""
+    controls = template.controls
+    prompts = controls.encode([row.prompt for row in rows])
+    wholes = [[] for _ in rows] if encoder_decoder else controls.encode([row.prompt + row.completion for row in rows])
+    for row, prompt, whole in zip(rows, prompts, wholes, strict=True):
+        if prompt and whole[: len(prompt)] == prompt:
+            completion = whole[len(prompt) :]
+        else:
+            # A decoder's text is one of its own. Else the ids of prompt and completion would merge where they meet,
+            # which no model can do that writes after the prompt.
+            completion = controls.encode_answer(row.completion, first=encoder_decoder)
+        loss_mask = np.arange(len(prompt) + len(completion)) >= len(prompt)
+        if row.answers:
+            starts = np.array(controls.encode_places(row.prompt).starts)
+            for start, end in row.answers:
+                loss_mask[: len(prompt)] |= (starts >= start) & (starts < end)
         if not encoder_decoder:
             loss_mask[:1] = False
-        yield Example(ids, loss_mask=loss_mask)
-
-
-def _encode_segments(
-    rows: Sequence[Sequence[Segment]], *, tokenizer: Tokenizer, encoder_decoder: bool
-) -> Iterator[tuple[NDArray[np.int32], NDArray[np.bool_]]]:
-    """Yield the ids and the loss mask of each row; all texts are encoded in one parallel call per kind of start."""
-    texts: dict[bool, list[str]] = {True: [], False: []}
-    for row in rows:
-        for index, segment in enumerate(row):
-            if not segment.special:
-                first = _starts(row, index=index, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
-                texts[first].append(segment.text)
-    encoded = {first: iter(tokenizer.encode(part, first=first)) for first, part in texts.items()}
-    for row in rows:
-        ids: list[int] = []
-        spans: list[tuple[int, int]] = []
-        for index, segment in enumerate(row):
-            start = len(ids)
-            if segment.special:
-                ids.append(tokenizer.special_tokens[segment.text])
-            else:
-                first = _starts(row, index=index, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
-                ids += next(encoded[first])
-            if segment.trained:
-                spans.append((start, len(ids)))
-        loss_mask = np.zeros(len(ids), dtype=np.bool_)
-        for start, end in spans:
-            loss_mask[start:end] = True
-        yield np.array(ids, dtype=np.int32), loss_mask
-
-
-def _starts(row: Sequence[Segment], *, index: int, tokenizer: Tokenizer, encoder_decoder: bool) -> bool:
-    """Return whether the tokenizer treats this text as the start of a text (with a dummy space, if it has one).
-
-    A completion never is, since generation writes it straight after the prompt; a decoder of its own starts one.
-    """
-    if row[index].completion:
-        return encoder_decoder
-    return index == 0 or (row[index - 1].special and tokenizer.spaces_after_special)
+        yield Example(np.array([*prompt, *completion], dtype=np.int32), loss_mask)
 
 
 def _fit(record: Record, example: Example, *, max_length: int, cut: bool, pairs: bool) -> Tokenized:

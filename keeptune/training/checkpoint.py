@@ -21,6 +21,7 @@ from keeptune.errors import CheckpointError, FolderInUseError, StorageError
 from keeptune.storage import (
     MANIFEST,
     read_json,
+    read_record,
     remove_leftovers,
     staged_folder,
     storage_errors,
@@ -188,9 +189,9 @@ def _facts_of_whole(target: Path) -> _Facts | None:
 def _facts(target: Path) -> _Facts | None:
     """Return what a checkpoint's manifest says, or None where it cannot be read."""
     try:
-        manifest = read_json(target / MANIFEST)
+        manifest = read_record(target / MANIFEST)
         return _Facts(**{key: value for key, value in manifest.items() if key != "files"})
-    except (StorageError, TypeError, AttributeError, UnicodeDecodeError):
+    except (StorageError, TypeError):
         return None
 
 

@@ -101,7 +101,6 @@ def split_of(records: Sequence[Record], tokenizer: Tokenizer, *, pairs: bool = F
         (item.record.id, item.example)
         for item in tokenize(
             records,
-            tokenizer=tokenizer,
             template=template,
             train_on="all",
             max_length=max_length,
@@ -428,7 +427,6 @@ def test_a_real_base_model_is_scored_on_real_records(tmp_path: Path) -> None:
     template = make_template("alpaca", tokenizer=tokenizer, encoder_decoder=False)
     items = tokenize(
         records,
-        tokenizer=tokenizer,
         template=template,
         train_on="all",
         max_length=512,

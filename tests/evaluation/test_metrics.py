@@ -18,6 +18,7 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 from keeptune.errors import DataError
+from keeptune.evaluation.corpus import BLEU_TOKENISERS, load_tokenisers, missing_package
 from keeptune.evaluation.metrics import (
     METRICS,
     Answer,
@@ -26,9 +27,12 @@ from keeptune.evaluation.metrics import (
     measure,
     metric_of,
     metric_problems,
-    squad_normalised,
     with_loss,
 )
+from keeptune.evaluation.words import characters, squad_normalised, unicode_words
+
+# The others need packages or files that may not be here.
+USABLE = {name: metric for name, metric in METRICS.items() if not name.endswith(("mecab", "flores200"))}
 
 # Punctuation, numbers, other scripts, articles and words that share a stem.
 WORDS = re.findall(
@@ -114,6 +118,78 @@ def test_rouge_equals_rouge_score_with_its_stemmer(name: str) -> None:
         assert value(name, prediction, reference) == scorer.score(reference, prediction)[name].fmeasure
 
 
+@pytest.mark.parametrize("kind", ["rouge1", "rouge2", "rougeL", "rougeLsum"])
+def test_unicode_rouge_equals_rouge_on_ascii_and_rouge_score_with_the_same_words_elsewhere(kind: str) -> None:
+    class Words:
+        def tokenize(self, text: str) -> list[str]:
+            return unicode_words(text)
+
+    for prediction, reference in random_pairs(200, seed=4):
+        ascii_only = [text.encode("ascii", "ignore").decode() for text in (prediction, reference)]
+        assert value(f"{kind}_unicode", *ascii_only) == value(kind, *ascii_only)
+    pair = ("привет мир и все\nмир", "мир и привет\nвсем мир")
+    expected = RougeScorer([kind], tokenizer=Words()).score(pair[1], pair[0])[kind].fmeasure
+    assert value(f"{kind}_unicode", *pair) == expected > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("这个 Python 3.5，很好", ["这", "个", "python", "3", "5", "很", "好"]),
+        ("Привет, мир!", ["привет", "мир"]),
+        ("l'été naïf", ["l", "été", "naïf"]),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+        ("ที่นี่", ["ที่", "นี่"]),
+        ("می\u200cخواهم بروم", ["می\u200cخواهم", "بروم"]),
+        ("カード ｶ ＡＢ", ["カ", "ー", "ド", "カ", "ab"]),
+        ("한국어 문장", ["한국어", "문장"]),
+        ("snake_case a+b", ["snake", "case", "a", "b"]),
+        ("😀 +", []),
+    ],
+)
+def test_words_are_those_between_spaces_and_single_letters_where_a_script_has_no_spaces(
+    text: str, words: list[str]
+) -> None:
+    assert unicode_words(text) == words
+
+
+@pytest.mark.parametrize(
+    ("right", "near"),
+    [
+        ("这个东西的颜色是红色", "这个东西的颜色是蓝色"),
+        ("この箱は赤いです", "この箱は青いです"),
+        ("กล่องนี้สีแดง", "กล่องนี้สีฟ้า"),
+        ("الصندوق أحمر جدا", "الصندوق أزرق جدا"),
+        ("यह डिब्बा लाल है", "यह डिब्बा नीला है"),
+        ("το κουτί είναι κόκκινο", "το κουτί είναι μπλε"),
+        ("эта коробка красная", "эта коробка синяя"),
+        ("l'été est là", "l'hiver est là"),
+    ],
+)
+def test_in_every_script_the_right_answer_is_perfect_and_a_near_one_less(right: str, near: str) -> None:
+    for name in ("rouge1_unicode", "rougeL_unicode", "char_f1", "chrf"):
+        assert value(name, right, right) == pytest.approx(METRICS[name].scale)
+        assert 0.3 < value(name, near, right) / METRICS[name].scale < 0.99
+
+
+def test_character_f1_is_the_f1_of_bags_of_characters() -> None:
+    for prediction, reference in random_pairs(200, seed=5):
+        mine, theirs = (Counter("".join(text.lower().split())) for text in (prediction, reference))
+        same = sum((mine & theirs).values())
+        if characters(prediction) and characters(reference):
+            precision, recall = same / mine.total(), same / theirs.total()
+            expected = 2 * precision * recall / (precision + recall) if same else 0.0
+            assert value("char_f1", prediction, reference) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("name", ["bleu_zh", "bleu_char"])
+def test_a_bleu_with_a_tokeniser_equals_sacrebleus(name: str) -> None:
+    rows = [(p.replace(" ", "红"), r.replace(" ", "红")) for p, r in random_pairs(40, seed=6)]
+    predictions, references = [p for p, _ in rows], [r for _, r in rows]
+    expected = BLEU(tokenize=BLEU_TOKENISERS[name]).corpus_score(predictions, [references]).score
+    assert corpus(name, predictions, [[r] for r in references]) == pytest.approx(expected, rel=1e-12)
+
+
 def test_rouge_stems_words_and_lsum_reads_lines() -> None:
     assert value("rouge1", "houses", "house") == 1.0
     swapped = ("the cat sat\nthe dog ran", "the dog ran\nthe cat sat")
@@ -121,7 +197,9 @@ def test_rouge_stems_words_and_lsum_reads_lines() -> None:
     assert value("rougeLsum", *swapped) == 1.0
 
 
-@pytest.mark.parametrize("name", ["rouge1", "rougeLsum", "chrf", "exact_match", "raw_exact_match", "token_f1"])
+@pytest.mark.parametrize(
+    "name", ["rouge1", "rougeLsum", "rougeL_unicode", "chrf", "exact_match", "raw_exact_match", "token_f1", "char_f1"]
+)
 def test_the_best_of_several_references_counts(name: str) -> None:
     assert value(name, "blue sky", "red", "blue sky", "green") == value(name, "blue sky", "blue sky") > 0
 
@@ -153,13 +231,13 @@ def test_the_value_of_one_record_is_sacrebleus_sentence_score(name: str) -> None
         assert value(name, prediction, reference) == pytest.approx(expected, rel=1e-12, abs=1e-12)
 
 
-def test_exact_match_and_f1_equal_squads_script_wherever_it_leaves_a_text() -> None:
+def test_squads_exact_match_and_f1_equal_its_script_wherever_it_leaves_a_text() -> None:
     compared = 0
     for prediction, reference in random_pairs(2000, seed=3):
         if any(text.strip() and not normalize_answer(text) for text in (prediction, reference)):
             continue
         compared += 1
-        assert value("exact_match", prediction, reference) == compute_exact(reference, prediction)
+        assert value("exact_match_squad", prediction, reference) == compute_exact(reference, prediction)
         assert value("token_f1", prediction, reference) == pytest.approx(compute_f1(reference, prediction), abs=1e-15)
     assert compared > 1500
 
@@ -177,9 +255,54 @@ def test_exact_match_and_f1_equal_squads_script_wherever_it_leaves_a_text() -> N
         ("-", "+", 0.0, 0.0),
     ],
 )
-def test_exact_match_and_f1_by_hand(prediction: str, reference: str, exact: float, f1: float) -> None:
-    assert value("exact_match", prediction, reference) == exact
+def test_squads_exact_match_and_f1_by_hand(prediction: str, reference: str, exact: float, f1: float) -> None:
+    assert value("exact_match_squad", prediction, reference) == exact
     assert value("token_f1", prediction, reference) == pytest.approx(f1)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [
+        ("-5", "5"),
+        ("3.5", "35"),
+        ("C++", "C"),
+        ("C#", "C"),
+        ("1,5", "15"),
+        ("50%", "50"),
+        ("$5", "5"),
+        ("x²", "x2"),
+        ("the cat", "cat"),
+        ("a-b", "ab"),
+        ("<=", "<"),
+        ("!", "?"),
+        ("été", "t"),
+        ("红色", "蓝色"),
+        ("", "."),
+        ("", "a"),
+        ("..", "..."),
+    ],
+)
+def test_exact_match_tells_signs_points_symbols_and_words_apart(prediction: str, reference: str) -> None:
+    assert value("exact_match", prediction, reference) == 0.0 == value("exact_match", reference, prediction)
+
+
+@pytest.mark.parametrize(
+    ("prediction", "reference"),
+    [
+        (" Paris.\n", "paris"),
+        ("New  York", "new york"),
+        ("A.", "a"),
+        ("e\u0301te\u0301", "été"),
+        ("是。", "是"),
+        ("STRASSE", "straße"),
+        ("3.5.", "3.5"),
+        ("-5", "-5"),
+    ],
+)
+def test_exact_match_forgives_case_white_space_composition_and_one_final_full_stop(
+    prediction: str, reference: str
+) -> None:
+    assert value("exact_match", prediction, reference) == 1.0
 
 
 def test_raw_exact_match_forgives_outer_white_space_only() -> None:
@@ -190,12 +313,11 @@ def test_raw_exact_match_forgives_outer_white_space_only() -> None:
 @given(st.text(max_size=40), st.text(max_size=40))
 @settings(max_examples=60, deadline=None)
 def test_any_text_has_a_finite_value_in_range_and_itself_is_perfect(prediction: str, reference: str) -> None:
-    for name, metric in METRICS.items():
-        if metric.value is None:
-            continue
-        top = 100.0 if name in {"bleu", "chrf"} else 1.0
-        assert 0.0 <= metric.value(prediction, [reference]) <= top * (1 + 1e-12)
-    assert value("exact_match", reference, reference) == value("token_f1", reference, reference) == 1.0
+    for metric in USABLE.values():
+        if metric.value is not None:
+            assert 0.0 <= metric.value(prediction, [reference]) <= metric.scale * (1 + 1e-12)
+    for name in ("exact_match", "exact_match_squad", "raw_exact_match", "token_f1", "char_f1"):
+        assert value(name, reference, reference) == 1.0
     assert squad_normalised(squad_normalised(reference)) == squad_normalised(reference)
 
 
@@ -225,17 +347,31 @@ def test_signatures_name_implementation_version_and_options() -> None:
     assert bleu.startswith("sacrebleu BLEU|nrefs:1|case:mixed|eff:no|tok:13a|smooth:exp|version:")
     assert METRICS["chrf"].signature(-1).startswith("sacrebleu chrF2|nrefs:var|case:mixed|eff:yes|nc:6|nw:0|space:no|")
     assert re.match(r"rouge_score \d\S*\|rougeL F1\|stemmer:yes\|", METRICS["rougeL"].signature(1))
-    assert all(metric.signature(1) for metric in METRICS.values())
+    assert METRICS["rougeL_unicode"].signature(1).replace("|words:unicode", "") == METRICS["rougeL"].signature(1)
+    assert "|tok:zh|" in METRICS["bleu_zh"].signature(1)
+    signatures = [metric.signature(1) for metric in USABLE.values()]
+    assert len(set(signatures)) == len(signatures)
 
 
 def test_an_unknown_metric_is_refused_with_the_nearest() -> None:
     assert metric_problems(["rougeL", "loss", "chrf"]) == []
+    rouge = "rouge1, rouge2, rougeL, rougeLsum, rouge1_unicode, rouge2_unicode, rougeL_unicode, rougeLsum_unicode"
+    bleu = "bleu, bleu_char, bleu_zh, bleu_ja_mecab, bleu_ko_mecab, bleu_flores200"
+    rest = "chrf, exact_match, exact_match_squad, raw_exact_match, token_f1, char_f1, loss, perplexity"
     assert metric_problems(["rouge_l", "rougeL", "zzz"]) == [
-        "found 'rouge_l'; expected one of rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, "
-        "exact_match, raw_exact_match, token_f1, loss, perplexity. Did you mean rougeL?",
-        "found 'zzz'; expected one of rouge1, rouge2, rougeL, rougeLsum, bleu, chrf, "
-        "exact_match, raw_exact_match, token_f1, loss, perplexity. Choose one of these.",
+        f"found 'rouge_l'; expected one of {rouge}, {bleu}, {rest}. Did you mean rougeL?",
+        f"found 'zzz'; expected one of {rouge}, {bleu}, {rest}. Choose one of these.",
     ]
+
+
+@pytest.mark.skipif(missing_package("bleu_ja_mecab") is None, reason="MeCab is installed")
+def test_a_tokeniser_that_is_not_installed_is_refused_with_its_package() -> None:
+    assert metric_problems(["bleu_ja_mecab"]) == [
+        "found bleu_ja_mecab, whose tokeniser is not installed; expected its package. Run pip install "
+        "'sacrebleu[ja]', or use chrf, which needs none."
+    ]
+    (problem,) = load_tokenisers(["bleu", "bleu_ja_mecab"])
+    assert problem.startswith("found bleu_ja_mecab, whose tokeniser does not load (")
 
 
 def test_an_answer_survives_its_line_of_json() -> None:

@@ -69,18 +69,102 @@ def test_the_hash_follows_configuration_and_weights(tmp_path: Path) -> None:
     assert check_model_folder(model_folder(tmp_path / "d", weights=safetensors(4))).sha256 != one
 
 
+def write_index(path: Path, **weight_map: Any) -> None:
+    index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+
+
 def test_sharded_weights_are_counted_together(tmp_path: Path) -> None:
     path = model_folder(tmp_path / "m")
     (path / "model.safetensors").rename(path / "model-1.safetensors")
     (path / "model-2.safetensors").write_bytes(safetensors(5))
-    index = {"weight_map": {"a": "model-1.safetensors", "b": "model-2.safetensors"}}
-    (path / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    write_index(path, a="model-1.safetensors", b="model-2.safetensors")
     assert check_model_folder(path).weight_bytes == len(safetensors(3)) + len(safetensors(5))
     (path / "model-2.safetensors").unlink()
     with pytest.raises(RecipeError, match=r"found no 'model-2.safetensors' \(1 of 2 weight files are missing\)"):
         check_model_folder(path)
     (path / "model.safetensors.index.json").write_text("{}", encoding="utf-8")
     with pytest.raises(RecipeError, match="broken index"):
+        check_model_folder(path)
+
+
+def test_weights_in_one_file_and_in_those_of_an_index_are_refused(tmp_path: Path) -> None:
+    # transformers reads model.safetensors, whatever the index says.
+    path = model_folder(tmp_path / "m")
+    one = check_model_folder(path).sha256
+    (path / "w.safetensors").write_bytes(safetensors(5))
+    assert check_model_folder(path).sha256 == one
+    write_index(path, a="w.safetensors")
+    with pytest.raises(RecipeError, match=r"found model.safetensors and an index that names other files.*'w.safetens"):
+        check_model_folder(path)
+    write_index(path, a="model.safetensors", b="w.safetensors")
+    with pytest.raises(RecipeError, match="Remove model.safetensors, or model.safetensors.index.json"):
+        check_model_folder(path)
+    write_index(path, a="model.safetensors")
+    assert check_model_folder(path).sha256 == one
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "../other/w.safetensors",
+        "sub/w.safetensors",
+        "..\\w.safetensors",
+        "/w.safetensors",
+        "w.bin",
+        "w.safetensors\0",
+        3,
+    ],
+)
+def test_an_index_that_names_no_plain_safetensors_file_of_its_folder_is_refused(tmp_path: Path, name: Any) -> None:
+    path = model_folder(tmp_path / "m")
+    for place in (tmp_path / "other", path / "sub", path):
+        place.mkdir(exist_ok=True)
+        (place / "w.safetensors").write_bytes(safetensors())
+    (path / "model.safetensors").unlink()
+    write_index(path, a=name)
+    with pytest.raises(RecipeError, match="expected the name of a safetensors file in the same folder"):
+        check_model_folder(path)
+
+
+@pytest.mark.parametrize("index", ["{}", "[]", "{", '{"weight_map": {"a": "w.safetensors"}}', '{"weight_map": {}}'])
+def test_an_index_that_transformers_cannot_read_is_refused(tmp_path: Path, index: str) -> None:
+    path = model_folder(tmp_path / "m")
+    (path / "w.safetensors").write_bytes(safetensors())
+    (path / "model.safetensors.index.json").write_text(index, encoding="utf-8")
+    with pytest.raises(RecipeError, match="broken index; expected a weight_map and its metadata"):
+        check_model_folder(path)
+
+
+def test_what_would_make_transformers_read_other_weights_is_refused(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "named", transformers_weights="other.safetensors")
+    with pytest.raises(RecipeError, match=r"found transformers_weights, which names 'other.safetensors'"):
+        check_model_folder(path)
+    path = model_folder(tmp_path / "both")
+    (path / "adapter_config.json").write_text("{}", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"found adapter_config.json beside config.json"):
+        check_model_folder(path)
+
+
+def test_pickles_beside_safetensors_are_left_alone(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "m")
+    one = check_model_folder(path).sha256
+    (path / "pytorch_model.bin").write_bytes(b"a pickle")
+    assert check_model_folder(path).sha256 == one
+
+
+def test_the_hash_of_a_linked_file_is_that_of_what_it_leads_to(tmp_path: Path) -> None:
+    # The hub's cache is made of such links.
+    path = model_folder(tmp_path / "m")
+    one = check_model_folder(path).sha256
+    blob = tmp_path / "blob"
+    (path / "model.safetensors").rename(blob)
+    (path / "model.safetensors").symlink_to(blob)
+    assert check_model_folder(path).sha256 == one
+    blob.write_bytes(safetensors(4))
+    assert check_model_folder(path).sha256 != one
+    blob.unlink()
+    with pytest.raises(RecipeError, match="found no weights"):
         check_model_folder(path)
 
 

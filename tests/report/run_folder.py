@@ -131,6 +131,7 @@ def training(method: str, num_steps: int) -> dict[str, Any]:
     return {
         "method": method,
         "peft_type": "LORA" if is_lora else None,
+        "learning_rate": 2e-4 if is_lora else 2e-5,
         "trained_parameters": 589_824 if is_lora else 3_147_264,
         "total_parameters": 3_737_088 if is_lora else 3_147_264,
         "num_steps": num_steps,

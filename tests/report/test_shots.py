@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from keeptune.report.guide import guide
+from keeptune.report.layout import score_groups
 from keeptune.report.page import write_report
 from keeptune.report.scores import Score
 from keeptune.report.shots import ShotRow, few_shot_scores, prompting_costs, queries_until_cheaper
@@ -99,9 +100,9 @@ def test_the_page_says_in_one_sentence_whether_tuning_beats_examples_in_the_prom
     assert_safe(page)
     # 0.431 - 0.24, the draw in the middle of 0.21, 0.24 and 0.30.
     for words in (
-        "With 4 solved examples in its prompt and no training, the base has ROUGE-L 0.240 (the middle one of 3 "
-        "random choices); lora beats that (difference +0.191, 95 % interval +0.141 to +0.241).",
-        "… with examples in its prompt +0.191 95 %: +0.141 to +0.241",
+        "With 4 solved examples in its prompt and no training, the base has ROUGE-L 0.240 (the median of 3 "
+        "random draws); lora beats that (difference +0.191, 95 % interval +0.141 to +0.241).",
+        "Difference from few-shot +0.191 95 %: +0.141 to +0.241",
         "base, 1 shot 0.180 0.160 to 0.200 of 3 draws 100",
         "base, 4 shots 0.250 0.210 to 0.300 of 3 draws 100",
         "lora − base, 4 shots, draw 3 +0.191 +0.141 to +0.241 50 10 ▲ better",
@@ -166,6 +167,44 @@ def test_a_row_that_was_left_out_is_named(tmp_path: Path) -> None:
     assert f"Missing: {reason}" in page.words
     assert "base, 4 shots 0.270 0.240 to 0.300 of 2 draws" in page.words
     assert "answers of base, 4 shots, draw 1" not in page.words
+
+
+def test_few_shot_that_was_impossible_stands_where_its_row_would_be(tmp_path: Path) -> None:
+    run = write_shots(write_run(tmp_path, num_steps=1))
+    reason = "no solved example fits before any of the 9 test prompts. Lower evaluation.max_new_tokens."
+    for path in (run / "base").glob("*-shot-*/scores.json"):
+        header = json.loads(path.read_text(encoding="utf-8"))
+        left_out = {"scores": [], "left_out": f"{header['row']}: {reason}"}
+        write_json(path, {**header, **left_out})
+    report = read_report(run)
+    assert [(row.model, row.left_out) for row in score_groups(report)[0].rows] == [
+        ("base", ""),
+        ("base, 1 shot", reason),
+        ("base, 4 shots", reason),
+        ("base, 4 nearest shots", reason),
+        ("full", ""),
+        ("lora", ""),
+    ]
+    assert [row.left_out for row in score_groups(report)[1].rows] == ["", "", ""]
+    page = page_of(run)
+    assert f"base, 4 shots no score: {reason}" in page.words and "Missing" not in page.words
+    assert f"There is no few-shot score: {reason}" in page.words
+    value = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert value["few_shot_left_out"][0] == {"name": "base, 1 shot", "reason": reason}
+
+
+def test_a_few_shot_score_of_zero_says_as_much_as_that_of_the_base(tmp_path: Path) -> None:
+    run = write_shots(write_run(tmp_path, num_steps=1))
+    path = run / "base/4-shot-nearest/scores.json"
+    header = json.loads(path.read_text(encoding="utf-8"))
+    for row in header["scores"]:
+        row.update(mean=0.0, standard_error=0.0, num_clusters=100)
+    write_json(path, header)
+    rows = {row.model: row for row in score_groups(read_report(run))[0].rows}
+    assert (rows["base, 4 nearest shots"].interval, rows["base, 4 nearest shots"].hint) == (
+        "",
+        "all 100 agree; true mean below 0.03",
+    )
 
 
 def test_the_guide_says_what_shots_are(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from keeptune import stages
 from keeptune.errors import DataError
 from keeptune.stages.certified import certificates_of, changed_file, refuse_changed
-from keeptune.storage import file_sha256, write_json
+from keeptune.storage import file_sha256, write_record
 from tests.stages.test_retention import Made, finished, written_recipe
 from tests.stages.world import context, llama
 
@@ -85,7 +85,7 @@ def test_without_a_budget_validation_chooses_again_and_no_certificate_stays(made
     folder = tmp_path / "run"
     shutil.copytree(made.folder, folder)
     certificate = made.certificate | {"artifact": {"folder": "instruct-model", "sha256": {"model.safetensors": "0"}}}
-    write_json(folder / "certificate.json", certificate)
+    write_record(folder / "certificate.json", certificate)
     retention = made.recipe.retention.model_copy(update={"budget": {}, "self_texts": 0})
     recipe = made.recipe.model_copy(update={"output_dir": str(folder), "retention": retention})
     with stages.open_run(recipe, context=context()) as run:
@@ -98,10 +98,10 @@ def test_without_a_budget_validation_chooses_again_and_no_certificate_stays(made
 def test_an_export_refuses_an_adapter_that_changed(tmp_path: Path, name: str) -> None:
     folder = tmp_path / name
     folder.mkdir(parents=True)
-    write_json(tmp_path / "manifest.json", {"commands": [], "versions": {}})
+    write_record(tmp_path / "manifest.json", {"commands": [], "versions": {}})
     (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
     artifact = {"folder": name, "sha256": {"adapter_config.json": "0" * 64}}
-    write_json(tmp_path / "certificate.json", {"verdict": "CERTIFIED", "artifact": artifact})
+    write_record(tmp_path / "certificate.json", {"verdict": "CERTIFIED", "artifact": artifact})
     with pytest.raises(DataError, match="found the hash 44136fa355b3678a; expected 0000000000000000"):
         stages.export(folder, merged=tmp_path / "out", base=None)
 
@@ -109,7 +109,7 @@ def test_an_export_refuses_an_adapter_that_changed(tmp_path: Path, name: str) ->
 def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     certificate = tmp_path / "certificate.json"
-    write_json(
+    write_record(
         certificate,
         {"verdict": "CERTIFIED", "artifact": {"folder": "model", "sha256": {"model.safetensors": "1" * 64}}},
     )
@@ -119,17 +119,17 @@ def test_a_file_that_is_gone_is_named(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_gone_and_one_without_a_certificate_are_no_fault(tmp_path: Path) -> None:
     gone = {"folder": "gone", "sha256": {"x": "1" * 64}}
-    write_json(tmp_path / "certificate.json", {"verdict": "CERTIFIED", "artifact": gone})
+    write_record(tmp_path / "certificate.json", {"verdict": "CERTIFIED", "artifact": gone})
     refuse_changed(tmp_path / "gone", runs=[tmp_path])
     refuse_changed(tmp_path, runs=[tmp_path])
-    write_json(tmp_path / "certificate.json", {"verdict": "INFEASIBLE", "artifact": None})
+    write_record(tmp_path / "certificate.json", {"verdict": "INFEASIBLE", "artifact": None})
     assert list(certificates_of(tmp_path / "gone", runs=[tmp_path])) == []
 
 
 def test_a_folder_that_was_tested_and_not_certified_may_change(tmp_path: Path) -> None:
     (tmp_path / "model").mkdir()
     artifact = {"folder": "model", "sha256": {"config.json": "1" * 64}}
-    write_json(tmp_path / "certificate.json", {"verdict": "NOT CERTIFIED", "artifact": artifact})
+    write_record(tmp_path / "certificate.json", {"verdict": "NOT CERTIFIED", "artifact": artifact})
     refuse_changed(tmp_path / "model", runs=[tmp_path])
 
 
@@ -140,7 +140,7 @@ def test_a_folder_that_was_certified_again_as_it_is_now_passes(tmp_path: Path) -
     (tmp_path / "certificates").mkdir()
     for name, sha256 in (("a", "0" * 64), ("b", file_sha256(folder / "config.json"))):
         artifact = {"folder": str(folder), "sha256": {"config.json": sha256}}
-        write_json(tmp_path / "certificates" / f"{name}.json", {"verdict": "CERTIFIED", "artifact": artifact})
+        write_record(tmp_path / "certificates" / f"{name}.json", {"verdict": "CERTIFIED", "artifact": artifact})
     refuse_changed(folder, runs=[tmp_path])
     (folder / "config.json").write_text(json.dumps({"a": 1}), encoding="utf-8")
     with pytest.raises(DataError, match=r"b\.json speaks of\. Put the file back; `keeptune certify RECIPE --artifact"):

@@ -18,10 +18,19 @@ from transformers import AutoModelForCausalLM
 from keeptune import cli, stages
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import Message, Record, record_id, record_to_json
-from keeptune.errors import DataError, RecipeError
+from keeptune.errors import DataError, RecipeError, StorageError
 from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.stages import answering
-from keeptune.storage import read_json, staged_folder, write_json, write_jsonl
+from keeptune.storage import (
+    read_json,
+    read_record,
+    read_sealed_text,
+    staged_folder,
+    write_json,
+    write_jsonl,
+    write_record,
+    write_sealed_text,
+)
 from tests.stages import world
 
 torch.set_num_threads(1)
@@ -124,6 +133,7 @@ def test_a_model_of_no_run_reads_the_runs_prompts_and_answers_once(runs: Path, t
             "models": ["other"],
             "test_sha256": value["test"]["sha256"],
             "keys": {"other": ANY},
+            "previous_sha256": ANY,
         }
     ]
     # Among other models, and for another place, the same answers serve.
@@ -172,7 +182,8 @@ def test_the_base_model_by_its_own_folder_is_refused_beside_its_run(runs: Path) 
 def test_a_tokenizer_that_changed_since_the_data_were_prepared_is_refused(runs: Path, tmp_path: Path) -> None:
     run = shutil.copytree(runs / "one", tmp_path / "one")
     base = shutil.copytree(runs / "base", tmp_path / "base")
-    (run / "recipe.yaml").write_text((run / "recipe.yaml").read_text().replace(str(runs / "base"), str(base)))
+    text = read_sealed_text(run / "recipe.yaml").replace(str(runs / "base"), str(base))
+    write_sealed_text(run / "recipe.yaml", text)
     config = read_json(base / "tokenizer_config.json")
     write_json(base / "tokenizer_config.json", {**config, "model_max_length": 77})
     with pytest.raises(DataError, match=r"found another tokenizer or template than when .*data was prepared"):
@@ -207,7 +218,7 @@ def written_run(
 ) -> Path:
     """Write what a comparison reads of a run; of `train` the numbers of the records that its methods learned."""
     folder.mkdir(parents=True)
-    write_json(folder / "manifest.json", {"commands": [], "versions": {}, "methods": list(methods)})
+    write_record(folder / "manifest.json", {"commands": [], "versions": {}, "methods": list(methods)})
     facts = {"template": "chat", "template_sha256": "0" * 64, "tokenizer_sha256": "1" * 64, "key": "k"}
     with staged_folder(folder / "data", facts=facts) as staging:
         write_jsonl(staging / "train.jsonl", (record_to_json(record(number)) for number in train))
@@ -224,7 +235,9 @@ def written_run(
                 "metrics": {"exact_match": {"signature": signature, "higher_is_better": True}, **metrics},
             }
             write_json(staging / "scores.json", {**header, "scores": []})
-        write_json(folder / name / "training.json", {"estimated_memory_bytes": {"weights": 4}, "peak_memory_bytes": 9})
+        write_record(
+            folder / name / "training.json", {"estimated_memory_bytes": {"weights": 4}, "peak_memory_bytes": 9}
+        )
     return folder
 
 
@@ -241,8 +254,8 @@ def test_a_written_run_is_compared(tmp_path: Path) -> None:
 
 def test_the_delivered_model_on_the_way_stands_beside_the_trained_ones(tmp_path: Path) -> None:
     run = written_run(tmp_path / "a", methods={"lora": ten(1), "lora/path/0.5": ten(1, 2, 3)})
-    write_json(run / "manifest.json", {"commands": [], "versions": {}, "methods": ["lora"]})
-    write_json(run / "selection.json", {"selected": "lora", "alpha": 0.5})
+    write_record(run / "manifest.json", {"commands": [], "versions": {}, "methods": ["lora"]})
+    write_record(run / "selection.json", {"selected": "lora", "alpha": 0.5})
     with staged_folder(run / "instruct-model", facts={"key": "k"}) as staging:
         (staging / "adapter.safetensors").write_bytes(b"weights")
     value = compared(run)
@@ -251,7 +264,7 @@ def test_the_delivered_model_on_the_way_stands_beside_the_trained_ones(tmp_path:
     assert value["notes"] == ["a/instruct-model is the delivered model: lora at alpha 0.5."]
     assert compared(run / "lora", run / "instruct-model")["notes"] == value["notes"]
     named = {"folder": "instruct-model", "sha256": {"adapter.safetensors": "0" * 64}}
-    write_json(run / "certificate.json", {"verdict": "CERTIFIED", "artifact": named})
+    write_record(run / "certificate.json", {"verdict": "CERTIFIED", "artifact": named})
     with pytest.raises(DataError, match="adapter.safetensors: found the hash .*; expected 0000000000000000, which"):
         compared(run)
 
@@ -312,7 +325,7 @@ def test_a_method_without_answers_is_to_be_evaluated_first(tmp_path: Path) -> No
         compared(run)
     samples = run / "lora" / "test" / "samples.jsonl"
     samples.write_text(samples.read_text().replace("1.0", "0.5"))
-    with pytest.raises(DataError, match=r"a/lora/test: found no whole answers to test.*\n.*a/ia3/test: found no whole"):
+    with pytest.raises(StorageError, match=r"a/lora/test/samples\.jsonl: found content that differs from its hash"):
         compared(run)
 
 
@@ -326,8 +339,8 @@ def test_a_run_without_a_trained_method_is_refused(tmp_path: Path) -> None:
 
 def test_what_an_earlier_recipe_left_in_a_run_is_none_of_its_methods(tmp_path: Path) -> None:
     run = written_run(tmp_path / "a", methods={"lora": ten(1), "ia3": ten(2)})
-    facts = read_json(run / "manifest.json")
-    write_json(run / "manifest.json", {**facts, "methods": ["lora"]})
+    facts = read_record(run / "manifest.json")
+    write_record(run / "manifest.json", {**facts, "methods": ["lora"]})
     with pytest.raises(RecipeError, match=r"found the one model a/lora; expected two or more\. Name another run"):
         compared(run)
     assert [m["name"] for m in compared(run, run / "ia3")["models"]] == ["a/lora", "a/ia3"]
@@ -368,7 +381,7 @@ def test_a_model_that_was_trained_on_inputs_of_this_test_set_is_refused(tmp_path
     (other / "lora" / "adapter").mkdir()
     (other / "lora" / "adapter" / "adapter_config.json").write_text("{}")
     recipe = {"model": str(tmp_path), "output_dir": str(run), "data": {"tasks": [{"path": "x.jsonl"}]}}
-    (run / "recipe.yaml").write_text(json.dumps(recipe))
+    write_sealed_text(run / "recipe.yaml", json.dumps(recipe) + "\n")
     with pytest.raises(DataError, match=r"found 2 of the 10 inputs of the test set among those that it was trained on"):
         compared(run, other / "lora" / "adapter")
 

@@ -13,7 +13,7 @@ import torch
 from keeptune import stages
 from keeptune.config import load_recipe
 from keeptune.errors import FolderInUseError, RecipeError
-from keeptune.storage import read_json, write_json
+from keeptune.storage import read_json, write_record
 from tests.stages import world
 
 torch.set_num_threads(1)
@@ -49,7 +49,7 @@ class Launcher:
             else:
                 value = 2.0 + 8.0 * len(lines) ** -0.5 + 0.001 * loaded.seed
                 facts = {"drift": None, "drops": {}, "excess": None, "seconds": 1.5}
-                write_json(run.folder / "result.json", {"value": value, **facts})
+                write_record(run.folder / "result.json", {"value": value, **facts})
         return cast("subprocess.Popen[bytes]", Ended())
 
 

@@ -17,7 +17,7 @@ from keeptune.recipe_text import read_yaml, write_yaml
 from keeptune.stages.methods import method_of
 from keeptune.stages.run import stage_key
 from keeptune.stages.training import training_key
-from keeptune.storage import read_json
+from keeptune.storage import read_json, write_sealed_text
 from keeptune.text.tokens import Example
 from tests.stages import world
 from tests.training.tiny import Table, read_events
@@ -151,7 +151,7 @@ def test_a_recipe_without_these_fields_has_the_key_and_the_files_from_before_the
     for fields in old["methods"].values():
         for name in ("frozen_layers", "l2_base", "replay_fraction", "replay_kl"):
             del fields[name]
-    (run / "recipe.yaml").write_text(write_yaml(old))
+    write_sealed_text(run / "recipe.yaml", write_yaml(old))
     _, notes = trained(path, texts(), **{"methods.lora.replay_fraction": 0.0})
     assert sum("trained before and unchanged" in line for line in notes.lines) == 2
     with stages.open_run(world.recipe(path), context=world.context()) as opened:

@@ -18,7 +18,7 @@ from keeptune.recipe_text import read_yaml, write_yaml
 from keeptune.stages.data import _data_key, source_hashes  # pyright: ignore[reportPrivateUsage]
 from keeptune.stages.mixture import idle_temperature, train_examples
 from keeptune.stages.training import method_of, training_key
-from keeptune.storage import read_json
+from keeptune.storage import read_json, write_sealed_text
 from keeptune.text.mixture import Share, epoch_positions, first_epoch
 from tests.stages import world
 from tests.training.tiny import read_events
@@ -193,7 +193,7 @@ def test_a_recipe_without_a_mixture_goes_on_in_a_folder_from_before_there_was_on
     assert read_events(run / "full")[0]["num_examples"] == train
     old = read_yaml(run / "recipe.yaml")
     del old["data"]["mixture"]
-    (run / "recipe.yaml").write_text(write_yaml(old))
+    write_sealed_text(run / "recipe.yaml", write_yaml(old))
     _, notes = trained(path)
     assert any("trained before and unchanged" in line for line in notes.lines)
 

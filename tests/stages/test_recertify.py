@@ -16,10 +16,10 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from keeptune import stages
-from keeptune.errors import DataError, RecipeError
+from keeptune.errors import DataError, RecipeError, StorageError
 from keeptune.model.methods import quiet_peft
 from keeptune.stages.budgets import budgets_of
-from keeptune.storage import file_sha256, write_json
+from keeptune.storage import MANIFEST, file_sha256, read_record, write_json, write_record
 from tests.stages.test_retention import Made, finished, written_recipe
 from tests.stages.world import Notes, context, llama, t5
 
@@ -161,8 +161,11 @@ def test_an_adapter_of_another_tool_is_certified_on_the_run_s_base(copied: Made,
 
 
 def test_a_run_that_was_not_certified_yet_certifies_a_folder(copied: Made, tuned: Path) -> None:
-    for name in ("certificate.json", "certify.json", "certify_openings.jsonl", "forgetting.json"):
+    for name in ("certificate.json", "certify_openings.jsonl", "forgetting.json"):
         (copied.folder / name).unlink()
+    facts = read_record(copied.folder / MANIFEST)
+    del facts["ledgers"]["certify_openings.jsonl"]
+    write_record(copied.folder / MANIFEST, facts)
     shutil.rmtree(copied.folder / "base" / "certify")
     value = certified(copied, tuned)[0]
     assert value["verdict"] == "CERTIFIED" and value["opening"] == 1
@@ -173,6 +176,9 @@ def test_a_folder_that_changed_since_is_certified_anew_and_the_change_is_said(co
     expected = file_sha256(tuned / "config.json")
     config = json.loads((tuned / "config.json").read_text(encoding="utf-8"))
     (tuned / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-5}), encoding="utf-8")
+    with pytest.raises(StorageError, match=r"config\.json: found a file that differs from what manifest\.json"):
+        certified(copied, tuned)
+    (tuned / MANIFEST).unlink()
     notes = Notes()
     value, path, _ = certified(copied, tuned, notes=notes)
     assert path != earlier and value["opening"] == 3
@@ -235,14 +241,14 @@ def test_an_adapter_on_another_base_is_refused(copied: Made, tmp_path: Path, mod
 
 def test_an_adapter_over_other_bits_than_the_run_s_is_refused(copied: Made, tmp_path: Path, model: Path) -> None:
     adapter(model, tmp_path / "adapter")
-    write_json(tmp_path / "adapter" / "manifest.json", {"quantization": "4bit"})
+    write_record(tmp_path / "adapter" / "manifest.json", {"quantization": "4bit", "files": {}})
     with pytest.raises(RecipeError) as caught:
         certified(copied, tmp_path / "adapter")
     assert str(caught.value) == (
         f"{tmp_path / 'adapter'}: found an adapter that was trained over 4bit weights; expected one over the run's "
         "unquantised ones. Certify it with a recipe of its own quantization."
     )
-    write_json(tmp_path / "adapter" / "manifest.json", {"key": "another run's"})
+    write_record(tmp_path / "adapter" / "manifest.json", {"key": "another run's", "files": {}})
     assert certified(copied, tmp_path / "adapter")[0]["verdict"] == "CERTIFIED"
 
 
@@ -292,6 +298,7 @@ def test_another_tokenizer_is_refused_with_what_it_means(copied: Made, tuned: Pa
 def test_a_tokenizer_saved_anew_that_reads_alike_is_accepted(copied: Made, tuned: Path) -> None:
     path = tuned / "tokenizer.json"
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")), indent=4), encoding="utf-8")
+    (tuned / MANIFEST).unlink()
     assert certified(copied, tuned)[0]["verdict"] == "CERTIFIED"
 
 

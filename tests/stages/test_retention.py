@@ -261,3 +261,11 @@ def test_suites_of_chance_are_left_out_and_said(tmp_path: Path, model: Path) -> 
 def test_the_texts_of_a_suite_stay_when_records_are_added_to_train(made: Made) -> None:
     manifest = json.loads((made.folder / "texts" / MANIFEST).read_text(encoding="utf-8"))
     assert manifest["seed"] == 0
+
+
+def test_broken_answers_are_counted_for_the_base_and_each_point_on_every_task(made: Made) -> None:
+    rows = json.loads((made.folder / "forgetting.json").read_text(encoding="utf-8"))["canaries"]
+    places = [("base", None), ("full", 0.5), ("full", 1.0)]
+    assert [(row["model"], row["alpha"], row["task"]) for row in rows] == [
+        (*place, task) for place in places for task in ("first-word", "others-task")
+    ]

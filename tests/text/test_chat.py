@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -32,22 +35,36 @@ ESCAPES = [
     "{% import 'os' as os %}",
     "{{ strftime_now.__self__.__class__.__subclasses__() }}",
 ]
+# Refused at once, for the memory that they ask for or as faults of their own.
 BOMBS = [
-    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "{% for a in range(10000000) %}x{% endfor %}",
-    "{% for a in range(99999) %}{{ 'x' * 1000 }}{% endfor %}",
-    "{{ 'x' * 100000000 }}",
+    "{% for a in range(99999) %}{{ 'x' * 100 }}{% endfor %}",
+    "{{ 'x' * 10000000000 }}",
     "{{ [1] * 100000 * 100000 }}",
-    "{{ 9 ** 9 ** 9 ** 9 }}",
-    "{{ 100000000 | string }}",
-    "{{ '%1000000000d' % 1 }}",
+    "{{ '%10000000000d' % 1 }}",
+    "{{ '%10000000000d' | format(1) }}",
+    "{{ '{:>10000000000}'.format(1) }}",
+    "{{ 'x' | center(10000000000) }}",
+    "{{ 'x'.ljust(10000000000) }}",
+    "{{ 'x'.zfill(10000000000) }}",
+    "{{ [[1]] | tojson(indent=10000000000) }}",
+    "{{ ('a' * 100000) | replace('a', 'b' * 100000) }}",
     "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set ns.s = ns.s + ns.s %}{% endfor %}",
     "{% set ns = namespace(s='xxxxxxxx') %}{% for a in range(60) %}{% set ns.s = ns.s ~ ns.s %}{% endfor %}",
-    "{% set ns = namespace(s='x') %}{% for a in range(60) %}{% set ns.s = (ns.s ~ 1) ~ (ns.s ~ ns.s) %}{% endfor %}",
     "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
     "{{ 1 / 0 }}",
     "{{ messages[7]['content'] + 'x' }}",
     "{{ unknown.attribute }}",
+]
+TWICE = "{% macro f(n) %}{% if n %}{{ f(n - 1) }}{{ f(n - 1) }}{% endif %}{% endmacro %}"
+# Refused after the seconds that they may take.
+SLOW_BOMBS = [
+    "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
+    "{% set ns = namespace(n=99999) %}{% for a in range(40) %}{% set ns.n = ns.n * ns.n %}{% endfor %}",
+    "{{ 9 ** (9 ** 9) }}",
+    "{{ ([[1] * 1000] * 100000) | sum(start=[]) | length }}",
+    "{{ ('x\n' * 100000) | indent(100000) }}",
+    "{{ ('<' * 300000 ~ '&' * 300000) | striptags | replace('&', '<' * 9999) | striptags }}",
 ]
 
 
@@ -71,6 +88,77 @@ def test_no_template_escapes_the_sandbox(source: str, tmp_path: Path) -> None:
 def test_no_template_runs_away(source: str) -> None:
     with pytest.raises(RecipeError, match=r"chat template: found .*expected"):
         render(source)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("source", SLOW_BOMBS)
+def test_no_template_runs_on(source: str) -> None:
+    with pytest.raises(RecipeError, match=r"chat template: found a template that takes more than (2 seconds|512 MB)"):
+        render(source)
+
+
+def test_a_template_that_was_stopped_or_failed_renders_the_next_conversation() -> None:
+    wording = ChatWording(TWICE + "{{ f(messages[0]['content'] | int) }}{{ 1 / messages|length }}", role_tokens={})
+
+    def rendered(*contents: str) -> str:
+        messages = [{"role": "user", "content": content} for content in contents]
+        return wording.render(messages, add_generation_prompt=False)
+
+    assert rendered("1") == "1.0"
+    with pytest.raises(
+        RecipeError, match=r"found a template that takes more than 2 seconds for a conversation of the roles user; exp"
+    ):
+        rendered("60")
+    assert rendered("2", "0") == "0.5"
+    with pytest.raises(RecipeError, match=r"found UndefinedError \(list object has no element 0\)"):
+        rendered()
+    assert rendered("3") == "1.0"
+
+
+PROCESSES = """
+import os, signal, sys, threading
+from keeptune.text.chat import ChatWording
+loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+wording = ChatWording("{% if messages %}" + loop + "{% endif %}{{ add_generation_prompt }}", role_tokens={})
+first = wording.render([], add_generation_prompt=True)
+if os.fork() == 0:
+    os._exit(wording.render([], add_generation_prompt=False) != "False")
+_, status = os.wait()
+threading.Timer(0.3, os.kill, (os.getpid(), signal.SIGINT)).start()
+try:
+    wording.render([{"role": "user"}], add_generation_prompt=True)
+except KeyboardInterrupt:
+    print(first, status, wording.render([], add_generation_prompt=False), *sys.modules.keys() & {"torch", "jinja2"})
+    print(open(f"/proc/self/task/{os.getpid()}/children").read(), flush=True)
+signal.pause()
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="processes are found in Linux's /proc")
+def test_forks_and_interruptions_leave_the_rendering_right_and_no_process_stays() -> None:
+    with subprocess.Popen([sys.executable, "-c", PROCESSES], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "True 0 False\n"
+        workers = process.stdout.readline().split()
+        process.kill()
+    assert len(workers) == 1
+    deadline = time.monotonic() + 10
+    while is_alive(workers[0]) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not is_alive(workers[0])
+
+
+def is_alive(process: str) -> bool:
+    try:
+        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_text_passes_as_it_is() -> None:
+    wording = ChatWording("{{ messages[0]['content'] }}", role_tokens={})
+    text = "\ud800\x00\n\r\n\u2028🙂\\n{{ }}" + "é" * 100_000
+    assert wording.render([{"role": "user", "content": text}], add_generation_prompt=False) == text
 
 
 def test_messages_are_data_whatever_they_spell() -> None:

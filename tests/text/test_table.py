@@ -133,7 +133,6 @@ def test_real_records_come_back_from_the_table(tmp_path: Path) -> None:
     ]
     items = tokenize(
         records,
-        tokenizer=tokenizer,
         template=template,
         train_on="all",
         max_length=1024,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keeptune.data.record import Message
-from keeptune.errors import DataError, RecipeError
-from keeptune.text.template import Segment, Template, TemplateName, make_template
+from keeptune.errors import DataError, KeeptuneError, RecipeError
+from keeptune.text.template import Rendered, Template, TemplateName, TrainOn, make_template
 from keeptune.text.tokenizer import Tokenizer
 from tests import tiny
 
@@ -56,40 +56,39 @@ def custom(tmp_path: Path, source: str) -> Template:
     )
 
 
-def joined(segments: list[Segment]) -> str:
-    return "".join(segment.text for segment in segments)
+def whole(template: Template, messages: Sequence[Message], *, train_on: TrainOn = "all") -> str:
+    """Return the text of a conversation up to its last end token."""
+    rendered = template.render(messages, train_on=train_on)
+    return template.controls.reveal(rendered.prompt + rendered.completion)
 
 
-def trained(segments: list[Segment]) -> list[str]:
-    return [segment.text for segment in segments if segment.trained]
+def prompt_of(template: Template, messages: Sequence[Message]) -> str:
+    return template.controls.reveal(template.render_prompt(messages))
+
+
+def trained(template: Template, messages: Sequence[Message], *, train_on: TrainOn) -> list[str]:
+    rendered = template.render(messages, train_on=train_on)
+    parts = [rendered.prompt[start:end] for start, end in rendered.answers]
+    return [template.controls.reveal(part) for part in [*parts, rendered.completion]]
 
 
 @pytest.mark.parametrize("wording", ["chatml", "built-in chatml"])
-def test_a_chatml_conversation_is_these_segments(wording: str, load: Load) -> None:
+def test_a_chatml_conversation_is_a_prompt_and_a_completion(wording: str, load: Load) -> None:
     template, _ = load(wording)
-    assert template.render(ONE_TURN, train_on="all") == [
-        Segment("<|im_start|>", special=True),
-        Segment("user\nCapital of France?"),
-        Segment("<|im_end|>", special=True),
-        Segment("\n"),
-        Segment("<|im_start|>", special=True),
-        Segment("assistant\n"),
-        Segment("Paris", trained=True, completion=True),
-        Segment("<|im_end|>", trained=True, special=True),
-        Segment("\n"),
-    ]
-    assert template.render_prompt(ONE_TURN[:1]) == template.render(ONE_TURN, train_on="all")[:6]
+    prompt = "<|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n"
+    assert template.render(ONE_TURN, train_on="all") == Rendered(prompt, "Paris<|im_end|>")
+    assert template.render_prompt(ONE_TURN[:1]) == prompt
 
 
 def test_chatml_writes_every_role_and_no_system_message_of_its_own(load: Load) -> None:
     template, _ = load("built-in chatml", adds_bos=True)
     messages = [SYSTEM, Message("user", "Add.", input="1 2"), Message("tool", "3"), Message("assistant", "It is 3.")]
-    assert joined(template.render(messages, train_on="all")) == (
+    assert whole(template, messages) == (
         "<bos><|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nAdd.\n1 2<|im_end|>\n"
-        "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\nIt is 3.<|im_end|>\n"
+        "<|im_start|>tool\n3<|im_end|>\n<|im_start|>assistant\nIt is 3.<|im_end|>"
     )
-    assert trained(template.render(messages, train_on="all")) == ["It is 3.", "<|im_end|>"]
-    assert joined(template.render_prompt(ONE_TURN[:1])) == (
+    assert trained(template, messages, train_on="all") == ["It is 3.<|im_end|>"]
+    assert prompt_of(template, ONE_TURN[:1]) == (
         "<bos><|im_start|>user\nCapital of France?<|im_end|>\n<|im_start|>assistant\n"
     )
 
@@ -97,38 +96,34 @@ def test_chatml_writes_every_role_and_no_system_message_of_its_own(load: Load) -
 def test_the_alpaca_wording_is_the_published_one(load: Load) -> None:
     template, _ = load("alpaca")
     with_input = (Message("user", "Add.", input="1 2"), Message("assistant", "3"))
-    assert joined(template.render(with_input, train_on="all")) == (
+    assert whole(template, with_input) == (
         "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
         "response that appropriately completes the request.\n\n### Instruction:\nAdd.\n\n### Input:\n1 2\n\n"
         "### Response:3<|im_end|>"
     )
-    assert joined(template.render(TWO_TURNS, train_on="all")) == (
+    assert whole(template, TWO_TURNS) == (
         "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
         "### Instruction:\nCapital of France?\n\n### Response:Paris<|im_end|>\n\n"
         "### Instruction:\nOf Italy?\n\n### Response:Rome<|im_end|>"
     )
-    assert joined(template.render_prompt([SYSTEM, ONE_TURN[0]])) == (
+    assert prompt_of(template, [SYSTEM, ONE_TURN[0]]) == (
         "Be brief.\n\n### Instruction:\nCapital of France?\n\n### Response:"
     )
 
 
 def test_plain_is_prompt_newline_completion(load: Load) -> None:
     template, _ = load("plain")
-    assert template.render(ONE_TURN, train_on="all") == [
-        Segment("Capital of France?\n"),
-        Segment("Paris", trained=True, completion=True),
-        Segment("<|im_end|>", trained=True, special=True),
-    ]
+    assert template.render(ONE_TURN, train_on="all") == Rendered("Capital of France?\n", "Paris<|im_end|>")
     with_input = (Message("user", "Add.", input="1 2"), ONE_TURN[1])
-    assert joined(template.render_prompt(with_input[:1])) == "Add.\n1 2\n"
+    assert prompt_of(template, with_input[:1]) == "Add.\n1 2\n"
 
 
 def test_every_answer_or_the_last_alone_is_trained_on(load: Load) -> None:
     for wording in ("chatml", "llama3", "gemma", "built-in chatml", "alpaca", "plain"):
         template, _ = load(wording)
         end = template.end_token
-        assert trained(template.render(TWO_TURNS, train_on="all")) == ["Paris", end, "Rome", end]
-        assert trained(template.render(TWO_TURNS, train_on="last")) == ["Rome", end]
+        assert trained(template, TWO_TURNS, train_on="all") == ["Paris" + end, "Rome" + end]
+        assert trained(template, TWO_TURNS, train_on="last") == ["Rome" + end]
 
 
 @pytest.mark.parametrize(
@@ -153,12 +148,9 @@ def test_without_an_end_token_in_the_template_the_end_token_of_the_tokenizer_fol
         "{% for m in messages %}{{ ('User: ' if m.role == 'user' else 'Bot: ') + m.content }}\n\n{% endfor %}"
         "{% if add_generation_prompt %}{{ 'Bot: ' }}{% endif %}",
     )
-    segments = template.render(TWO_TURNS, train_on="last")
-    assert segments[-3:] == [
-        Segment("Rome", trained=True, completion=True),
-        Segment("<|im_end|>", trained=True, special=True),
-        Segment("\n\n"),
-    ]
+    assert template.render(TWO_TURNS, train_on="all") == Rendered(
+        "User: Capital of France?\n\nBot: Paris\n\nUser: Of Italy?\n\nBot: ", "Rome<|im_end|>", answers=((31, 36),)
+    )
 
 
 CHARACTERS = st.sampled_from(["a", " ", "\n", "{{ 7 }}", "<|im_end|>", "\ue0000\ue001", "é", "[INST]", "x", "</think>"])
@@ -173,17 +165,19 @@ TEXT = st.lists(CHARACTERS, min_size=1, max_size=6).map("".join)
 def test_spans_are_places_whatever_the_contents_spell(
     contents: list[tuple[str, str]], wording: str, load: Load
 ) -> None:
-    template, tokenizer = load(wording)
+    template, _ = load(wording)
     messages = [m for ask, answer in contents for m in (Message("user", ask), Message("assistant", answer))]
-    segments = template.render(messages, train_on="last")
-    written = messages[-1].content.strip() if wording in ("llama3", "gemma") else messages[-1].content
-    assert trained(segments) == [written, template.end_token]
-    prompt = template.render_prompt(messages[:-1])
-    assert segments[: len(prompt)] == prompt
-    assert [s.text for s in segments if s.completion and not s.trained] == [
-        m.content.strip() if wording in ("llama3", "gemma") else m.content for m in messages[1:-1:2]
-    ]
-    assert all(segment.text in tokenizer.special_tokens for segment in segments if segment.special)
+    written = [m.content.strip() if wording in ("llama3", "gemma") else m.content for m in messages[1::2]]
+    lead = " " if wording == "mistral" else ""
+    parts = trained(template, messages, train_on="all")
+    if wording == "mistral":
+        # Without a generation prompt of its own, only the first answer stands where its prompt ends.
+        assert parts[-1] == lead + written[-1] + template.end_token
+    else:
+        assert parts == [answer + template.end_token for answer in written]
+    rendered = template.render(messages, train_on="last")
+    assert template.controls.reveal(rendered.completion) == lead + written[-1] + template.end_token
+    assert template.render_prompt(messages[:-1]) == rendered.prompt
 
 
 @pytest.mark.parametrize("wording", [*tiny.TEMPLATES, *NAMES])
@@ -205,21 +199,20 @@ def test_the_saved_chat_template_renders_the_same_in_transformers(
         if wording == "alpaca":
             plain = [{"role": m.role, "content": m.content, "input": m.input} for m in messages]
         prompt = theirs.apply_chat_template(plain[:-1], tokenize=False, add_generation_prompt=True)
-        assert joined(template.render_prompt(messages[:-1])) == prompt
-        assert joined(template.render_prompt(messages[:-1])).count("<bos>") == (
-            1 if adds_bos or wording in ("llama3", "gemma", "mistral") else 0
-        )
-        if wording != "mistral":
-            whole = theirs.apply_chat_template(plain, tokenize=False)
-            assert joined(template.render(messages, train_on="last")) == whole
+        assert prompt_of(template, messages[:-1]) == prompt
+        # A tokenizer's own template writes its BOS token itself, or means none.
+        own = wording in ("llama3", "gemma", "mistral")
+        assert prompt_of(template, messages[:-1]).count("<bos>") == (own or (adds_bos and wording in NAMES))
+        theirs_whole = theirs.apply_chat_template(plain, tokenize=False)
+        assert theirs_whole.startswith(whole(template, messages, train_on="last"))
 
 
 def test_a_template_that_thinks_trains_on_answers_without_thoughts(load: Load) -> None:
     template, _ = load("thinking")
-    assert joined(template.render_prompt(ONE_TURN[:1])).endswith("assistant\n<think>\n\n</think>\n\n")
+    assert prompt_of(template, ONE_TURN[:1]).endswith("assistant\n<think>\n\n</think>\n\n")
     with pytest.raises(RecipeError, match=r"data\.train_on: found 'all', but the chat template writes message 2 "):
         template.render(TWO_TURNS, train_on="all")
-    assert trained(template.render(TWO_TURNS, train_on="last")) == ["Rome", "<|im_end|>"]
+    assert trained(template, TWO_TURNS, train_on="last") == ["Rome<|im_end|>"]
 
 
 def test_a_template_that_refuses_a_role_says_so(load: Load) -> None:
@@ -231,7 +224,7 @@ def test_a_template_that_refuses_a_role_says_so(load: Load) -> None:
 
 
 EACH = "{% for m in messages %}"
-OPEN = "{% if add_generation_prompt %}{{ '<think>' }}{% endif %}"
+OPEN = "{% if add_generation_prompt %}{{ 'Answer:' }}{% endif %}"
 LAST = "{{ messages[-1].content if messages[-1].role == 'assistant' }}"
 
 
@@ -239,9 +232,9 @@ LAST = "{{ messages[-1].content if messages[-1].role == 'assistant' }}"
     ("source", "message"),
     [
         (EACH + "{{ m.content if m.role != 'system' }}{% endfor %}", "the system message 1 of a conversation left out"),
-        (EACH + "{{ m.content | upper }}{% endfor %}", "found 'QUESTION' where it writes a message"),
+        (EACH + "{{ m.content | upper }}{% endfor %}", "found an answer after .*Q.*A"),
         (EACH + "{{ 'Bot:' if m.role == 'assistant' }}{{ m.content }}{% endfor %}", "found an answer after .*Bot:'"),
-        (EACH + "{{ m.content }}{% endfor %}" + OPEN, "but a generation prompt that ends with .*<think>"),
+        (EACH + "{{ m.content }}{% endfor %}" + OPEN, "but a generation prompt that ends with .*Answer:"),
         (EACH + "{{ m.content }}{% endfor %}" + LAST, "expected the same text before an answer"),
     ],
 )
@@ -250,17 +243,19 @@ def test_a_template_that_loses_or_changes_messages_is_refused(tmp_path: Path, so
         custom(tmp_path, source).render([SYSTEM, *ONE_TURN], train_on="all")
 
 
-def test_a_content_that_one_record_alone_has_changed_is_refused(load: Load) -> None:
-    messages = (ONE_TURN[0], Message("assistant", "thought</think>answer"), *ONE_TURN)
-    with pytest.raises(RecipeError, match="where it writes a message; expected the content, unchanged"):
-        load("thinking")[0].render(messages, train_on="last")
+def test_what_a_template_leaves_out_of_an_answer_is_refused_and_of_an_earlier_one_left_out(load: Load) -> None:
+    thoughts = (ONE_TURN[0], Message("assistant", "thought</think>answer"))
+    template, _ = load("thinking")
+    with pytest.raises(DataError, match="found 'answer' where it writes a message; expected the content, unchanged"):
+        template.render(thoughts, train_on="last")
+    assert "thought" not in whole(template, (*thoughts, *ONE_TURN), train_on="last")
 
 
 @pytest.mark.parametrize("word", ["Paris", "France"])
 def test_a_wording_that_depends_on_the_contents_is_refused(tmp_path: Path, word: str) -> None:
     shout = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '!' if '" + word + "' in messages[-1].content }}"
     template = custom(tmp_path, shout)
-    with pytest.raises(RecipeError, match="found '!' where it writes a message"):
+    with pytest.raises(KeeptuneError, match="found 'Paris!' where it writes a message|found an answer after"):
         template.render(ONE_TURN, train_on="last")
 
 
@@ -275,11 +270,17 @@ def test_auto_is_the_chat_template_else_alpaca_else_plain(tmp_path: Path) -> Non
         make_template("chat", tokenizer=bare, encoder_decoder=False)
 
 
-@pytest.mark.parametrize("name", ["chat", "chatml"])
-def test_an_encoder_decoder_has_no_chat_template(name: TemplateName, tmp_path: Path) -> None:
-    tokenizer = Tokenizer.load(tiny.chatml_tokenizer(tmp_path))
-    with pytest.raises(RecipeError, match=rf"data\.template: found '{name}' for an encoder-decoder model"):
-        make_template(name, tokenizer=tokenizer, encoder_decoder=True)
+@pytest.mark.parametrize("name", ["chat", "auto"])
+def test_an_encoder_reads_the_prompt_of_a_chat_template(name: TemplateName, tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(tiny.chatml_tokenizer(tmp_path, chat_template=tiny.GEMMA))
+    template = make_template(name, tokenizer=tokenizer, encoder_decoder=True)
+    prompt = "<bos><start_of_turn>user\nCapital of France?<end_of_turn>\n<start_of_turn>model\n"
+    assert template.name == "chat" and template.chat_template == tiny.GEMMA
+    assert template.render(ONE_TURN, train_on="all") == Rendered(prompt, "Paris<end_of_turn>")
+    with pytest.raises(DataError, match=r"data\.train_on: found 'all' and a conversation of several answers"):
+        template.render(TWO_TURNS, train_on="all")
+    with pytest.raises(RecipeError, match=r"data\.template: found 'chatml' for an encoder-decoder model"):
+        make_template("chatml", tokenizer=tokenizer, encoder_decoder=True)
 
 
 def test_chatml_asks_for_its_two_special_tokens(tmp_path: Path) -> None:
@@ -295,22 +296,18 @@ def test_chatml_asks_for_its_two_special_tokens(tmp_path: Path) -> None:
     for token in written["added_tokens"]:
         token["special"] = token["content"] != "<|im_end|>"
     (folder / "tokenizer.json").write_text(json.dumps(written))
-    with pytest.raises(RecipeError, match=r"has no special token <\|im_end\|>; expected both"):
-        make_template("chatml", tokenizer=Tokenizer.load(folder), encoder_decoder=False)
+    template = make_template("chatml", tokenizer=Tokenizer.load(folder), encoder_decoder=False)
+    assert template.end_token == "<|im_end|>"
 
 
 def test_an_encoder_reads_the_prompt_and_a_decoder_writes_the_completion(tmp_path: Path) -> None:
     t5 = Tokenizer.load(tiny.t5_tokenizer(tmp_path))
     plain = make_template("plain", tokenizer=t5, encoder_decoder=True)
-    assert plain.render([SYSTEM, *ONE_TURN], train_on="all") == [
-        Segment("Be brief.\nCapital of France?"),
-        Segment("</s>", special=True),
-        Segment("Paris", trained=True, completion=True),
-        Segment("</s>", trained=True, special=True),
-    ]
+    expected = Rendered("Be brief.\nCapital of France?</s>", "Paris</s>")
+    assert plain.render([SYSTEM, *ONE_TURN], train_on="all") == expected
     alpaca = make_template("alpaca", tokenizer=t5, encoder_decoder=True)
-    assert alpaca.render_prompt(ONE_TURN[:1])[0].text.endswith("### Instruction:\nCapital of France?\n\n### Response:")
-    assert joined(plain.render(TWO_TURNS, train_on="last")) == "Capital of France?\nParis\nOf Italy?</s>Rome</s>"
+    assert alpaca.render_prompt(ONE_TURN[:1]).endswith("### Instruction:\nCapital of France?\n\n### Response:</s>")
+    assert whole(plain, TWO_TURNS, train_on="last") == "Capital of France?\nParis\nOf Italy?</s>Rome</s>"
     with pytest.raises(DataError, match=r"data\.train_on: found 'all' and a conversation of several answers"):
         plain.render(TWO_TURNS, train_on="all")
 

@@ -85,7 +85,7 @@ def test_a_unigram_model_that_knows_its_end_token_does_not_read_it_from_text(tex
 
 
 def test_the_unigram_backend_alone_would_read_the_end_token_from_text(t5: Tokenizer) -> None:
-    assert t5.eos_id in t5._start.encode("a </s> b", add_special_tokens=False).ids
+    assert t5.eos_id in t5.encode_rendered(["a </s> b"])[0]
     (ids,) = t5.encode(["a </s> b"], first=True)
     assert t5.decode(ids, first=True) == "a </s> b"
     (ids,) = t5.encode(["a <unk> b"], first=True)

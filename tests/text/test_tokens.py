@@ -82,10 +82,10 @@ def record(*contents: str, origin: str = "data.jsonl:1") -> Record:
 
 
 def run(records: list[Record], setting: Setting, **options: Any) -> list[Tokenized]:
-    tokenizer, template, encoder_decoder = setting
+    _, template, encoder_decoder = setting
     defaults = {"train_on": "last", "max_length": 4096, "over_length": "error"}
     arguments = {**defaults, **options}
-    return list(tokenize(records, tokenizer=tokenizer, template=template, encoder_decoder=encoder_decoder, **arguments))
+    return list(tokenize(records, template=template, encoder_decoder=encoder_decoder, **arguments))
 
 
 def only(records: list[Record], setting: Setting, **options: Any) -> Example:
@@ -133,6 +133,8 @@ def test_the_trained_tokens_decode_to_the_completion_and_its_end_token(
     example = only([record(prompt, completion)], load(wording))
     written = completion.strip() if wording in TRIMMING else completion
     written = written.lstrip("\n") if wording == "thinking" else written
+    # Mistral's template writes a space before an answer, and so does a model after its generation prompt.
+    written = " " + written if wording == "mistral" else written
     trained = example.input_ids[example.loss_mask].tolist()
     assert tokenizer.decode(trained) == written + template.end_token
     assert trained[-1] == tokenizer.special_tokens[template.end_token]

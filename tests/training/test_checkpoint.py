@@ -115,7 +115,7 @@ def test_a_checkpoint_is_safetensors_and_json_with_a_manifest(tmp_path: Path) ->
     save(tmp_path, 1)
     assert names(tmp_path / "step-1") == ["manifest.json", "model.safetensors", "optimizer.safetensors", "state.json"]
     manifest = json.loads((tmp_path / "step-1" / "manifest.json").read_text())
-    assert list(manifest) == ["version", "run_key", "step", "best_step", "files"]
+    assert list(manifest) == ["version", "run_key", "step", "best_step", "files", "content_sha256"]
     assert set(manifest["files"]) == {"model.safetensors", "optimizer.safetensors", "state.json"}
 
 
