@@ -47,7 +47,7 @@ class TaskSource:
     split: str | None = None
     columns: Columns | None = None
     labels: Labels | None = None
-    ignore: Sequence[str] = ()
+    ignore: Sequence[str] | None = None
     instruction: str | Sequence[str] | None = None
     max_records: int | None = None
     trained: bool = True
@@ -254,7 +254,8 @@ def _valid(source: TaskSource, *, ledger: Ledger, progress: Progress) -> Iterato
         drop(problem.origin, reason="unreadable", problem=problem.message)
 
     before, num_valid = ledger.rows_in, 0
-    form = {"columns": source.columns, "labels": source.labels, "ignore": source.ignore}
+    ignored = source.ignore or ()
+    form = {"columns": source.columns, "labels": source.labels, "ignore": ignored}
     for row in _rows(source, skip=skip, say=ledger.remarks.append):
         ledger.rows_in += 1
         if ledger.rows_in % _ROWS_PER_REPORT == 0:
@@ -266,7 +267,7 @@ def _valid(source: TaskSource, *, ledger: Ledger, progress: Progress) -> Iterato
             continue
         num_valid += 1
         read = columns_read(row.value, source.columns)
-        ledger.note_columns(source.name, unread_columns(row.value, read=read, ignored=source.ignore))
+        ledger.note_columns(source.name, unread_columns(row.value, read=read, ignored=ignored))
         ledger.labels.setdefault(source.name, LabelCounts()).add(record.completion)
         yield record, row.split
     num_rows = ledger.rows_in - before
