@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import SELF_TEXTS, Record
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, check_metrics, read_base, rendering, source_hashes
 from keeptune.stages.methods import learning_rate
 from keeptune.stages.mixture import idle_temperature, tokens_per_step, train_examples
@@ -52,7 +53,8 @@ class CheckOutcome:
 
     `others` are the trained tasks of which no record is among the previews, with the number of their train records.
     `budgets` are what suites may lose. `mixture` says what an epoch shows of each task, where that is not each record
-    once, and `idle` what has no effect in it. `remarks` are on metrics that say less of a task than they seem to.
+    once, and `idle` what has no effect in it. `computes_on` is the device with its number format and the reason.
+    `remarks` are on metrics that say less of a task than they seem to.
     """
 
     audit: Mapping[str, Any]
@@ -63,6 +65,7 @@ class CheckOutcome:
     budgets: Sequence[CheckedBudget]
     mixture: Sequence[Share] = ()
     idle: str = ""
+    computes_on: str = ""
     remarks: Sequence[str] = ()
 
 
@@ -102,6 +105,7 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
             list(_budgets(recipe, data)),
             mixture,
             idle_temperature(recipe, mixture),
+            policy_of(recipe).why,
             remarks,
         )
 
