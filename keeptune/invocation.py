@@ -9,9 +9,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
 
     from keeptune.config import Recipe
     from keeptune.stages import Context, Run
+    from keeptune.terminal import PlainProgress
 
 # As after SIGKILL: 143 says that the state was saved.
 _KILLED = 137
@@ -124,14 +127,31 @@ def make_context(*, quiet: bool, signals: bool = True) -> Context:
     if signals:
         received.install()
     console = make_console(stderr=True)
-    live = console.is_terminal and not quiet
-    listener = terminal.LiveProgress(console) if live else terminal.PlainProgress(console, quiet=quiet)
+    if console.is_terminal and not quiet:
+        listener = terminal.LiveProgress(console)
+    else:
+        listener = terminal.PlainProgress(console, quiet=quiet)
+        if not quiet:
+            _keep_telling(listener)
     return stages.Context(
         progress=Joined(listener),
         stop_requested=received.stop_requested,
         command=shlex.join(["keeptune", *sys.argv[1:]]),
-        now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        now=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _keep_telling(listener: PlainProgress) -> None:
+    """Let a thread call the listener's `beat` once a second, for as long as anything holds the listener."""
+    held = weakref.ref(listener)
+
+    def beat() -> None:
+        while (progress := held()) is not None:
+            progress.beat()
+            del progress
+            time.sleep(1.0)
+
+    threading.Thread(target=beat, daemon=True).start()
 
 
 def trial_launcher(*, num_jobs: int) -> Callable[..., subprocess.Popen[bytes]]:

@@ -4,24 +4,30 @@ from __future__ import annotations
 
 import difflib
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
+from keeptune.data.advice import listed_columns, unknown_format
+from keeptune.data.columns import Columns, Labels, is_media, label_key, unread_columns
 from keeptune.data.lines import json_kind
 from keeptune.data.record import Message, Record, Role, record_id
 from keeptune.data.source import Row
 from keeptune.errors import DataError
 
-Reason = Literal["unreadable", "unknown_format", "empty_completion", "empty_prompt", "bad_roles", "not_text"]
+Reason = Literal[
+    "unreadable", "unknown_format", "empty_completion", "empty_prompt", "bad_roles", "not_text", "unwanted", "no_label"
+]
 
-# In order of precedence; the columns are those that the format cannot do without.
-_FORMATS: tuple[tuple[str, ...], ...] = (
-    ("messages",),
-    ("conversations",),
-    ("instruction", "output"),
-    ("prompt", "completion"),
-    ("inputs", "targets"),
-)
+# In order of precedence: the columns that a format cannot do without, and those that it reads beside them.
+_FORMATS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("messages",): ("system",),
+    ("conversations",): ("system",),
+    ("instruction", "output"): ("input", "history", "system"),
+    ("prompt", "completion"): ("system",),
+    ("inputs", "targets"): ("system",),
+}
 _ROLES: dict[str, Role] = {
     "system": "system",
     "developer": "system",
@@ -37,22 +43,8 @@ _ROLES: dict[str, Role] = {
     "observation": "tool",
     "function_response": "tool",
 }
-# Well-known pairs, for the `columns:` line that a message proposes.
-_KNOWN_PAIRS = (
-    ("dialogue", "summary"),
-    ("document", "summary"),
-    ("article", "highlights"),
-    ("text", "summary"),
-    ("text", "label"),
-    ("question", "answer"),
-    ("question", "response"),
-    ("query", "response"),
-    ("prompt", "response"),
-    ("instruction", "response"),
-    ("input", "output"),
-    ("source", "target"),
-)
-_REMEDY = "Mend the row, or drop such rows with data.drop_incomplete=true."
+_REMEDY = "Fix the row."
+_LABELS = "Class labels get their words in the task: `labels: [negative, positive]`, or `labels: {1: bad, 5: good}`."
 
 
 class RowProblem(DataError):
@@ -64,56 +56,131 @@ class RowProblem(DataError):
 
 
 def to_record(
-    row: Row, *, task: str, columns: Mapping[str, str] | None, instruction: str | Sequence[str] | None
+    row: Row,
+    *,
+    task: str,
+    columns: Columns | None,
+    instruction: str | Sequence[str] | None,
+    labels: Labels | None = None,
+    ignore: Sequence[str] = (),
 ) -> Record:
     """Return the row as a conversation that ends with a non-blank assistant message; text is kept as it stands.
 
-    `columns` names the columns of prompt and completion; without it the format is told by the row's own columns:
-    messages, conversations, instruction + output, prompt + completion, or inputs + targets. A column whose value is
-    null counts as absent. `instruction` stands before the prompt of the named columns, with a blank line between; of
-    several wordings the one that the prompt's hash chooses, so that equal prompts stay equal.
+    `columns` names the columns of prompt and completion, or that of a list of messages; without it the format is told
+    by the row's own columns: messages, conversations, instruction + output, prompt + completion, or inputs + targets. A
+    column whose value is null counts as absent. A prompt of several columns has each behind its name, with blank lines
+    between. `instruction` stands before the prompt of the named columns, with a blank line between; of several wordings
+    the one that the prompt's hash chooses, so that equal prompts stay equal. A completion that is a whole number is
+    written in digits, or as `labels` say. A row with pictures or sound is refused, unless the recipe says to `ignore`
+    their column.
 
     Raises:
         RowProblem: the format is unknown, or the row is no valid record in it.
     """
-    if columns is None:
-        messages = _detected_messages(row)
-    else:
-        prompt, completion = (_named_text(row, columns[part]) for part in ("prompt", "completion"))
-        if not prompt.strip():
-            raise _refusal(row, "empty_prompt", found=f"an empty prompt in {columns['prompt']}")
-        wording = _wording(instruction, prompt)
-        content = f"{wording}\n\n{prompt}" if wording else prompt
-        messages = [Message("user", content), Message("assistant", completion)]
+    messages = _detected_messages(row, labels=labels) if columns is None else _named_messages(row, columns, labels)
+    if columns is not None and instruction is not None:
+        messages = [_instructed(messages[0], instruction), *messages[1:]]
     _check_messages(messages, row=row)
+    for column in unread_columns(row.value, read=columns_read(row.value, columns), ignored=ignore):
+        if is_media(column):
+            raise _refusal(
+                row,
+                "not_text",
+                found=f"a column {column!r} that is not empty",
+                expected="text alone, since the model would be asked about what it never sees",
+                remedy=f"If the text makes sense without it, set `ignore: [{column}]` in the task.",
+            )
     return Record(record_id(task, messages), task, row.origin, tuple(messages))
 
 
-def _wording(instruction: str | Sequence[str] | None, prompt: str) -> str | None:
-    if instruction is None or isinstance(instruction, str):
+def columns_read(value: Mapping[str, Any], columns: Columns | None) -> frozenset[str]:
+    """Return the columns of a row that `to_record` looks at."""
+    if columns is not None:
+        named = {name for given in columns.values() for name in _names(given)}
+        return frozenset({*named, "system"} if "messages" in columns else named)
+    known = _format_of(value)
+    return frozenset((*known, *_FORMATS[known]) if known else ())
+
+
+def _names(given: str | Sequence[str]) -> Sequence[str]:
+    return [given] if isinstance(given, str) else given
+
+
+def _named_messages(row: Row, columns: Columns, labels: Labels | None) -> list[Message]:
+    """Return the conversation of a row whose columns the recipe names."""
+    if "messages" in columns:
+        column = str(columns["messages"])
+        return _with_system(_messages(_named(row, column), row=row, column=column), row=row)
+    prompt = _named_prompt(row, _names(columns["prompt"]))
+    column = str(columns["completion"])
+    answer = _completion(_named(row, column), row=row, column=column, labels=labels)
+    # Preference data repeat the prompt in front of each answer.
+    if answer[:1] and answer[0].role != "assistant":
+        if [m.content.strip() for m in answer[: len(prompt)]] != [m.content.strip() for m in prompt]:
+            raise _refusal(
+                row,
+                "bad_roles",
+                found=f"messages in {column} that begin with another prompt",
+                expected="an answer to the prompt",
+                remedy=f"To train on {column} alone, set `columns: {{messages: {column}}}` in the task.",
+            )
+        return answer
+    return [*prompt, *answer]
+
+
+def _named_prompt(row: Row, columns: Sequence[str]) -> list[Message]:
+    values = {column: _named(row, column) for column in columns}
+    if len(values) == 1:
+        column, value = next(iter(values.items()))
+        found = _one_side(value, row=row, column=column, role="user")
+    else:
+        digits = {column: str(v) if _is_whole(v) else v for column, v in values.items()}
+        texts = {column: _text(value, row=row, where=column) for column, value in digits.items()}
+        parts = [f"{column}: {text}" for column, text in texts.items() if text.strip()]
+        found = [Message("user", "\n\n".join(parts))]
+    if not any(message.content.strip() for message in found):
+        raise _refusal(row, "empty_prompt", found=f"an empty prompt in {' and '.join(columns)}")
+    return found
+
+
+def _instructed(message: Message, instruction: str | Sequence[str]) -> Message:
+    return replace(message, content=f"{_wording(instruction, message.content)}\n\n{message.content}")
+
+
+def _wording(instruction: str | Sequence[str], prompt: str) -> str:
+    if isinstance(instruction, str):
         return instruction
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).digest()
     return instruction[int.from_bytes(digest[:8], "big") % len(instruction)]
 
 
-def _detected_messages(row: Row) -> list[Message]:
-    value = row.value
+def _format_of(value: Mapping[str, Any]) -> tuple[str, ...] | None:
     present = {key for key in value if value[key] is not None}
     known = next((f for f in _FORMATS if present.issuperset(f)), None)
     # A prompt with a null completion is a prompt without completion, not an unknown format.
-    known = known or next((f for f in _FORMATS if value.keys() >= set(f)), None)
+    return known or next((f for f in _FORMATS if value.keys() >= set(f)), None)
+
+
+def _detected_messages(row: Row, *, labels: Labels | None) -> list[Message]:
+    value = row.value
+    known = _format_of(value)
     if known is None:
-        raise RowProblem(_unknown_format(row), reason="unknown_format")
+        raise RowProblem(f"{row.origin}: {unknown_format(value, formats=_FORMATS)}", reason="unknown_format")
     if known[0] in ("messages", "conversations"):
         messages = _messages(value[known[0]], row=row, column=known[0])
     elif known[0] == "instruction":
-        messages = _alpaca(row)
+        messages = [*_alpaca(row), *_completion(value["output"], row=row, column="output", labels=labels)]
     else:
+        _refuse_unwanted(row)
         messages = [
             *_one_side(value[known[0]], row=row, column=known[0], role="user"),
-            *_one_side(value[known[1]], row=row, column=known[1], role="assistant"),
+            *_completion(value[known[1]], row=row, column=known[1], labels=labels),
         ]
-    system = _text(value.get("system"), row=row, where="system")
+    return _with_system(messages, row=row)
+
+
+def _with_system(messages: list[Message], *, row: Row) -> list[Message]:
+    system = _text(row.value.get("system"), row=row, where="system")
     if not system.strip():
         return messages
     if any(message.role == "system" for message in messages):
@@ -121,11 +188,22 @@ def _detected_messages(row: Row) -> list[Message]:
     return [Message("system", system), *messages]
 
 
+def _refuse_unwanted(row: Row) -> None:
+    """Refuse an answer that is marked as a bad one, as data for KTO have them beside good ones."""
+    if row.value.get("label") is False:
+        raise _refusal(
+            row,
+            "unwanted",
+            found="label: false beside a prompt and a completion, the mark of an answer that is not wanted (KTO)",
+            expected="answers to train on",
+            remedy="Leave out such rows.",
+        )
+
+
 def _alpaca(row: Row) -> list[Message]:
+    """Return what stands before the output."""
     value = row.value
-    instruction, context, output = (
-        _text(value.get(column), row=row, where=column) for column in ("instruction", "input", "output")
-    )
+    instruction, context = (_text(value.get(column), row=row, where=column) for column in ("instruction", "input"))
     messages: list[Message] = []
     history = value.get("history") or []
     if not isinstance(history, list):
@@ -140,7 +218,7 @@ def _alpaca(row: Row) -> list[Message]:
         messages.append(Message("user", instruction, input=context if context.strip() else ""))
     else:
         messages.append(Message("user", context))
-    return [*messages, Message("assistant", output)]
+    return messages
 
 
 def _one_side(value: Any, *, row: Row, column: str, role: Role) -> list[Message]:
@@ -150,10 +228,50 @@ def _one_side(value: Any, *, row: Row, column: str, role: Role) -> list[Message]
     return [Message(role, _text(value, row=row, where=column))]
 
 
+def _completion(value: Any, *, row: Row, column: str, labels: Labels | None) -> list[Message]:
+    """Return a completion: a text, a list of messages, a whole number in digits, or what `labels` call a value."""
+    if labels is not None and value is not None:
+        key = label_key(value)
+        if key is None or key not in labels:
+            shown = f"{value!r:.40}" if isinstance(value, str | int | float) else json_kind(value)
+            expected = f"one that `labels` of the task name: {', '.join(labels)[:200]}"
+            raise _refusal(row, "no_label", found=f"the label {shown} in {column}", expected=expected, remedy=_LABELS)
+        value = labels[key]
+    if isinstance(value, list):
+        if value and all(isinstance(text, str) for text in value):
+            raise _refusal(
+                row,
+                "not_text",
+                found=f"a list of {len(value)} texts in {column}",
+                expected="one text, or a list of messages",
+                remedy="Keep one of them, or write a row for each.",
+            )
+        return _messages(value, row=row, column=column)
+    if isinstance(value, bool | float):
+        found, expected = (f"{json.dumps(value)} in {column}", "text or a whole number")
+        raise _refusal(row, "not_text", found=found, expected=expected, remedy=_LABELS)
+    return [Message("assistant", str(value) if _is_whole(value) else _text(value, row=row, where=column))]
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _messages(value: Any, *, row: Row, column: str) -> list[Message]:
+    if isinstance(value, str):
+        value = _parsed(value)
     if not isinstance(value, list):
         raise _refusal(row, "not_text", found=f"{json_kind(value)} in {column}", expected="a list of messages")
     return [_message(turn, row=row, where=f"{column}[{i}]") for i, turn in enumerate(value)]
+
+
+def _parsed(text: str) -> Any:
+    """Return the list that a text is in JSON, as cells of tables hold messages; else the text."""
+    try:
+        value = json.loads(text) if text.lstrip()[:1] == "[" else text
+    except (ValueError, RecursionError):
+        return text
+    return value if isinstance(value, list) else text
 
 
 def _message(turn: Any, *, row: Row, where: str) -> Message:
@@ -180,15 +298,17 @@ def _part_text(part: Any, *, row: Row, where: str) -> str:
     raise _refusal(row, "not_text", found=f"{found} in {where}", expected="parts of type 'text'")
 
 
-def _named_text(row: Row, column: str) -> str:
+def _named(row: Row, column: str) -> Any:
+    """Return what stands in a column that the recipe names."""
     if column not in row.value:
         near = difflib.get_close_matches(column, row.value, n=1)
+        among = listed_columns(row.value)
         raise RowProblem(
-            f"{row.origin}: found no column {column!r} among {_listed(row)}; expected the columns that the recipe "
-            f"names. {f'Did you mean {near[0]!r}?' if near else 'Mend `columns` of this task.'}",
+            f"{row.origin}: found no column {column!r} among {among}; expected the columns that the "
+            f"recipe names. {f'Did you mean {near[0]!r}?' if near else 'Fix `columns` of this task.'}",
             reason="unknown_format",
         )
-    return _text(row.value[column], row=row, where=column)
+    return row.value[column]
 
 
 def _text(value: Any, *, row: Row, where: str) -> str:
@@ -209,32 +329,28 @@ def _check_messages(messages: Sequence[Message], *, row: Row) -> None:
             "bad_roles",
             found=f"{roles[-1]!r} as the role of the last message" if roles else "no messages",
             expected="'assistant' last, the only role trained on",
+            remedy="Remove the messages after the last answer." if "assistant" in roles else _REMEDY,
         )
     if "system" in roles[1:]:
         raise _refusal(row, "bad_roles", found="a system message after the first message", expected="it first")
     if "user" not in roles:
         raise _refusal(row, "bad_roles", found="no user message", expected="one before the completion")
+    first = next(role for role in roles if role != "system")
+    if first != "user":
+        raise _refusal(
+            row,
+            "bad_roles",
+            found=f"{first!r} as the role of the first message",
+            expected="the user's first, or a system message and then the user's",
+            remedy="Remove what stands before the first message of the user.",
+        )
     if not any(message.role == "user" and message.text.strip() for message in messages):
         raise _refusal(row, "empty_prompt", found="an empty prompt")
-    if not all(message.content.strip() for message in messages if message.role == "assistant"):
-        raise _refusal(row, "empty_completion", found="an empty completion")
+    for i, message in enumerate(messages):
+        if message.role == "assistant" and not message.content.strip():
+            place = f" in message {i + 1} of {len(messages)}" if roles.count("assistant") > 1 else ""
+            raise _refusal(row, "empty_completion", found=f"an empty completion{place}")
 
 
-def _refusal(row: Row, reason: Reason, *, found: str, expected: str = "text") -> RowProblem:
-    return RowProblem(f"{row.origin}: found {found}; expected {expected}. {_REMEDY}", reason=reason)
-
-
-def _unknown_format(row: Row) -> str:
-    texts = [key for key, value in row.value.items() if isinstance(value, str)]
-    pair = next((pair for pair in _KNOWN_PAIRS if row.value.keys() >= set(pair)), None)
-    pair = pair or ((texts[0], texts[-1]) if len(texts) > 1 else ("dialogue", "summary"))
-    formats = ", ".join(" + ".join(columns) for columns in _FORMATS)
-    return (
-        f"{row.origin}: found the columns {_listed(row)}; expected {formats}. Name yours in the recipe's task, for "
-        f"instance `columns: {{prompt: {pair[0]}, completion: {pair[1]}}}`."
-    )
-
-
-def _listed(row: Row) -> str:
-    names = [f"{name:.60}" for name in row.value]
-    return ", ".join(names[:12]) + (f" and {len(names) - 12} more" if len(names) > 12 else "") or "(none)"
+def _refusal(row: Row, reason: Reason, *, found: str, expected: str = "text", remedy: str = _REMEDY) -> RowProblem:
+    return RowProblem(f"{row.origin}: found {found}; expected {expected}. {remedy}", reason=reason)
