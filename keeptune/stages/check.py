@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import Record
 from keeptune.stages.budgets import CheckedBudget, budgets_of, counted
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, check_metrics, read_base, rendering, source_hashes
 from keeptune.stages.methods import learning_rate
 from keeptune.stages.mixture import idle_temperature, tokens_per_step, train_examples
@@ -40,8 +41,9 @@ class CheckOutcome:
 
     `others` are the trained tasks of which no record is among the previews, with the number of their train records.
     `budgets` are what suites may lose, and whether the records at hand could certify that of any model. `mixture` says
-    what an epoch shows of each task, where that is not each record once, and `idle` what has no effect in it. `remarks`
-    are on metrics that say less of a task than they seem to.
+    what an epoch shows of each task, where that is not each record once, and `idle` what has no effect in it.
+    `computes_on` is the device with its number format and the reason. `remarks` are on metrics that say less of a task
+    than they seem to.
     """
 
     audit: Mapping[str, Any]
@@ -52,6 +54,7 @@ class CheckOutcome:
     budgets: Sequence[CheckedBudget]
     mixture: Sequence[Share] = ()
     idle: str = ""
+    computes_on: str = ""
     remarks: Sequence[str] = ()
 
 
@@ -90,6 +93,7 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
             counted(recipe, data, certify_texts(read_general(recipe, data)[1])),
             mixture,
             idle_temperature(recipe, mixture),
+            policy_of(recipe).why,
             remarks,
         )
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import gc
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keeptune.data.record import Record
 from keeptune.errors import DataError
@@ -103,8 +103,10 @@ def _entrant(
     evaluation = run.recipe.evaluation
     trained = None
     if method is not None:
-        trained = trained_facts(run, method)["key"]
+        facts = trained_facts(run, method)
+        trained = facts["key"]
         if trained != training_key(run.recipe, data, method, texts=kept):
+            _refuse_trained_elsewhere(run, method, facts)
             raise DataError(
                 f"{run.folder / method.name}: found a model trained on other data, settings or base weights; expected "
                 "those of this recipe. Run `keeptune train` first, or choose another output_dir."
@@ -123,6 +125,17 @@ def _entrant(
     if method is None:
         return _Entrant(BASE, None, run.folder / BASE / ZERO_SHOT, key)
     return _Entrant(method.name, method, run.folder / method.name / TEST, key)
+
+
+def _refuse_trained_elsewhere(run: Run, method: Method, facts: Mapping[str, Any]) -> None:
+    """Refuse a model that was trained on another device or in another number format than this command's."""
+    trained, here = (facts.get("device"), facts.get("dtype")), policy_of(run.recipe).trains_in
+    if trained != here:
+        raise DataError(
+            f"{run.folder / method.name}: found a model trained on {trained[0]} in {trained[1]}; expected {here[0]} in "
+            f"{here[1]}, as this command computes. Evaluate it where it was trained, set device or training.bf16, or "
+            "choose another output_dir."
+        )
 
 
 def _evaluate_model(run: Run, data: Data, entrants: list[_Entrant], *, split: Split, train: Sequence[Record]) -> None:
