@@ -33,6 +33,7 @@ from keeptune.storage import (
     read_manifest,
     read_record,
     remove_leftovers,
+    require_unchanged,
     storage_errors,
 )
 
@@ -73,6 +74,7 @@ def answer_test(
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=asked)})
     opened = Run(recipe, run, context)
     for entry in entries:
+        require_unchanged(entry.folder)
         refuse_changed(entry.folder, runs={run, entry.folder.parent})
         _refuse_test_in_training(entry, run=run, answers=first.answers)
     with locked_folder(run), tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
