@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from keeptune.errors import RecipeError, import_extra, relative_start
-from keeptune.storage import file_sha256, read_json, read_manifest, storage_errors
+from keeptune.storage import file_sha256, read_json_object, read_manifest, storage_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "model.safetensors"
@@ -92,7 +92,7 @@ def adapter_base(folder: Path) -> str:
     Raises:
         RecipeError: it names none.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_json_object(folder / ADAPTER_CONFIG)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
         raise RecipeError(

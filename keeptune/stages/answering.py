@@ -110,6 +110,7 @@ def _refuse_test_in_training(entry: Entry, *, run: Path, answers: Sequence[Answe
     path = other / "data" / "train.jsonl"
     if other == run or not path.is_file():
         return
+    require_unchanged(path.parent)
     with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
         rows = (record_from_json(json.loads(line), where=f"{path}:{i}") for i, line in enumerate(file, 1))
         trained = {prompt_key(row) for row in rows}
