@@ -21,6 +21,7 @@ from keeptune.invocation import (
     load_with_ranges,
     make_console,
     make_context,
+    next_steps,
     open_recipe,
     report_fault,
     trial_launcher,
@@ -74,6 +75,8 @@ def check(
         terminal_check.show_check(make_console(), outcome)
     splits = ", ".join(f"{count:,} {split}" for split, count in outcome.audit["splits"].items())
     print(f"Checked: {outcome.audit['rows_in']:,} rows, {outcome.audit['kept']:,} records kept ({splits})")
+    with stages.naming_recipe(recipe, loaded):
+        stages.refuse_budgets(outcome.budgets)
     if not quiet:
         overrides = [part for override in set_ or [] for part in ("--set", override)]
         if ranges:
@@ -106,6 +109,7 @@ def prepare(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False)
         prepared = stages.prepare(run)
         if not quiet:
             terminal.show_audit(make_console(), prepared.audit)
+        stages.check_budgets(run.recipe, prepared)
         print(f"Data: {run.folder / 'data'}")
 
 
@@ -124,9 +128,9 @@ def train(
 
     with open_recipe(recipe, set_, quiet=quiet, check=stages.check_methods) as run:
         prepared = stages.prepare(run)
-        harness = stages.write_harness(run, prepared)
-        texts = stages.write_texts(run, prepared)
-        stages.check_budgets(run.recipe, prepared, texts, harness=harness)
+        stages.check_budgets(run.recipe, prepared)
+        stages.check_budgets(run.recipe, prepared, harness=stages.write_harness(run, prepared))
+        texts = stages.write_texts(run, prepared, for_training=True)
         kept = stages.keep_texts(run.recipe, prepared, texts)
         for folder in stages.train(run, data=prepared, methods=method, texts=kept):
             print(f"Trained: {folder}")
@@ -186,12 +190,13 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         prepared = stages.prepare(opened)
         if not quiet and not prepared.made_before:
             terminal.show_audit(make_console(), prepared.audit)
+        stages.check_budgets(opened.recipe, prepared)
         harness = stages.write_harness(opened, prepared)
-        texts = stages.write_texts(opened, prepared)
-        stages.check_budgets(opened.recipe, prepared, texts, harness=harness)
+        stages.check_budgets(opened.recipe, prepared, harness=harness)
+        texts = stages.write_texts(opened, prepared, for_training=True)
         kept = stages.keep_texts(opened.recipe, prepared, texts)
         stages.train(opened, data=prepared, texts=kept)
-        delivered = stages.evaluate(opened, data=prepared, texts=texts, harness=harness)
+        delivered = stages.evaluate(opened, data=prepared, harness=harness)
         certificate = stages.certify(opened, data=prepared) if delivered is None else None
         page = stages.report(opened)
     terminal.show_scores(make_console(), page.with_name("report.json"))
@@ -200,6 +205,8 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
     else:
         print(f"Instruct model: {delivered}")
     print(f"Report: {page}")
+    if not quiet:
+        print("\n".join(["Next:", *next_steps(page.parent)]))
 
 
 @app.command()

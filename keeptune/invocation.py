@@ -11,20 +11,23 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
-from keeptune.errors import KeeptuneError, OutOfMemoryError
+from keeptune.errors import KeeptuneError, OutOfMemoryError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from keeptune.config import Recipe
     from keeptune.stages import Context, Run
+    from keeptune.terminal import PlainProgress
 
 # As after SIGKILL: 143 says that the state was saved.
 _KILLED = 137
@@ -91,7 +94,7 @@ def report_fault(error: Exception) -> int:
         return 1
     # A remedy names a command that works here.
     message = str(known).replace("`keeptune ", f"`{program()} ")
-    sys.stderr.write(f"keeptune: {message}\n")
+    sys.stderr.write(f"keeptune: {printable(message)}\n")
     return known.exit_code
 
 
@@ -131,6 +134,18 @@ class _Signals:
 def command_line(*arguments: str) -> str:
     """Return a command line of keeptune's that the shell understands where this one was given."""
     return f"{program()} {shlex.join(arguments)}"
+
+
+def next_steps(run: Path) -> list[str]:
+    """Return what one may do after a run: ask the delivered model, fold its adapter, compare the run with another."""
+    steps = []
+    model = run / "instruct-model"
+    if (model / "README.md").is_file():
+        steps.append(("ask the model", f"see the code in {model / 'README.md'}"))
+    if (model / "adapter_config.json").is_file():
+        steps.append(("fold the adapter", command_line("export", str(model), "--merged", "FOLDER")))
+    steps.append(("compare", command_line("compare", str(run), "OTHER_RUN")))
+    return [f"  {what + ':':<17}{how}" for what, how in steps]
 
 
 def program() -> str:
@@ -205,14 +220,31 @@ def make_context(*, quiet: bool, signals: bool = True) -> Context:
     if signals:
         received.install()
     console = make_console(stderr=True)
-    live = console.is_terminal and not quiet
-    listener = terminal.LiveProgress(console) if live else terminal.PlainProgress(console, quiet=quiet)
+    if console.is_terminal and not quiet:
+        listener = terminal.LiveProgress(console)
+    else:
+        listener = terminal.PlainProgress(console, quiet=quiet)
+        if not quiet:
+            _keep_telling(listener)
     return stages.Context(
         progress=Joined(listener),
         stop_requested=received.stop_requested,
         command=shlex.join(["keeptune", *sys.argv[1:]]),
-        now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        now=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _keep_telling(listener: PlainProgress) -> None:
+    """Let a thread call the listener's `beat` once a second, for as long as anything holds the listener."""
+    held = weakref.ref(listener)
+
+    def beat() -> None:
+        while (progress := held()) is not None:
+            progress.beat()
+            del progress
+            time.sleep(1.0)
+
+    threading.Thread(target=beat, daemon=True).start()
 
 
 def trial_launcher(*, num_jobs: int) -> Callable[..., subprocess.Popen[bytes]]:
