@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from keeptune.model.folder import BITSANDBYTES, Quantization
+from keeptune.model.declared import BITSANDBYTES, Quantization
 from keeptune.storage import write_atomic
 
 

@@ -190,6 +190,7 @@ def report_json(report: Report) -> str:
             "metric": report.selection.metric,
             "split": report.selection.split,
             "values": dict(report.selection.values),
+            "notes": list(report.selection.notes),
         },
         "main_metric": report.main_metric,
         "untrained_tasks": sorted(report.untrained_tasks),
@@ -279,6 +280,7 @@ def _audit(report: Report) -> dict[str, Any] | None:
         "splits": [dataclasses.asdict(split) for split in audit.splits],
         "parts": [dataclasses.asdict(part) for part in audit.parts],
         "lengths": [dataclasses.asdict(lengths) for lengths in audit.lengths],
+        "remarks": list(audit.remarks),
     }
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from keeptune.stages.run import CARD, SELECTION, Run, is_done, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import artifact_folder, make_bench, training_key
-from keeptune.stages.validation import higher_is_better
+from keeptune.stages.validation import higher_is_better, selection_notes
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_at, points, trained_facts
 from keeptune.storage import storage_errors, write_record
 
@@ -208,12 +209,24 @@ def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:
 
 
 def _select(run: Run, methods: list[Method]) -> Method:
-    """Choose the method with the best value on validation, the first of equals, and write down why."""
-    values = {method.name: trained_facts(run, method)["best_value"] for method in methods}
+    """Choose the method with the best value on validation and write down why.
+
+    Of equal values the one with the lowest validation loss is best, of equal losses the first.
+    """
+    trained = {method.name: trained_facts(run, method) for method in methods}
+    values = {name: facts["best_value"] for name, facts in trained.items()}
+    losses = {
+        name: math.inf if facts.get("best_loss") is None else facts["best_loss"] for name, facts in trained.items()
+    }
     sign = 1.0 if higher_is_better(run.recipe) else -1.0
     known = [method for method in methods if values[method.name] is not None]
-    selected = max(known, key=lambda method: sign * values[method.name], default=methods[0])
+
+    selected = max(known, key=lambda m: (sign * values[m.name], -losses[m.name]), default=methods[0])
+    still = [name for name, facts in trained.items() if not facts.get("metric_moved", True)]
     metric = run.recipe.evaluation.select_by
-    facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values}
+    notes = selection_notes(selected.name, metric=metric, values=values, still=still)
+    for note in notes:
+        run.context.progress.say(note)
+    facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values, "notes": notes}
     write_record(run.folder / SELECTION, facts)
     return selected

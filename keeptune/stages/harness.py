@@ -69,19 +69,24 @@ class Harness:
 
         return {(d.task, d.index): d.id for suite in self.suites for d in suite_documents(suite)}
 
+    def stored(self, part: PartName | SplitName) -> list[HarnessDocument]:
+        """Read a part's documents as they were divided."""
+        from keeptune.evaluation.harness import HarnessDocument
+
+        path = self.folder / f"{part}.jsonl"
+        if not path.is_file():
+            return []
+        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
+            rows = [json.loads(line) for line in file]
+        return [HarnessDocument(**{**row, "references": tuple(row["references"])}) for row in rows]
+
     def documents(self, part: PartName | SplitName, *, of: Collection[str]) -> list[HarnessDocument]:
         """Read a part's documents, those of the suites in `of`.
 
         Raises:
             DataError: the harness has another document in the place of one of them now.
         """
-        from keeptune.evaluation.harness import HarnessDocument
-
-        path = self.folder / f"{part}.jsonl"
-        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
-            rows = [json.loads(line) for line in file]
-        found = [HarnessDocument(**{**row, "references": tuple(row["references"])}) for row in rows]
-        wanted = [document for document in found if document.suite in of]
+        wanted = [document for document in self.stored(part) if document.suite in of]
         changed = [d for d in wanted if self.ids.get((d.task, d.index)) != d.id]
         if changed:
             first = changed[0]

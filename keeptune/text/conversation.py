@@ -87,6 +87,12 @@ class Conversations:
             "its own; expected them to be text. Remove them from the record, or set data.template=alpaca."
         )
 
+    def unread(self, messages: Sequence[Message], *, tools: str) -> set[str]:
+        """Return which of `tools` and the fields of messages are there and not read by the template."""
+        fields = {key for m in messages for key in ("name", "tool_call_id") if getattr(m, key)}
+        unread = {f"messages[].{key}" for key in fields if not self.wording.reads(key)}
+        return unread | ({"tools"} if tools and not self.wording.has_variable("tools") else set())
+
     def refuse_fields(self, messages: Sequence[Message]) -> None:
         """Refuse thoughts and tool calls that the wording has no place for.
 

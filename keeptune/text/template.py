@@ -72,8 +72,8 @@ class Template(Protocol):
         """Return the text that `answers` gives where a model writes the completion of a conversation."""
         ...
 
-    def reads_tools(self) -> bool:
-        """Return whether the template writes the functions that an assistant may call."""
+    def unread(self, messages: Sequence[Message], *, tools: str = "") -> set[str]:
+        """Return what a record has beside contents and the template does not read, such as `tools`."""
         ...
 
 
@@ -189,9 +189,9 @@ class _TurnTemplate:
         answer = self._turns.answer_in(text if self._turns.mark else self.controls.without_special(text))
         return self.controls.reveal(answer)
 
-    def reads_tools(self) -> bool:
-        """Return whether the template writes the functions that an assistant may call."""
-        return self._texts.wording.has_variable("tools")
+    def unread(self, messages: Sequence[Message], *, tools: str = "") -> set[str]:
+        """Return what a record has beside contents and the template does not read, such as `tools`."""
+        return self._texts.unread(messages, tools=tools)
 
 
 class _PairTemplate:
@@ -229,9 +229,9 @@ class _PairTemplate:
         """Return the content of the completion."""
         return messages[-1].content
 
-    def reads_tools(self) -> bool:
-        """Return False: no wording of keeptune's own has a place for functions."""
-        return False
+    def unread(self, messages: Sequence[Message], *, tools: str = "") -> set[str]:
+        """Return what a record has beside contents and the template does not read, such as `tools`."""
+        return self._texts.unread(messages, tools=tools)
 
 
 def _several_answers() -> DataError:

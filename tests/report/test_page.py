@@ -144,6 +144,17 @@ def write_poisoned_run(run: Path, payload: str) -> Path:
     return run
 
 
+def test_the_page_says_what_the_metric_left_to_the_validation_loss(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    notes = ["exact_match was the same at every validation of lora (0.000): the validation loss chose.", "<b>Set it."]
+    facts = json.loads((run / "selection.json").read_text())
+    write_json(run / "selection.json", {**facts, "notes": notes})
+    page = page_of(run)
+    assert_safe(page)
+    assert " ".join(notes) in page.text
+    assert json.loads((run / "report.json").read_text())["selection"]["notes"] == notes
+
+
 def test_a_finished_run_gives_a_safe_page_with_every_section(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "news"))
     assert_safe(page)

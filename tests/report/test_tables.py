@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from keeptune.data import audit as data_audit
+from keeptune.data.leak_audit import leak_audits
 from keeptune.errors import StorageError
 from keeptune.report.audit import Parts, SplitCounts
 from keeptune.report.curves import MAX_POINTS, read_curve
@@ -253,7 +254,7 @@ def test_an_audit_of_the_data_room_itself_is_read(tmp_path: Path) -> None:
         near_duplicates=data_audit.NearAudit(0, ()),
         groups=data_audit.GroupAudit(10, 0, 0, 1),
         tasks={"a": data_audit.SplitCounts(8, 1, 1)},
-        leaks=data_audit.leak_audits({}, [], removed=frozenset()),
+        leaks=leak_audits({}, [], removed={}),
         tokens=data_audit.token_audit(lengths, truncated=3, completion_cut=0, too_long=0, supervised_tokens=4),
     )
     write_json(tmp_path / "data/audit.json", written.to_json())

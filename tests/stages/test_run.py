@@ -162,7 +162,7 @@ def test_a_model_that_cannot_be_packed_is_padded_and_says_so(tmp_path: Path) -> 
     data = world.records(tmp_path / "data.jsonl", number=40)
     path = world.recipe_file(tmp_path, model=base, data=data, methods=methods)
     run, notes = finished(path, **{"data.over_length": "cut"})
-    assert any("on cpu; batches hold records padded to the longest beside them" in line for line in notes.lines)
+    assert any("on cpu, fp32; batches hold records padded to the longest beside them" in line for line in notes.lines)
     assert "data.max_length lowered from 1024 to 43: the model has room for no more tokens" in notes.lines
     assert read_json(run.folder / "prompts" / "training.json")["layout"] == "padded"
     assert read_json(run.folder / "data" / "audit.json")["tokens"]["total"]["max"] > 43
@@ -483,7 +483,7 @@ def test_answers_that_choose_keep_to_what_the_train_completions_need(
     on_test = math.ceil(1.1 * tokens["untrained_completion"]["p99"])
     assert limits["evaluation"] == [on_test, on_test]
     assert limits["training"] == [8] and on_test > 8
-    assert read_json(tmp_path / "run" / "lora" / "adapter" / "generation_config.json")["max_new_tokens"] == 8
+    assert read_json(tmp_path / "run" / "lora" / "adapter" / "manifest.json")["max_new_tokens"] == 8
 
 
 def test_a_task_that_is_scored_only_fills_no_split_of_the_others(tmp_path: Path) -> None:
