@@ -253,10 +253,10 @@ def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
         "Full fine-tuning (full, learning rate 2e-05) changes all of the model’s weights (3.15 M numbers).",
         "lora (PEFT’s LORA, learning rate 0.0002) leaves the model’s weights as they are and "
         "trains a small addition to them, of 590 k parameters.",
-        "Validation (92 records) is what was kept from training to choose by",
+        "Validation (92 records) was kept out of training and chose when to stop",
         "ROUGE-L: how much of the wording agrees with the expected answer’s, in its order, 0 to 1",
         "Exact match: the share of answers that equal the expected one (case, white space and a final full stop aside)",
-        "This run measured none of that: it has no task with train: false.",
+        "This run did not measure that: it has no task with train: false.",
     ):
         assert words in " ".join(" ".join(sentences).split())
     # Of many methods, the least and the most that are added.
