@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS, record_to_json
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.report.scores import read_scores
 from keeptune.stages.data import Data, max_new_tokens
 from keeptune.stages.run import CARD, INSTRUCT_MODEL, Run, is_done, stage_key
@@ -84,8 +84,8 @@ def model_card(run: Run, data: Data, point: Point, *, limits: Sequence[str] = ()
 def _card_prompt(data: Data) -> tuple[Mapping[str, str], ...]:
     """Return the messages of the shortest train prompt: short enough for a card, and whole with its instruction."""
     records = data.records("train", at_most=_CARD_RECORDS)
-    shortest = min(records, key=lambda record: (len(record.prompt), record.id))
-    return tuple(record_to_json(shortest)["messages"][:-1])
+    shortest = min(records, key=lambda record: (bool(record.tools), len(record.prompt), record.id))
+    return tuple(data.base.template.as_dicts(shortest.messages[:-1]))
 
 
 def _card_scores(run: Run, data: Data, point: Point) -> Iterator[CardScore]:
