@@ -17,6 +17,7 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS, SELF_TEXTS})
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+PathText = Annotated[str, Field(min_length=1)]
 LEAST_LENGTH = 8
 """Tokens that an example has room for at least."""
 
@@ -69,7 +70,7 @@ def _check_columns(columns: Mapping[str, str | Sequence[str]]) -> None:
 class TaskFields(Section):
     """One source of rows; a task is scored on its own."""
 
-    path: str | Annotated[tuple[str, ...], Field(min_length=1)]
+    path: PathText | Annotated[tuple[PathText, ...], Field(min_length=1)]
     """File (.json, .jsonl, .csv, .tsv, .parquet, .arrow; .gz accepted), folder or hub id `owner/name`; or several files
     as one task: a list, or a pattern such as `ag_news_*.jsonl`."""
     name: str = ""

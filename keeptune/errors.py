@@ -129,6 +129,11 @@ def raise_collected(kind: type[KeeptuneError], problems: Iterable[str]) -> NoRet
     raise kind("\n".join(complaints.lines()))
 
 
+def printable(text: str) -> str:
+    """Return text in which control characters, as names of files and columns may hold, cannot steer a terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 def relative_start(path: Path) -> str:
     """Return the sentence, with a space before it, that says where a relative path starts; none for an absolute one."""
     if path.is_absolute():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from yaml.error import MarkedYAMLError
 from keeptune.data.lines import json_kind
 from keeptune.errors import RecipeError
 
-_MAX_RECIPE_BYTES = 1 << 20
+_MAX_RECIPE_BYTES = 1 << 18
 # pydantic's kinds of problem, by the beginning of their names, in the words of a recipe.
 _EXPECTED = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
 _EXPECTED |= {
@@ -22,9 +22,11 @@ _EXPECTED |= {
     "dict_type": "a section",
     "model_": "a section",
     "too_short": "at least one entry",
+    "string_too_short": "text that is not empty",
 }
 # How alike two keys must be, from 0 to 1, for one to be proposed; those of the same section are preferred a little.
 _LIKE_A_SIBLING, _LIKE_ANOTHER, _OWN_SECTION = 0.5, 0.75, 0.1
+_YAML_FAULTS = (yaml.YAMLError, UnicodeDecodeError, RecursionError)
 _YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 _DATA_FILE = re.compile(r"\.(jsonl|ndjson|csv|parquet|gz)$", re.IGNORECASE)
 _DATA_REMEDY = "Data are named in a recipe: `data: {tasks: [{path: ...}]}`."
@@ -45,10 +47,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "Check the path, or start from one of those in keeptune/recipes."
         ) from error
     if len(raw) > _MAX_RECIPE_BYTES:
-        raise RecipeError(f"{path}: found {len(raw)} bytes; expected a recipe of at most 1 MiB. Name the right file.")
+        raise RecipeError(f"{path}: found {len(raw)} bytes; expected a recipe of at most 256 KiB. Name the right file.")
     try:
         value = yaml.load(raw.decode("utf-8-sig"), Loader=_RecipeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except _YAML_FAULTS as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
         detail = str(getattr(error, "problem", None) or error).replace(' in "<unicode string>",', " at")
@@ -79,6 +81,14 @@ def write_yaml(value: Mapping[str, Any]) -> str:
 class _RecipeLoader(yaml.SafeLoader):
     """YAML without aliases and duplicate keys, and with `1e-5` a number as in YAML 1.2."""
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, OverflowError) as error:
+            # A date such as 2026-13-45, 0x_, thousands of digits.
+            problem = f"{node.value!s:.40} is no valid {node.tag.rpartition(':')[2]}"
+            raise MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
@@ -86,11 +96,14 @@ class _RecipeLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [i for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
-            problem, mark = f"the key {keys[twice[0]]!r} stands twice", node.value[twice[0]][0].start_mark
-            raise MarkedYAMLError(problem=problem, problem_mark=mark)
+        keys: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise MarkedYAMLError(problem="a key that is no plain value", problem_mark=key_node.start_mark)
+            if key in keys:
+                raise MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
+            keys.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -115,7 +128,7 @@ def apply_override(recipe: dict[str, Any], override: str) -> None:
         )
     try:
         value = yaml.load(text, Loader=_RecipeLoader)
-    except yaml.YAMLError as error:
+    except _YAML_FAULTS as error:
         raise RecipeError(f"--set {override!r}: found no valid YAML after `=`; expected a value. Quote it.") from error
     place: Any = recipe
     for part in parts[:-1]:
@@ -195,7 +208,7 @@ def existing_key(location: Sequence[Any], value: Any) -> str:
     for part in location:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if not in_list and not (isinstance(value, dict) and part in value):
-            if isinstance(value, dict):
+            if isinstance(value, dict | list):
                 continue
             break
         value = value[part]

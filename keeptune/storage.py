@@ -36,7 +36,11 @@ _REMEDIES = {
     errno.EEXIST: ("a file stands where a folder is expected", "move that file, or choose another output_dir"),
     errno.ENOTDIR: ("a file stands where a folder is expected", "move that file, or choose another output_dir"),
     errno.EISDIR: ("a folder stands where a file is expected", "move that folder, or choose another output_dir"),
+    errno.ELOOP: ("a symbolic link stands where a file is expected", "remove it, then give the same command again"),
     errno.ENOENT: ("no such file or folder", "check that nothing removed it, then give the same command again"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk, then give the same command again"),
+    errno.EMFILE: ("too many open files", "raise the limit of this process (ulimit -n), then go on"),
+    errno.ENFILE: ("too many open files on this machine", "close other programs, then go on"),
 }
 
 
@@ -46,9 +50,14 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        unknown = (str(error), "check the disk, then give the same command again")
-        found, remedy = _REMEDIES.get(error.errno or 0, unknown)
-        raise StorageError(f"{path}: {found}; expected a place to read and write. Remedy: {remedy}.") from error
+        raise refusal(str(path), error) from error
+
+
+def refusal(where: str, error: OSError) -> StorageError:
+    """Return what says that the disk, or the machine, refused something."""
+    unknown = (str(error), "check the disk, then give the same command again")
+    found, remedy = _REMEDIES.get(error.errno or 0, unknown)
+    return StorageError(f"{where}: {found}; expected a place to read and write. Remedy: {remedy}.")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -334,7 +343,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
         except FileNotFoundError as error:
             # Of a file system that lets nobody make a folder, such as /proc.
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from error
-        file = (folder / ".lock").open("a+")
+    lock = folder / ".lock"
+    with storage_errors(lock):
+        # A link would let whoever set it choose which file is made or opened.
+        file = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

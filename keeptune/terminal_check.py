@@ -70,7 +70,7 @@ def show_tokens(console: Console, title: str, *, tokens: Sequence[PreviewToken])
         previous = token.trained
     if previous and not colour:
         line.append("⟧")
-    console.print(Text(title, style="bold"))
+    console.print(visible(title), style="bold")
     console.print(line, soft_wrap=True)
 
 

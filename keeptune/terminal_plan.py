@@ -24,6 +24,7 @@ def show_plan(console: Console, outcome: PlanOutcome) -> None:
     show_table(console, f"Memory at its peak on {outcome.device}", ("method", *_KINDS), rows=sizes)
     show_table(console, "Training", ("method", "trains", "steps", "tokens", "time", "artifact"), rows=times)
     lines = [
+        f"Computes on {outcome.why}.",
         f"Available: {_plain(num_bytes(outcome.available_bytes))}. Runtime is the program with its libraries. "
         "Time is a guess from a few micro-batches on this machine, as busy as it is now; validation, checkpoints and "
         "the test come on top.",

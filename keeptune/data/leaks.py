@@ -6,7 +6,6 @@ The words of all texts, hashed, lie on the disk; memory holds a few numbers a re
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,35 +21,36 @@ from keeptune.data.heap import gives_back_freed
 from keeptune.data.ngrams import (
     Hashes,
     Indices,
-    WordHashes,
     batches,
     contained,
     distinct,
     frequent,
     joined_ranges,
     ngram_hashes,
-    normalised,
     run_starts,
-    words,
 )
 from keeptune.data.record import Record
 from keeptune.data.split import TRAIN, SplitNumbers
+from keeptune.data.word_texts import (
+    COVER_WORDS,
+    WORDS_PER_BATCH,
+    Commonness,
+    Grams,
+    GramTable,
+    Texts,
+    grams_of,
+    hashed,
+    row_batches,
+)
 
 LeakKind = Literal["exact", "near", "ngram_cover", "ngram_13"]
 LEAK_KINDS: tuple[LeakKind, ...] = get_args(LeakKind)
 
-_COVER_WORDS, _COVER_SHARE, _LONG_WORDS = 8, 0.5, 13
-_LEAST_COMPLETION_WORDS = 20
-# A run that more groups of train records share counts for less.
-_RARE_GROUPS = 2
-_WEIGHT_STEPS = 1 << 16
+_COVER_SHARE, _LONG_WORDS = 0.5, 13
 _STOCK_FRACTION = 0.1
 _MAX_WITNESSES = 16
-_WORDS_PER_BATCH = 1 << 17
 _WORDS_PER_CHUNK = 1 << 20
 _OVERLAPS_PER_BATCH = 1 << 19
-# A table of 16 MiB tells which n-grams train cannot share: ten million of held-out records fill a twelfth of its bits.
-_TABLE_BITS = 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,15 +85,6 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    """The words of all texts, hashed: those of text i are `lengths[i]` of `words` from `starts[i]` on."""
-
-    words: DiskArray[np.uint32]
-    starts: Indices
-    lengths: Indices
-
-
-@dataclass(frozen=True, slots=True)
 class _Shared:
     """N-grams of train texts that may stand in a held-out one, each with its text."""
 
@@ -102,30 +93,20 @@ class _Shared:
 
     def blocks(self) -> Iterator[tuple[Hashes, Members]]:
         """Yield them, as many as memory may hold at a time."""
-        for start in range(0, len(self.hashes), _WORDS_PER_BATCH):
-            starts, lengths = np.array([start]), np.array([min(_WORDS_PER_BATCH, len(self.hashes) - start)])
+        for start in range(0, len(self.hashes), WORDS_PER_BATCH):
+            starts, lengths = np.array([start]), np.array([min(WORDS_PER_BATCH, len(self.hashes) - start)])
             yield self.hashes.ranges(starts, lengths), self.texts.ranges(starts, lengths)
-
-
-@dataclass(frozen=True, slots=True)
-class _Grams:
-    """The word n-grams of some texts, laid end to end: hash, number of its text there, place of its first word."""
-
-    hashes: Hashes
-    owners: Indices
-    places: Indices
 
 
 @dataclass(frozen=True, slots=True)
 class _Postings:
     """Which train texts have an n-gram: of `grams[g]`, `texts[starts[g]:starts[g + 1]]`.
 
-    N-grams of equal `classes` are in the same texts. `weights` says how much a word of each counts.
+    N-grams of equal `classes` are in the same texts.
     """
 
     grams: Hashes
     classes: Hashes
-    weights: NDArray[np.float64]
     starts: Indices
     texts: Indices
 
@@ -151,10 +132,11 @@ def find_leaks(
     in more than 10) are wording of its template and cover nothing; words that only they reach do not count, and a text
     with fewer than 8 other words is not looked at.
 
-    A run that k groups of train records share says little about any one of them: a greeting, a signature, a disclaimer
-    stand in many records whose subjects differ. So each of its words counts as (2 / k)² of a word where k is above 2,
-    in what is covered and in the whole alike, and a record that is all covered is so whatever k is. Files lie in
-    `scratch` for as long as the search takes, by default where the system has them.
+    Wording that many records share says little about any one of them: a greeting, a signature, a disclaimer stand in
+    records whose subjects differ. So a word counts the less the more groups of train records have the wording that it
+    stands in (see `Commonness`), in what is covered and in the whole alike; a record of which nothing else is left is
+    covered whatever its words count. Files lie in `scratch` for as long as the search takes, by default where the
+    system has them.
     """
     found = _Found(len(records))
     is_train = splits == TRAIN
@@ -163,18 +145,19 @@ def find_leaks(
     _find_group_leaks(records, found, keys=keys, groups=groups, splits=splits)
     held_out = np.flatnonzero(~is_train)
     kinds: tuple[tuple[LeakKind, int, float], ...] = (
-        ("ngram_cover", _COVER_WORDS, _COVER_SHARE),
+        ("ngram_cover", COVER_WORDS, _COVER_SHARE),
         ("ngram_13", _LONG_WORDS, 0.0),
     )
     with tempfile.TemporaryDirectory(dir=scratch, prefix="leaks-") as folder:
-        sides, tasks = _hashed(records, scratch=Path(folder))
+        sides, tasks = hashed(records, scratch=Path(folder))
         for kind, n, above in kinds:
             for texts in sides:
                 train = np.flatnonzero(is_train & (found.kinds < 0))
                 stock = distinct(np.concatenate([_stock(texts, rows, n=n) for rows in tasks]))
                 shared = _shared(texts, n=n, train=train, held_out=held_out, stock=stock, scratch=Path(folder))
-                covers = {"n": n, "above": above, "held_out": held_out, "stock": stock}
-                witnesses, shares = _covers(texts, shared, groups=groups, **covers)
+                common = Commonness(texts, groups=groups, train=train, held_out=held_out)
+                covers = {"n": n, "above": above, "held_out": held_out, "stock": stock, "common": common}
+                witnesses, shares = _covers(texts, shared, **covers)
                 covering = np.flatnonzero(shares > 0)
                 found.kinds[covering] = LEAK_KINDS.index(kind)
                 found.held_out[covering] = witnesses[covering]
@@ -206,49 +189,17 @@ def _find_group_leaks(
         found.held_out[i], found.overlap_fractions[i] = j, share
 
 
-def _hashed(records: Sequence[Record], *, scratch: Path) -> tuple[tuple[_Texts, _Texts], list[Indices]]:
-    """Return prompts and completions as hashed words, too short ones as empty, and the records of each task."""
-    hashes = WordHashes()
-    sides = [(_COVER_WORDS, DiskArray(scratch / "prompts.u32", np.uint32), np.zeros(len(records), np.int64))]
-    sides.append((_LEAST_COMPLETION_WORDS, DiskArray(scratch / "completions.u32", np.uint32), sides[0][2].copy()))
-    numbers: defaultdict[str, int] = defaultdict(lambda: len(numbers))
-    tasks = np.zeros(len(records), np.int32)
-    for i, record in enumerate(records):
-        tasks[i] = numbers[record.task]
-        for (least_words, stored, lengths), text in zip(sides, (record.prompt, record.completion), strict=True):
-            found = words(normalised(text))
-            if len(found) >= least_words:
-                stored.append(hashes.of(found))
-                lengths[i] = len(found)
-    prompts, completions = (_Texts(stored, np.cumsum(lengths) - lengths, lengths) for _, stored, lengths in sides)
-    by_task = np.argsort(tasks, kind="stable")
-    return (prompts, completions), np.split(by_task, run_starts(tasks[by_task])[1:])
-
-
-def _grams_of(texts: _Texts, rows: Indices, *, n: int) -> _Grams:
-    """Return the n-grams of the given texts, text after text, each text's in order."""
-    lengths = texts.lengths[rows]
-    symbols = texts.words.ranges(texts.starts[rows], lengths)
-    counts = np.maximum(lengths - n + 1, 0)
-    places = joined_ranges(np.cumsum(lengths) - lengths, counts)
-    return _Grams(ngram_hashes(symbols, n)[places], np.repeat(np.arange(len(rows)), counts), places)
-
-
-def _row_batches(texts: _Texts, rows: Indices) -> list[Indices]:
-    return [rows[part] for part in batches(texts.lengths[rows], at_most=_WORDS_PER_BATCH)]
-
-
-def _stock(texts: _Texts, rows: Indices, *, n: int) -> Hashes:
+def _stock(texts: Texts, rows: Indices, *, n: int) -> Hashes:
     """Return, ascending, the n-grams in more than a tenth of one task's texts and in more than 10.
 
     What stands in more than a tenth of all stands in more than a tenth of some batch, so only that is counted.
     """
-    parts = _row_batches(texts, rows)
-    often = [frequent(_grams_of(texts, part, n=n).hashes, above=_STOCK_FRACTION * len(part)) for part in parts]
+    parts = row_batches(texts, rows)
+    often = [frequent(grams_of(texts, part, n=n).hashes, above=_STOCK_FRACTION * len(part)) for part in parts]
     candidates = distinct(np.concatenate([np.zeros(0, np.uint64), *often]))
     counts = np.zeros(len(candidates), np.int64)
     for part in parts:
-        grams = _grams_of(texts, part, n=n)
+        grams = grams_of(texts, part, n=n)
         codes = _codes(grams.hashes, grams.owners, among=candidates, num_owners=len(part))
         counts += np.bincount(codes // len(part), minlength=len(candidates))
     return candidates[counts > max(STOCK_FLOOR, _STOCK_FRACTION * len(rows))]
@@ -260,53 +211,45 @@ def _codes(hashes: Hashes, owners: NDArray[np.integer], *, among: Hashes, num_ow
     return distinct(np.searchsorted(among, hashes[inside]) * num_owners + owners[inside])
 
 
-def _shared(texts: _Texts, *, n: int, train: Indices, held_out: Indices, stock: Hashes, scratch: Path) -> _Shared:
+def _shared(texts: Texts, *, n: int, train: Indices, held_out: Indices, stock: Hashes, scratch: Path) -> _Shared:
     """Return the n-grams that train texts share with held-out ones; a few others come with them."""
-    table = np.zeros(1 << (_TABLE_BITS - 3), np.uint8)
-    for part in _row_batches(texts, held_out):
-        places, bits = _places(_grams_of(texts, part, n=n).hashes)
-        np.bitwise_or.at(table, places, bits)
+    seen = GramTable(texts, held_out, n=n)
     shared = _Shared(DiskArray(scratch / "shared.u64", np.uint64), DiskArray(scratch / "shared.i32", np.int32))
-    for part in _row_batches(texts, train):
-        grams = _grams_of(texts, part, n=n)
-        places, bits = _places(grams.hashes)
-        kept = np.flatnonzero(table[places] & bits)
+    for part in row_batches(texts, train):
+        grams = grams_of(texts, part, n=n)
+        kept = np.flatnonzero(seen.may_hold(grams.hashes))
         kept = kept[~contained(grams.hashes[kept], stock)]
         shared.hashes.append(grams.hashes[kept])
         shared.texts.append(part[grams.owners[kept]].astype(np.int32))
     return shared
 
 
-def _places(hashes: Hashes) -> tuple[Indices, NDArray[np.uint8]]:
-    """Return the byte of the table in which an n-gram has its bit, and that bit."""
-    upper = hashes >> np.uint64(64 - _TABLE_BITS)
-    return (upper >> np.uint64(3)).astype(np.int64), np.uint8(1) << (upper & np.uint64(7)).astype(np.uint8)
-
-
 def _covers(
-    texts: _Texts,
+    texts: Texts,
     shared: _Shared,
     *,
-    groups: Members,
     n: int,
     above: float,
     held_out: Indices,
     stock: Hashes,
+    common: Commonness,
 ) -> tuple[Members, NDArray[np.float64]]:
     """Return for every text the held-out one that it covers best, and the share, 0 where it is not above `above`."""
     witnesses, shares = np.zeros(len(texts.lengths), np.int32), np.zeros(len(texts.lengths))
     for chunk in batches(texts.lengths[held_out], at_most=_WORDS_PER_CHUNK):
         rows = held_out[chunk]
-        postings = _postings(texts, shared, groups=groups, n=n, held_out=rows)
-        for part in _row_batches(texts, rows):
-            grams = _grams_of(texts, part, n=n)
-            weights = _word_weights(postings, grams, n=n, num_words=int(texts.lengths[part].sum()), stock=stock)
+        postings = _postings(texts, shared, n=n, held_out=rows)
+        for part in row_batches(texts, rows):
+            grams = grams_of(texts, part, n=n)
+            weights = common.word_weights(texts, part)
+            for k in range(n):
+                weights[grams.places[contained(grams.hashes, stock)] + k] = 0.0
             # The weight before each place: the difference of two entries is that between two places.
             before = np.concatenate([[0.0], np.cumsum(weights)])
             ends = np.cumsum(texts.lengths[part])
             starts = ends - texts.lengths[part]
             num_counted = np.concatenate([[0], np.cumsum(weights > 0)])
-            totals = np.where(num_counted[ends] - num_counted[starts] >= _COVER_WORDS, before[ends] - before[starts], 0)
+            totals = np.where(num_counted[ends] - num_counted[starts] >= COVER_WORDS, before[ends] - before[starts], 0)
             for covering, owners, found in _best_shares(postings, grams, n=n, before=before, totals=totals):
                 better = found > np.maximum(above, shares[covering])
                 shares[covering[better]] = found[better]
@@ -314,23 +257,9 @@ def _covers(
     return witnesses, shares
 
 
-def _word_weights(postings: _Postings, grams: _Grams, *, n: int, num_words: int, stock: Hashes) -> NDArray[np.float64]:
-    """Return how much each word counts: as the most common of the n-grams that it stands in; those of stock not."""
-    shared = contained(grams.hashes, postings.grams)
-    of_shared = postings.weights[np.searchsorted(postings.grams, grams.hashes[shared])]
-    in_stock = grams.places[contained(grams.hashes, stock)]
-    weights = np.ones(num_words)
-    # No two n-grams begin at one place.
-    for k in range(n):
-        places = grams.places[shared] + k
-        weights[places] = np.minimum(weights[places], of_shared)
-        weights[in_stock + k] = 0.0
-    return weights
-
-
-def _postings(texts: _Texts, shared: _Shared, *, groups: Members, n: int, held_out: Indices) -> _Postings:
+def _postings(texts: Texts, shared: _Shared, *, n: int, held_out: Indices) -> _Postings:
     """Return the n-grams of held-out texts that stand in train texts, and in which."""
-    parts = [_grams_of(texts, part, n=n).hashes for part in _row_batches(texts, held_out)]
+    parts = [grams_of(texts, part, n=n).hashes for part in row_batches(texts, held_out)]
     wanted = distinct(np.concatenate([np.zeros(0, np.uint64), *parts]))
     num_texts = len(texts.lengths)
     codes = [np.zeros(0, np.int64)]
@@ -342,15 +271,10 @@ def _postings(texts: _Texts, shared: _Shared, *, groups: Members, n: int, held_o
     # Two n-grams with the same sum of random numbers, one a text, are in the same texts.
     random = ngram_hashes(posted.astype(np.uint32), 1)
     classes = np.add.reduceat(random, starts) if len(starts) else random
-    # A gram's groups, each once: what many copies of one record share is not common.
-    pairs = distinct(indices * num_texts + groups[posted])
-    num_groups = np.bincount(pairs // num_texts, minlength=len(wanted))[indices[starts]]
-    # A sum of multiples of one fraction is exact in any order.
-    weights = np.minimum(1.0, np.ceil((_RARE_GROUPS / num_groups) ** 2 * _WEIGHT_STEPS) / _WEIGHT_STEPS)
-    return _Postings(wanted[indices[starts]], classes, weights, np.append(starts, len(posted)), posted)
+    return _Postings(wanted[indices[starts]], classes, np.append(starts, len(posted)), posted)
 
 
-def _runs(postings: _Postings, grams: _Grams, *, n: int) -> _Runs:
+def _runs(postings: _Postings, grams: Grams, *, n: int) -> _Runs:
     shared = contained(grams.hashes, postings.grams)
     owners, places = grams.owners[shared], grams.places[shared]
     indices = np.searchsorted(postings.grams, grams.hashes[shared])
@@ -363,7 +287,7 @@ def _runs(postings: _Postings, grams: _Grams, *, n: int) -> _Runs:
 
 
 def _best_shares(
-    postings: _Postings, grams: _Grams, *, n: int, before: NDArray[np.float64], totals: NDArray[np.float64]
+    postings: _Postings, grams: Grams, *, n: int, before: NDArray[np.float64], totals: NDArray[np.float64]
 ) -> Iterator[tuple[Indices, Indices, NDArray[np.float64]]]:
     """Yield train texts, the numbers of held-out ones and the shares of their weight that is covered, batch by batch.
 

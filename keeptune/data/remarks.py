@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping
 
 from keeptune.data.labels import LabelCounts
@@ -25,19 +26,19 @@ def unread(columns: Mapping[str, Mapping[str, int]], *, by: str = "keeptune") ->
 def labels(by_task: Mapping[str, LabelCounts], *, numbered: Mapping[str, str]) -> Iterator[str]:
     """Say which completions are likely one label, and of the tasks in `numbered` (task → column) which are numbers."""
     for task, found in by_task.items():
-        spellings = found.spellings()
-        for group in spellings[:_MAX_LISTED]:
-            listed = ", ".join(f'"{label}" ({_rows(number)})' for label, number in group.items())
+        if groups := found.spellings():
+            shown = (", ".join(f'"{label}" ({number:,})' for label, number in group.items()) for group in groups)
+            listed = "; ".join(itertools.islice(shown, _MAX_LISTED))
+            more = f"; and {len(groups) - _MAX_LISTED} more labels" if len(groups) > _MAX_LISTED else ""
             yield (
-                f"{task}: completions that differ in case or spaces alone: {listed}. If they are one label, spell them "
-                "alike, or give each its name with `labels` in the task."
+                f"{task}: completions that differ in case or spaces alone: {listed}{more}. If they mean the same, "
+                "spell them alike, or give each its name with `labels` in the task."
             )
-        if len(spellings) > _MAX_LISTED:
-            yield f"{task}: {len(spellings) - _MAX_LISTED} more labels are spelled in several ways."
         if task in numbered and found.are_numbers():
             lowest, highest = min(map(int, found.counts)), max(map(int, found.counts))
+            numbers = f"{lowest} {'and' if len(found.counts) == 2 else 'to'} {highest}"
             yield (
-                f"{task}: the completions are the numbers {lowest} to {highest}, from the column {numbered[task]!r}. "
+                f"{task}: the completions are the numbers {numbers}, from the column {numbered[task]!r}. "
                 "If they are classes, name them with `labels` in the task: words are easier for a model than numbers."
             )
 

@@ -15,7 +15,7 @@ from keeptune.data.cells import csv_rows
 from keeptune.data.files import ALIASES, SUFFIX, DataFile, data_file, folder_files
 from keeptune.data.json_text import json_line_rows, json_rows
 from keeptune.data.lines import Found, Problem, reading
-from keeptune.data.paths import expanded, local_path, shown_path
+from keeptune.data.paths import expanded, local_path, of_runs, shown_path
 from keeptune.data.record import SPLIT_NAMES, SplitName
 from keeptune.data.tables import arrow_rows, names_beside, names_of, parquet_rows, with_class_names
 from keeptune.errors import DataError, RecipeError, import_extra, raise_collected
@@ -93,6 +93,8 @@ def read_rows(
     """
     named = {"revision": revision, "config": config, "split": split}
     source = _locate(path, named=named, validation=validation, test=test, base_folder=base_folder)
+    if names := of_runs(path, base_folder=base_folder):
+        say(f"{shown_path(path)}: left out {len(names):,} matches that stand in run folders, such as {names[0]}.")
     return _rows(source, max_records=max_records, skip=skip, say=say)
 
 
@@ -197,7 +199,7 @@ def _hub_rows(
             if index == at_most:
                 say(
                     f"{hub.name}/{key}: read {index:,} rows, as max_records is {max_records:,}, and left the others "
-                    "on the hub; without max_records all are read"
+                    "on the hub; without max_records all are read."
                 )
                 break
             fixed = split if split != "train" or whole else None

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import ALL_TASKS, PartName, Record, SplitName
 from keeptune.errors import NonFiniteError, stopped
+from keeptune.evaluation.canaries import degeneration
 from keeptune.evaluation.generate import Decoding, Generated, generate
 from keeptune.evaluation.metrics import (
     DIVERGENCE,
@@ -89,7 +90,8 @@ class Bench:
 
     `template` tells the answer from the thoughts before it, and writes references that are tool calls.
     `collate` makes the batches that `target_losses` returns each target's cross-entropy of: (N,), in nats, row by row;
-    `pair_divergences` returns KL(base || model) there, given the model and the base.
+    `pair_divergences` returns KL(base || model) there, given the model and the base. `losses_alone`: each batch holds
+    one record, because the model's loss on a record depends on those beside it.
     """
 
     template: Template
@@ -100,6 +102,7 @@ class Bench:
     autocast: torch.dtype | None
     progress: Progress
     stop_requested: Callable[[], bool]
+    losses_alone: bool = False
 
 
 def evaluate_model(
@@ -147,6 +150,7 @@ def evaluate_model(
             "num_left_out": split.num_left_out,
             "untrained_tasks": sorted(split.untrained_tasks),
             "cut_fraction": sum(not answer.ended for answer in answers) / max(1, len(answers)),
+            "degeneration": [asdict(counts) for counts in degeneration(answers, untrained_tasks=split.untrained_tasks)],
             "metrics": _described(names, answers),
             **(exemplars.header() if exemplars else {}),
         }
@@ -314,12 +318,13 @@ def _losses(
     )
     bench.progress.start("Losses", total=len(examples), unit="records")
     try:
-        for positions in _by_length([len(example.input_ids) for example in examples], bench.decoding.tokens_per_batch):
+        most = 0 if bench.losses_alone else bench.decoding.tokens_per_batch
+        for positions in _by_length([len(example.input_ids) for example in examples], most):
             if bench.stop_requested():
                 raise stopped("losses")
             batch = bench.collate([examples[i] for i in positions])
             with evaluating(model), memory_errors(too_large):
-                nats = per_target(model, batch).double().cpu().numpy()
+                nats = per_target(model, batch).cpu().double().numpy()
             losses.update(zip(positions, _split_by_example(nats, batch), strict=True))
             bench.progress.advance(len(positions))
     finally:
@@ -345,7 +350,7 @@ def _split_by_example(nats_N: np.ndarray, batch: Batch) -> list[_Loss]:
 
 
 def _by_length(lengths: Sequence[int], tokens_per_batch: int) -> list[list[int]]:
-    """Return positions in batches, longest first; a batch fits the budget even where it is padded."""
+    """Return positions in batches, longest first; a batch fits the budget even where it is padded, or holds one."""
     batches: list[list[int]] = []
     for position in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
         if batches and (len(batches[-1]) + 1) * lengths[batches[-1][0]] <= tokens_per_batch:

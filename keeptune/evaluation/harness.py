@@ -317,7 +317,8 @@ def _report_work(asked: Any, bench: Bench) -> None:
         def listened(requests: Sequence[Any], **_: Any) -> Any:
             longest = max(len(asked.tok_encode("".join(a for a in r.args if isinstance(a, str)))) for r in requests)
             tokens = min(bench.decoding.tokens_per_batch, _MOST_LOGITS // vocab_size)
-            asked.batch_size_per_gpu = 1 if forbids_padding(asked.model) else max(1, tokens // max(1, longest))
+            alone = bench.losses_alone or bench.decoding.side_by_side != "padded" or forbids_padding(asked.model)
+            asked.batch_size_per_gpu = 1 if alone else max(1, tokens // max(1, longest))
             num_left[0] = len(requests)
             progress.start("Harness", total=len(requests), unit="requests")
             found = method(requests, disable_tqdm=True)

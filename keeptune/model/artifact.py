@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import re
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
@@ -24,12 +25,14 @@ from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
 from keeptune.model.asked import Asked, require_same_answers
-from keeptune.model.attention import base_of, uses_virtual_tokens
-from keeptune.model.folder import ADAPTER_CONFIG, Quantization, adapter_base, resolve_model
+from keeptune.model.attention import base_of, uses_virtual_tokens, vocab_size
+from keeptune.model.declared import Quantization
+from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, resolve_model
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft
 from keeptune.model.modes import evaluating
+from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.ranks import note_ranks_
 from keeptune.model.served import refuse_unserved_adapter
 from keeptune.storage import read_json, require_unchanged, staged_folder, storage_errors, write_atomic, write_json
@@ -51,6 +54,8 @@ TEXT_FILES = (
     "generation_config.json",
 )
 _PROBE_TOKENS = 8
+# How torch says that weights do not fit; it raises the same kind of error where a device fails.
+_SHAPES = re.compile(r"\b(sizes?|shapes?|dimensions?|state_dict)\b")
 _TOLERANCES = {torch.float32: 1e-4, torch.float64: 1e-4}
 _HALF_TOLERANCE = 5e-2
 
@@ -77,7 +82,7 @@ def save_artifact(
     """Write the trained model to `folder`, whole or not at all; an older `folder` is replaced.
 
     `base_name` is the recipe's `model`; an adapter names it, with its revision, as its base model. `manifest.json`
-    holds `facts`, the names and hashes of template and tokenizer, and the hash of each file.
+    holds `facts`, the names and hashes of template and tokenizer, the limit of answers, and the hash of each file.
 
     Raises:
         StorageError: the disk refuses.
@@ -89,13 +94,12 @@ def save_artifact(
         "template_sha256": template.fingerprint,
         "tokenizer_sha256": tokenizer.fingerprint,
         "stop_ids": list(stop_ids),
+        "max_new_tokens": max_new_tokens,
     }
     if isinstance(model, PeftModel) and getattr(base_of(model).config, "quantization_config", None) is not None:
         # Stored so, or read so: folded into other weights, the adapter would give other answers.
         own_facts["base_quantised"] = True
-    generation = _generation_config(
-        base_of(model), tokenizer=tokenizer, stop_ids=stop_ids, max_new_tokens=max_new_tokens
-    )
+    generation = _generation_config(base_of(model), tokenizer=tokenizer, stop_ids=stop_ids)
     with staged_folder(folder, facts={**facts, **own_facts}) as staging, writing(folder):
         if isinstance(model, PeftModel):
             _save_adapter(model, staging, base_name=base_name)
@@ -135,14 +139,14 @@ def writing(folder: Path) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _generation_config(
-    base: PreTrainedModel, *, tokenizer: Tokenizer, stop_ids: tuple[int, ...], max_new_tokens: int
-) -> GenerationConfig:
-    """Return greedy decoding with every stop id; sampling that the base model suggests is left out."""
+def _generation_config(base: PreTrainedModel, *, tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> GenerationConfig:
+    """Return greedy decoding with every stop id; sampling that the base model suggests is left out.
+
+    So is a limit of new tokens: vLLM would cut every answer of a server there, whatever a client asks for.
+    """
     starts = [getattr(owner, "decoder_start_token_id", None) for owner in (base.generation_config, base.config)]
     return GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=list(stop_ids),
         pad_token_id=tokenizer.pad_id,
@@ -238,6 +242,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     config = read_json(folder / ADAPTER_CONFIG)
     tensors = adapter_weights(folder)
     refuse_unserved_adapter(config, where=str(folder / ADAPTER_CONFIG))
+    refuse_endless_patterns(config, model, prefix=f"{folder / ADAPTER_CONFIG}: ")
     own = {id(parameter) for parameter in model.parameters()}
     with writing(folder), quiet_peft(), _complete_adapter(folder):
         adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
@@ -264,7 +269,12 @@ def adapter_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         StorageError: they are missing or cannot be read.
     """
-    weights = folder / ADAPTER_WEIGHTS
+    weights, index = folder / ADAPTER_WEIGHTS, folder / f"{ADAPTER_WEIGHTS}.index.json"
+    if index.exists():
+        raise StorageError(
+            f"{folder}: found {index.name}; expected all weights in {ADAPTER_WEIGHTS}, as PEFT reads no others. "
+            "Save the adapter with PEFT as one file, or remove the index if it belongs to no file here."
+        )
     if not weights.exists():
         raise StorageError(
             f"{folder}: found no {ADAPTER_WEIGHTS}; expected an adapter's weights as safetensors. "
@@ -281,8 +291,10 @@ def _complete_adapter(folder: Path) -> Iterator[None]:
         warnings.filterwarnings("error", message="Found missing adapter keys")
         try:
             yield
-        except (UserWarning, RuntimeError, KeyError) as error:
-            if lacks_memory(error):
+        except (UserWarning, KeyError) as error:
+            raise _incomplete(folder, " ".join(str(error).split())[:300]) from error
+        except RuntimeError as error:
+            if not _SHAPES.search(str(error)) or lacks_memory(error):
                 raise
             raise _incomplete(folder, " ".join(str(error).split())[:300]) from error
 
@@ -355,8 +367,7 @@ def require_same_logits(found: Tensor, expected: Tensor, *, dtype: torch.dtype, 
 def probe_logits(model: nn.Module) -> Tensor:
     """Return fp32 logits of two fixed inputs on the CPU; the model keeps its mode."""
     base = base_of(model)
-    vocab_size = base.config.get_text_config().vocab_size
-    ids = (torch.arange(2 * _PROBE_TOKENS, device=base.device).reshape(2, -1) * 7919 + 3) % vocab_size
+    ids = (torch.arange(2 * _PROBE_TOKENS, device=base.device).reshape(2, -1) * 7919 + 3) % vocab_size(base)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids.flip(0)

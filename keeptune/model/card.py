@@ -10,16 +10,17 @@ from typing import Any
 
 import yaml
 
-from keeptune.model.folder import BITSANDBYTES, Quantization
+from keeptune.model.declared import BITSANDBYTES, Quantization
 from keeptune.storage import write_atomic
 
 
 @dataclass(frozen=True, slots=True)
 class CardScore:
-    """A metric on the test split of one task; `base_value` is the base model's own.
+    """A metric on the test split of one task; `base_value` is the base model's own, `few_shot` its best with examples.
 
-    "all" is every trained task together, "others" every one that was not `trained` on. [`low`, `high`] is the 95 %
-    interval of the value.
+    `few_shot` is in words, with how many examples. "all" is every trained task together, "others" every one that was
+    not `trained` on. [`low`, `high`] is the 95 % interval of the value; `agreement` stands in its place where all
+    records have one value.
     """
 
     task: str
@@ -30,6 +31,8 @@ class CardScore:
     num_records: int
     base_value: float | None
     trained: bool = True
+    few_shot: str = ""
+    agreement: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class ModelCard:
     versions: Mapping[str, str]
     quantization: Quantization | None = None
     """In how many bits the base model's weights were read beside the adapter, where they were quantised for it."""
+    forgotten: tuple[str, ...] = ()
+    """What the model does worse than the base on what it was not trained on, a sentence a suite."""
 
 
 def card_to_json(card: ModelCard) -> dict[str, Any]:
@@ -63,8 +68,8 @@ def card_to_json(card: ModelCard) -> dict[str, Any]:
 
 def card_from_json(value: Mapping[str, Any]) -> ModelCard:
     """Return the card that `card_to_json` wrote."""
-    scores = tuple(CardScore(**score) for score in value["scores"])
-    return ModelCard(**{**value, "scores": scores, "prompt": tuple(value["prompt"]), "limits": tuple(value["limits"])})
+    lists = {name: tuple(value[name]) for name in ("prompt", "limits", "forgotten") if name in value}
+    return ModelCard(**{**value, **lists, "scores": tuple(CardScore(**score) for score in value["scores"])})
 
 
 def write_model_card(folder: Path, *, card: ModelCard, merged: bool = False) -> None:
@@ -80,11 +85,17 @@ def write_model_card(folder: Path, *, card: ModelCard, merged: bool = False) -> 
         _summary(card, adapter=adapter),
         "## Use\n\n" + _fenced(_usage(card, adapter=adapter), language="python"),
         "## Scores\n\n" + _score_table(card),
-        "## Limits\n\n" + "\n".join(f"- {_plain(limit)}" for limit in card.limits) + "\n" if card.limits else "",
+        _section("What it forgot", card.forgotten),
+        _section("Limits", card.limits),
         "## Recipe\n\n" + _fenced(card.recipe.rstrip("\n"), language="yaml"),
         "## Versions\n\n" + ", ".join(f"{_plain(name)} {version}" for name, version in card.versions.items()) + "\n",
     ]
     write_atomic(folder / "README.md", "\n".join(part for part in parts if part))
+
+
+def _section(title: str, sentences: Sequence[str]) -> str:
+    """Return a section that lists sentences, empty without any."""
+    return f"## {title}\n\n" + "\n".join(f"- {_plain(each)}" for each in sentences) + "\n" if sentences else ""
 
 
 def _front_matter(card: ModelCard, *, adapter: bool) -> dict[str, Any]:
@@ -166,15 +177,20 @@ def _score_table(card: ModelCard) -> str:
 
 
 def _score_rows(scores: Sequence[CardScore]) -> str:
-    lines = ["| task | metric | this model | base model | records |", "| --- | --- | ---: | ---: | ---: |"]
+    few_shot = any(score.few_shot for score in scores)
+    columns = ["this model", "base model", *(["base model, few-shot"] if few_shot else []), "records"]
+    lines = [f"| task | metric | {' | '.join(columns)} |", f"| --- | --- |{' ---: |' * len(columns)}"]
     for score in scores:
         base = "–" if score.base_value is None else f"{score.base_value:.4f}"
+        cells = [f"{score.value:.4f}{_doubt(score)}", base, *([score.few_shot or "–"] if few_shot else [])]
         names = f"{_plain(score.task)} | {_plain(score.metric)}"
-        lines.append(f"| {names} | {score.value:.4f}{_doubt(score)} | {base} | {score.num_records} |")
+        lines.append(f"| {names} | {' | '.join(cells)} | {score.num_records} |")
     return "\n".join(lines)
 
 
 def _doubt(score: CardScore) -> str:
+    if score.agreement:
+        return f" ({score.agreement})"
     if score.low is None or score.high is None:
         return ""
     if score.metric == "perplexity":

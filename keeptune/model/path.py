@@ -31,9 +31,11 @@ from keeptune.model.artifact import (
     writing,
 )
 from keeptune.model.attention import base_of
-from keeptune.model.folder import Quantization, check_model_folder
+from keeptune.model.declared import Quantization
+from keeptune.model.folder import check_model_folder
 from keeptune.model.load import load_model
 from keeptune.model.methods import quiet_peft
+from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.served import refuse_unserved_adapter
 from keeptune.storage import (
     MANIFEST,
@@ -107,6 +109,13 @@ def why_no_path(peft_type: str | None, arguments: Mapping[str, Any]) -> str | No
     if peft_type not in _STARTS:
         return f"keeptune knows no way from the base model that {peft_type} could go"
     return None
+
+
+def moves_own_weights(peft_type: str | None, arguments: Mapping[str, Any]) -> bool:
+    """Tell whether a method trains weights of the base model itself, rather than weights beside them."""
+    kept_whole = ("modules_to_save", "trainable_token_indices")
+    biases = arguments.get("bias", "none") != "none"
+    return peft_type in {None, "LN_TUNING", "TRAINABLE_TOKENS"} or biases or any(arguments.get(k) for k in kept_whole)
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,6 +310,7 @@ def _untrained(artifact: Path, model: PreTrainedModel, *, strangers: set[str]) -
     for chance in {"init_lora_weights", "init_weights"} & vars(config).keys():
         # Tokens that start at random, and norms of weights to which something random was added, are not the base's.
         setattr(config, chance, True)
+    refuse_endless_patterns(vars(config), model, prefix=f"{artifact / ADAPTER_CONFIG}: ")
     with quiet_peft():
         state = get_peft_model_state_dict(get_peft_model(model, config), save_embedding_layers=False)
     return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}

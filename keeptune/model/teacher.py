@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -10,6 +9,7 @@ import torch
 from torch import nn
 
 from keeptune.model.attention import base_of
+from keeptune.model.device import autocasting
 from keeptune.model.loss import target_logits
 from keeptune.model.modes import evaluating
 from keeptune.model.soft_targets import top_log_probs
@@ -36,12 +36,9 @@ def base_top_k(
     `micro_batches` hold every example once. All tokens of the vocabulary are kept where there are no more than k. Costs
     one forward pass, and 8 k + 4 bytes of memory a target.
     """
-    compute = contextlib.nullcontext()
-    if autocast is not None:
-        compute = torch.autocast(base_of(model).device.type, dtype=autocast)
     teachers: dict[int, Teacher] = {}
     progress.start("Asking the base model", total=int(examples.lengths.sum()), unit="tokens")
-    with evaluating(model), compute:
+    with evaluating(model), autocasting(base_of(model).device, autocast):
         for micro_batch in micro_batches:
             batch = collate([examples[i] for i in micro_batch])
             teacher = _batch_teacher(model, batch, k=k, through_logits=through_logits)

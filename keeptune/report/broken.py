@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from keeptune.progress import noun
@@ -23,13 +24,11 @@ class Broken:
     num_empty: int
 
 
-def broken_answers(report: Report, model: str, alpha: float | None) -> Broken | None:
-    """Return the counts over the trained tasks, None where they were not taken; `alpha` is None for the base."""
-    found = [
-        row
-        for row in report.forgotten.canaries
-        if (row.model, row.alpha) == (model, alpha) and row.task in report.tasks
-    ]
+def count_broken(
+    canaries: Iterable[Canaries], *, model: str, alpha: float | None, tasks: Collection[str]
+) -> Broken | None:
+    """Return a model's counts over `tasks`, None where they were not taken; `alpha` is None for the base."""
+    found = [row for row in canaries if (row.model, row.alpha) == (model, alpha) and row.task in tasks]
     if not found:
         return None
     return Broken(
@@ -51,20 +50,28 @@ def broken_rows(report: Report) -> list[Canaries]:
 
 
 def broken_sentence(report: Report) -> str:
-    """Return what is wrong with the chosen model's answers, empty where fewer than a tenth of them are broken."""
-    chosen = report.forgotten.delivered or (report.selection.selected, 1.0)
-    found = broken_answers(report, chosen[0], chosen[1]) if chosen[0] else None
-    if found is None or max(found.num_unended, found.num_looping, found.num_empty) < _LEAST_SHARE * found.num_records:
+    """Return what is wrong with the chosen model's answers to the trained tasks, as `describe` says it."""
+    model, alpha = report.forgotten.delivered or (report.selection.selected, 1.0)
+    if model is None:
         return ""
-    base = broken_answers(report, BASE, None)
-    parts = [*_unended(report, found, base), *_looping(found, base), *_empty(found, base)]
-    return f"{'; '.join(parts)}."
+    canaries, tasks = report.forgotten.canaries, report.tasks
+    found = count_broken(canaries, model=model, alpha=alpha, tasks=tasks)
+    base = count_broken(canaries, model=BASE, alpha=None, tasks=tasks)
+    of_methods = (dict(decoding.settings) for decoding in report.decodings if decoding.model in report.methods)
+    return describe(found, base=base, limit=next(of_methods, {}).get("max_new_tokens"))
 
 
-def _unended(report: Report, found: Broken, base: Broken | None) -> list[str]:
+def describe(found: Broken | None, *, base: Broken | None, limit: str | None) -> str:
+    """Return which answers are broken, and after how many tokens they were cut; empty below a tenth of the answers."""
+    if found is None:
+        return ""
+    parts = [*_unended(found, base, limit=limit), *_looping(found, base), *_empty(found, base)]
+    return f"{'; '.join(parts)}." if parts else ""
+
+
+def _unended(found: Broken, base: Broken | None, *, limit: str | None) -> list[str]:
     if found.num_unended < _LEAST_SHARE * found.num_records:
         return []
-    limit = _limit(report)
     after = f"after {limit} tokens" if limit else "at the limit of new tokens"
     # An answer that loops would go on for ever; another one may have ended further on.
     in_loops = min(found.num_looping, found.num_unended)
@@ -99,9 +106,3 @@ def _of(number: int, found: Broken) -> str:
 
 def _before(number: int, base: Broken) -> str:
     return f" (base: {count(number)} of {count(base.num_records)})"
-
-
-def _limit(report: Report) -> str | None:
-    of_methods = (decoding for decoding in report.decodings if decoding.model in report.methods)
-    settings = next((dict(decoding.settings) for decoding in of_methods), {})
-    return settings.get("max_new_tokens")

@@ -48,10 +48,22 @@ class Axis:
         return round(100 * min(1.0, max(0.0, share)), 2)
 
 
-def axis_for(values: Sequence[float], *, with_zero: bool = False, num_ticks: int = 5) -> Axis:
-    """Return an axis that holds every finite value with some room, its ticks at 1, 2 or 5 times a power of ten."""
+def axis_for(
+    values: Sequence[float],
+    *,
+    with_zero: bool = False,
+    bounds: tuple[float, float] = (-math.inf, math.inf),
+    num_ticks: int = 5,
+) -> Axis:
+    """Return an axis that holds every finite value with some room, its ticks at 1, 2 or 5 times a power of ten.
+
+    No tick lies beyond the `bounds` of what the values can be. Values that are all equal get the whole span of finite
+    bounds.
+    """
     shown = [v for v in values if math.isfinite(v) and abs(v) < 1e12] or [0.0]
     low, high = min(shown), max(shown)
+    if low == high and math.isfinite(bounds[1] - bounds[0]):
+        low, high = bounds
     if with_zero:
         low, high = min(low, 0.0), max(high, 0.0)
     room = (high - low) * 0.08 or abs(high) * 0.1 or 1.0
@@ -59,7 +71,7 @@ def axis_for(values: Sequence[float], *, with_zero: bool = False, num_ticks: int
     rough = (high - low) / num_ticks
     power = 10.0 ** math.floor(math.log10(rough))
     tick = next(m * power for m in (1, 2, 5, 10) if m * power >= rough)
-    first, last = math.ceil(low / tick), math.floor(high / tick)
+    first, last = math.ceil(max(low, bounds[0]) / tick), math.floor(min(high, bounds[1]) / tick)
     return Axis(low, high, tuple(round(i * tick, 12) for i in range(first, last + 1)))
 
 

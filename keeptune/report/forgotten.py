@@ -122,7 +122,7 @@ def read_forgotten(
     """
     value = folder.object("forgetting.json", expected=False)
     selection = folder.object("selection.json", expected=False)
-    lost = tuple(row for row in map(_lost, rows(value.get("rows"))) if row is not None and row.model in methods)
+    lost = tuple(row for row in read_lost(value) if row.model in methods)
     metric = string(value.get("metric"))
     certificate = read_certificate(folder.object("certificate.json", expected=False))
     selected, alpha = string(selection.get("selected")), number(selection.get("alpha"))
@@ -139,13 +139,23 @@ def read_forgotten(
     return Forgotten(
         metric=metric,
         rows=lost,
-        canaries=tuple(c for c in map(_canaries, rows(value.get("canaries"))) if c is not None),
+        canaries=read_canaries(value),
         noise=_noise(mapping(value.get("noise"))),
         certificate=certificate,
         delivered=delivered,
         targets=targets,
         flips=flips,
     )
+
+
+def read_lost(value: Mapping[str, Any]) -> tuple[Lost, ...]:
+    """Return what `forgetting.json` says was lost, by every model on every suite."""
+    return tuple(row for row in map(_lost, rows(value.get("rows"))) if row is not None)
+
+
+def read_canaries(value: Mapping[str, Any]) -> tuple[Canaries, ...]:
+    """Return the counts of broken answers that `forgetting.json` holds."""
+    return tuple(row for row in map(_canaries, rows(value.get("canaries"))) if row is not None)
 
 
 def _answers_of(method: str, alpha: float) -> str:

@@ -131,7 +131,7 @@ def _other_tasks(report: Report) -> Iterator[str]:
             "this run."
         )
     elif report.forgotten.rows:
-        yield "To see it, texts that nothing was trained on were weighed before and after tuning: “What was forgotten”."
+        yield "To see it, the loss on texts that were not trained on was taken before and after: “What was forgotten”."
     else:
         yield "This run measured none of that: it has no task with train: false."
 
@@ -139,9 +139,9 @@ def _other_tasks(report: Report) -> Iterator[str]:
 def _on_the_way(report: Report) -> Iterator[str]:
     if report.forgotten.certificate is not None:
         yield (
-            "Alpha says how far a model stands on the way from the base (0) to the trained model (1): less of the way "
-            "learns less and forgets less. Certified is one that was shown, on records kept for this alone, to lose "
-            "less than its budget."
+            "A trained model can be scaled between the base (alpha 0) and itself (alpha 1): a smaller alpha learns and "
+            "forgets less. A model is certified if it was shown, on records kept for this alone, to lose less than "
+            "its budget."
         )
 
 

@@ -10,6 +10,7 @@ from keeptune.progress import noun
 from keeptune.report.broken import broken_sentence
 from keeptune.report.cost import Cost
 from keeptune.report.scores import Score
+from keeptune.report.shots import few_shot_left_out
 from keeptune.report.tables import Paired, Report
 from keeptune.report.wording import (
     NO_BREAK,
@@ -197,6 +198,9 @@ def shots_sentence(report: Report) -> tuple[Phrase, ...]:
     The best number of examples stands for all; of its random choices the one in the middle is compared, by record.
     """
     method = report.selection.selected
+    left_out = few_shot_left_out(report.shot_rows)
+    if left_out and not report.few_shot:
+        return Phrase("There is no few-shot score", strong=True), Phrase(f": {left_out[0][1]}")
     metric = telling_metric(report, method) if method else None
     best = report.best_few_shot(metric) if metric else None
     paired = report.difference_from_shots(method, metric) if method and metric else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,8 +11,8 @@ from markupsafe import Markup
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
-from keeptune.report.scores import Score
-from keeptune.report.shots import FewShot
+from keeptune.report.scores import BOUNDS, Score
+from keeptune.report.shots import FewShot, few_shot_left_out
 from keeptune.report.tables import Metric, Paired, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 
@@ -28,7 +29,10 @@ _MARKS = {verdict: words[0] for verdict, words in _VERDICTS.items()}
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """A model's mean with its interval; `hint` says where that is no 95 % interval."""
+    """A model's mean with its interval; `hint` says where that is no 95 % interval.
+
+    `left_out` says in place of both why there is no score.
+    """
 
     model: str
     colour: str
@@ -38,6 +42,7 @@ class ScoreRow:
     interval: str
     hint: str
     num_records: str
+    left_out: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,12 +153,22 @@ def score_groups(report: Report) -> list[ScoreGroup]:
         scores = [s for name in names if (s := _shown(report, name, metric.name, task=ALL_TASKS)) is not None]
         if not scores:
             continue
-        axis = axis_for([v for s in scores for v in (s.mean, *_ends(s)) if v is not None])
+        values = [v for s in scores for v in (s.mean, *_ends(s)) if v is not None]
+        axis = axis_for(values, bounds=BOUNDS.get(metric.name, (-math.inf, math.inf)))
         places = decimals_for(*(s.mean for s in scores))
-        rows = tuple(_score_row(report, s, axis=axis, places=places) for s in scores)
+        rows = [_score_row(report, s, axis=axis, places=places) for s in scores]
+        rows[1:1] = _left_out_rows(report) if not found else []
         figure = Markup(axis_svg(axis, places=_places(axis)))
-        found.append(ScoreGroup(metric_label(metric.name), _better(metric), rows, figure))
+        found.append(ScoreGroup(metric_label(metric.name), _better(metric), tuple(rows), figure))
     return found
+
+
+def _left_out_rows(report: Report) -> list[ScoreRow]:
+    """Return a row, with the reason, for each few-shot score that could not be had."""
+    return [
+        ScoreRow(name, "c0", False, Markup(""), "", "", "", "", left_out=reason)
+        for name, reason in few_shot_left_out(report.shot_rows)
+    ]
 
 
 def _columns(report: Report, *, few_shot: bool) -> tuple[str, ...]:
@@ -183,6 +198,7 @@ def _score_row(report: Report, score: Score | FewShot, *, axis: Axis, places: in
     mean, ends = decimal(score.mean, places), interval(low, high, places)
     if isinstance(score, FewShot):
         hint = f"of {count(score.num_draws)} draws" if score.num_draws > 1 else ""
+        ends, hint = ("", score.agreement) if score.agreement else (ends, hint)
         return ScoreRow(score.name, "c0", False, figure, mean, ends, hint, count(score.num_records))
     return ScoreRow(
         model=score.model,
@@ -207,19 +223,19 @@ def paired_groups(report: Report) -> list[PairedGroup]:
         if not pairs:
             continue
         values = [v for p in pairs for v in (p.low, p.difference, p.high) if v is not None]
-        axis = axis_for(values, with_zero=True)
+        # Where nothing differs, there is nothing to draw.
+        axis = axis_for(values, with_zero=True) if any(values) else None
         places = decimals_for(*values)
         rows = tuple(_paired_row(report, p, metric=metric, axis=axis, places=places) for p in pairs)
-        figure = Markup(axis_svg(axis, places=_places(axis)))
+        figure = Markup(axis_svg(axis, places=_places(axis))) if axis else Markup("")
         found.append(PairedGroup(metric_label(metric.name), _better(metric), rows, figure))
     return found
 
 
 def _verdict(report: Report, pair: Paired, *, metric: Metric) -> str:
     """Return the pair's verdict, "nothing" where both scored 0 and could not have scored less."""
-    means = [
-        s.mean for s in report.scores if (s.metric, s.task) == (pair.metric, pair.task) and s.model in _names(pair)
-    ]
+    named = [(s.model, s) for s in report.scores] + [(row.name, s) for row in report.shot_rows for s in row.scores]
+    means = [s.mean for name, s in named if (s.metric, s.task) == (pair.metric, pair.task) and name in _names(pair)]
     if metric.higher_is_better and len(means) == 2 and not any(means):
         return "nothing"
     return pair.verdict(higher_is_better=metric.higher_is_better)
@@ -229,14 +245,16 @@ def _names(pair: Paired) -> tuple[str, str]:
     return pair.model, pair.against
 
 
-def _paired_row(report: Report, pair: Paired, *, metric: Metric, axis: Axis, places: int) -> PairedRow:
+def _paired_row(report: Report, pair: Paired, *, metric: Metric, axis: Axis | None, places: int) -> PairedRow:
     verdict = _verdict(report, pair, metric=metric)
     places = _places_of(pair.difference, metric=pair.metric, places=places)
     return PairedRow(
         model=pair.model,
         against=pair.against,
         colour=colours(report).get(pair.model, "c0"),
-        figure=Markup(interval_svg(axis, low=pair.low, middle=pair.difference, high=pair.high, mark_zero=True)),
+        figure=Markup(interval_svg(axis, low=pair.low, middle=pair.difference, high=pair.high, mark_zero=True))
+        if axis
+        else Markup(""),
         difference=decimal(pair.difference, places, signed=True),
         interval=interval(pair.low, pair.high, places, signed=True),
         verdict=verdict,
@@ -321,7 +339,8 @@ def _task_cell(
         change = decimal(pair.difference, _places_of(pair.difference, metric=pair.metric, places=places), signed=True)
     places = _places_of(score.mean, metric=score.metric, places=places)
     if isinstance(score, FewShot):
-        return TaskCell(decimal(score.mean, places), f"({interval(*score.ends, places)})", "", "", "")
+        doubt = score.agreement or f"({interval(*score.ends, places)})"
+        return TaskCell(decimal(score.mean, places), doubt, "", "", "")
     verdict = _verdict(report, pair, metric=metric) if pair else ""
     doubt = _doubt(score, places=places)
     return TaskCell(decimal(score.mean, places), doubt, _MARKS.get(verdict, ""), verdict, change)

@@ -21,6 +21,7 @@ from keeptune.report.wording import (
     decimal,
     decimals_for,
     interval,
+    likelihood,
     metric_label,
     suite_label,
     unit_label,
@@ -112,20 +113,23 @@ def forgetting_sentence(report: Report) -> tuple[Phrase, ...]:
     parts = []
     if of_tasks:
         row = max(of_tasks, key=lambda row: row.forgetting)
-        parts.append(f"of {count(len(of_tasks))} {noun(len(of_tasks), 'tasks')}, {_said(row)}")
-    parts += [_said(max(rows, key=lambda row: row.forgetting)) for rows in (of_harness, of_texts) if rows]
+        parts.append(f"of {count(len(of_tasks))} {noun(len(of_tasks), 'tasks')}, {lost_in_words(row)}")
+    parts += [lost_in_words(max(rows, key=lambda row: row.forgetting)) for rows in (of_harness, of_texts) if rows]
     return (Phrase("Forgotten at worst: ", strong=True), Phrase(f"{'; '.join(parts)}.")) if parts else ()
 
 
-def _said(row: Lost) -> str:
+def lost_in_words(row: Lost) -> str:
+    """Return what a model lost on a suite as a clause: "ROUGE-L on boolq dropped by 0.200 (95 % interval …)"."""
     places = decimals_for(row.forgetting, row.high, row.low)
-    verb = "lost" if row.forgetting >= 0 else "gained"
-    ends = (
-        f" (95 % interval of the loss {interval(row.low, row.high, places, signed=True)})"
-        if row.low is not None
-        else ""
-    )
-    return f"{suite_label(row.suite)} {verb} {decimal(abs(row.forgetting), places)} {unit_label(row.metric)}{ends}"
+    ends = f"95 % interval {interval(row.low, row.high, places)}" if row.low is not None else ""
+    number = decimal(abs(row.forgetting), places)
+    if row.metric == "loss":
+        way = "higher" if row.forgetting >= 0 else "lower"
+        picture = "; ".join(filter(None, [likelihood(row.forgetting), ends]))
+        return f"on {suite_label(row.suite)}, the tuned model’s loss is {number} nats per token {way} ({picture})"
+    verb = "dropped by" if row.forgetting >= 0 else "rose by"
+    drop = f" ({ends.replace('interval', 'interval of the drop')})" if ends else ""
+    return f"{metric_label(row.metric)} on {suite_label(row.suite)} {verb} {number}{drop}"
 
 
 def forgotten_number(report: Report) -> KeyNumber | None:
@@ -136,7 +140,9 @@ def forgotten_number(report: Report) -> KeyNumber | None:
         return None
     places = decimals_for(row.base if row.metric != "loss" else row.forgetting)
     ends = f"; 95 %: {interval(row.low, row.high, places, signed=True)}" if row.low is not None else ""
-    note = f"{unit_label(row.metric)} lost on {suite_label(row.suite)}{ends}"
+    note = f"drop of {metric_label(row.metric)} on {suite_label(row.suite)}{ends}"
+    if row.metric == "loss":
+        note = f"nats per token more loss on {suite_label(row.suite)}{ends}; {likelihood(row.forgetting)}"
     return KeyNumber("Forgotten", decimal(row.forgetting, places, signed=True), note)
 
 
@@ -209,7 +215,7 @@ def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
 def _reached(mean: float | None, ends: tuple[float, float] | None, *, signed: bool = False) -> str:
     """Return a number and, in brackets, the ends of its interval where it has some."""
     number = decimal(mean, 3, signed=signed)
-    return f"{number} ({interval(*ends, 3, signed=signed)})" if ends else number
+    return f"{number} ({interval(*ends, 3, signed=signed)})" if ends and ends[0] < ends[1] else number
 
 
 def _budget(report: Report, suite: str, metric: str) -> tuple[float, str] | None:
@@ -243,7 +249,8 @@ def _cell(row: Lost | None) -> Cell:
     number = decimal(row.forgetting, places, signed=True)
     ends = interval(row.low, row.high, places, signed=True) if row.low is not None else ""
     counts = f"{count(row.num_lost)} {noun(row.num_lost, 'records')} lost, {count(row.num_gained)} gained"
-    detail = f"{counts}; KL {decimal(row.kl, 3)} nats" if row.kl is not None else counts
+    picture = [likelihood(row.forgetting)] if row.metric == "loss" else []
+    detail = "; ".join([*picture, counts, *([f"KL {decimal(row.kl, 3)} nats"] if row.kl is not None else [])])
     if row.base_at_chance and row.metric != "loss":
         return Cell("∅", number, ends, f"{detail}; nothing to lose", "")
     greatest = BOUNDS.get(row.metric, (0.0, 1.0))[1]

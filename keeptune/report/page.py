@@ -22,9 +22,11 @@ from keeptune.report.growth import growth_panels, read_growth
 from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
 from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
+from keeptune.report.looks import looks_sentence, num_looks
 from keeptune.report.reading import RunFolder
 from keeptune.report.search import read_search, setting
 from keeptune.report.search_figures import search_panels
+from keeptune.report.shots import few_shot_left_out
 from keeptune.report.tables import Report, read_report
 from keeptune.report.tested import tested_rows
 from keeptune.report.verdict import alpha_sentence, verdict_sentence
@@ -86,7 +88,8 @@ def render_page(report: Report) -> str:
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
-        num_looks=_num_looks(report),
+        looks=looks_sentence(report),
+        num_looks=num_looks(report),
         memory_sentence=explained.memory_sentence(report),
         forgot_more_sentence=explained.forgot_more_sentence(report),
     )
@@ -135,11 +138,6 @@ def _rendered(template: str, **content: Any) -> str:
         version=__version__,
         **content,
     )
-
-
-def _num_looks(report: Report) -> int:
-    """Return how often test was looked at: to go on with a look that was interrupted is no further one."""
-    return sum("resumes" not in dict(opening) for opening in report.openings)
 
 
 def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
@@ -192,6 +190,7 @@ def report_json(report: Report) -> str:
             "metric": report.selection.metric,
             "split": report.selection.split,
             "values": dict(report.selection.values),
+            "notes": list(report.selection.notes),
         },
         "main_metric": report.main_metric,
         "untrained_tasks": sorted(report.untrained_tasks),
@@ -201,6 +200,7 @@ def report_json(report: Report) -> str:
         "validation_scores": [dataclasses.asdict(score) for score in report.validation],
         "paired": [dataclasses.asdict(paired) for paired in report.paired],
         "few_shot": [dataclasses.asdict(few_shot) for few_shot in report.few_shot],
+        "few_shot_left_out": [{"name": name, "reason": reason} for name, reason in few_shot_left_out(report.shot_rows)],
         "prompting": [{**dataclasses.asdict(p), "queries": dict(p.queries)} for p in report.prompting],
         "cost": [dataclasses.asdict(cost) for cost in report.costs],
         "decoding": [{**dataclasses.asdict(d), "settings": dict(d.settings)} for d in report.decodings],
@@ -218,7 +218,7 @@ def report_json(report: Report) -> str:
         "drift": {c.model: [{"step": step, "kl": kl} for step, kl in c.drift] for c in report.curves if c.drift},
         "audit": _audit(report),
         "mixture": [dataclasses.asdict(row) for row in report.mixture],
-        "test_looks": _num_looks(report),
+        "test_looks": num_looks(report),
         "test_openings": [dict(opening) for opening in report.openings],
         "command": report.command,
         "commands": [{"time": time, "command": command} for time, command in report.commands],

@@ -51,7 +51,7 @@ class FewShot:
     """A few-shot score: the mean over `num_draws` choices of examples, from the `lowest` choice to the `highest`.
 
     Of a single choice these two are None, and [`low`, `high`] is the 95 % interval. `median_row` names the choice in
-    the middle, of two the better one.
+    the middle, of two the better one; `agreement` what follows where all records of a single choice have one value.
     """
 
     name: str
@@ -67,6 +67,7 @@ class FewShot:
     num_draws: int
     num_records: int | None
     median_row: str
+    agreement: str = ""
 
     @property
     def ends(self) -> tuple[float | None, float | None]:
@@ -146,7 +147,18 @@ def _few_shot(name: str, found: Sequence[tuple[Score, ShotRow]], *, higher_is_be
         num_draws=len(found),
         num_records=score.num_records,
         median_row=median.name,
+        agreement=score.agreement if single else "",
     )
+
+
+def few_shot_left_out(rows: Sequence[ShotRow]) -> list[tuple[str, str]]:
+    """Return (name, reason) of each number of shots that has no score at all."""
+    found = []
+    for name, of_one_number in _grouped(rows):
+        reasons = [row.left_out for row in of_one_number if row.left_out is not None]
+        if len(reasons) == len(of_one_number):
+            found.append((name, reasons[0].removeprefix(f"{of_one_number[0].name}: ")))
+    return found
 
 
 def prompting_costs(rows: Sequence[ShotRow], *, trained: Sequence[tuple[str, int | None, bool]]) -> Iterator[Prompting]:

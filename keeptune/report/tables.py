@@ -33,6 +33,7 @@ from keeptune.report.shots import (
     FewShot,
     Prompting,
     ShotRow,
+    few_shot_left_out,
     few_shot_scores,
     num_shots,
     prompting_costs,
@@ -90,12 +91,16 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which method was chosen, by which metric on which split; `values` holds (method, value)."""
+    """Which method was chosen, by which metric on which split; `values` holds (method, value).
+
+    `notes` say what the metric left to the validation loss.
+    """
 
     selected: str | None
     metric: str | None
     split: str | None
     values: tuple[tuple[str, float | None], ...]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +223,7 @@ def read_report(run: Path) -> Report:
     baselines = [place for place, value in of_base.items() if not num_shots(value)]
     if not of_base:
         folder.notes.append("base/: not there")
-    folder.notes.extend(row.left_out for row in shot_rows if row.left_out is not None)
+    folder.notes.extend(_left_out_draws(shot_rows))
     values = [of_base[place] for place in baselines]
     values += [folder.object(f"{name}/test/scores.json") for name in methods]
     scores = tuple(score for value in values for score in read_scores(value))
@@ -267,6 +272,14 @@ def read_report(run: Path) -> Report:
     )
 
 
+def _left_out_draws(shot_rows: Sequence[ShotRow]) -> Iterator[str]:
+    """Yield why single draws have no score; where none of a number has one, the page says so in the score's place."""
+    said = tuple(name for name, _ in few_shot_left_out(shot_rows))
+    for row in shot_rows:
+        if row.left_out is not None and not row.name.startswith(said):
+            yield row.left_out
+
+
 def _answers(
     folder: RunFolder, shown: str | None, metric: Metric | None, *, base: str | None, untrained_tasks: frozenset[str]
 ) -> Answers | None:
@@ -302,6 +315,7 @@ def _selection(value: Mapping[str, Any]) -> Selection:
         metric=string(value.get("metric")),
         split=string(value.get("split")),
         values=tuple((name, number(v)) for name, v in mapping(value.get("values")).items()),
+        notes=strings(value.get("notes")),
     )
 
 

@@ -14,6 +14,8 @@ MISSING = "–"
 NOT_FINITE = "not finite"
 # A number and its unit stay on one line.
 NO_BREAK = "\u00a0"
+# exp of more is no finite float.
+_LARGEST_EXPONENT = 700.0
 _LABELS = {
     "rouge1": "ROUGE-1",
     "rouge2": "ROUGE-2",
@@ -90,12 +92,22 @@ def metric_label(name: str) -> str:
 
 def suite_label(suite: str) -> str:
     """Return a suite's name in words where keeptune gave it."""
-    return {OTHER_TASKS: "all other tasks", SELF_TEXTS: "texts of the base itself"}.get(suite, suite)
+    return {OTHER_TASKS: "all other tasks", SELF_TEXTS: "text that the base wrote"}.get(suite, suite)
 
 
 def unit_label(metric: str) -> str:
     """Return what a loss of a metric is counted in."""
     return "nats per token" if metric == "loss" else metric_label(metric)
+
+
+def likelihood(nats: float) -> str:
+    """Return what a rise of the loss by so many nats per token means: "a token becomes 6.6 times less likely"."""
+    factor = math.exp(min(abs(nats), _LARGEST_EXPONENT))
+    if factor < 1.05:
+        return "a token is about as likely as before"
+    # Beyond this, digits tell nothing.
+    times = f"{factor:.1f}" if factor < 10 else f"{factor:,.0f}" if factor < 1e6 else "more than a million"
+    return f"a token becomes {times} times {'less' if nats > 0 else 'more'} likely"
 
 
 def key_label(key: str) -> str:

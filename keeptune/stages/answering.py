@@ -19,6 +19,7 @@ from keeptune.data.clean import prompt_key
 from keeptune.data.record import record_from_json
 from keeptune.errors import DataError, RecipeError
 from keeptune.stages.certified import refuse_changed
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Base, Data, evaluation_split, read_base, rendering, require_embeddings
 from keeptune.stages.entries import Answered, Entry, read_answered
 from keeptune.stages.openings import record_opening
@@ -149,6 +150,7 @@ def _reader(entry: Entry, *, run: Run, data: Data, first: Answered, scratch: Pat
         text=[base.tokenizer.fingerprint, base.template.fingerprint],
         metrics={name: facts["signature"] for name, facts in first.header["metrics"].items()},
         max_new_tokens=run.recipe.evaluation.max_new_tokens,
+        **policy_of(run.recipe).answers_key(),
     )
     folder = run.folder / COMPARISONS / "answers" / key[:12]
     artifact = entry.folder if is_adapter else base.folder

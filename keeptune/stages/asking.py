@@ -25,7 +25,7 @@ def ask(run: Run, data: Data, model: nn.Module) -> list[Asked]:
 
     A prompt that spells a control token is left out, which transformers would read as one; so is one that was cut.
     """
-    from keeptune.evaluation.generate import Decoding, generate
+    from keeptune.evaluation.generate import Decoding, beside_virtual_tokens, generate
     from keeptune.model.artifact import stop_token_ids
     from keeptune.model.asked import Asked
     from keeptune.text.tokens import encode_prompts
@@ -46,9 +46,9 @@ def ask(run: Run, data: Data, model: nn.Module) -> list[Asked]:
         text = template.render_prompt(messages, tools=record.tools)
         (ids,) = encode_prompts([text], tokenizer=tokenizer, encoder_decoder=pairs)
         room = min(run.recipe.data.max_length, decoding.max_positions or len(ids))
-        if template.controls.reveal(text) != text or len(ids) > room or decoding.new_tokens(len(ids)) < 1:
+        limit = beside_virtual_tokens(model, decoding).new_tokens(len(ids))
+        if template.controls.reveal(text) != text or len(ids) > room or limit < 1:
             continue
-        limit = decoding.new_tokens(len(ids))
         tools = json.loads(record.tools) if record.tools else None
         how = {"tools": tools, "prompt_ids": ids.tolist(), "answer_ids": (), "max_new_tokens": limit}
         chosen.append(Asked(record.origin, template.as_dicts(messages), **how))

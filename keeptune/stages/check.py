@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
-from keeptune.data.record import SELF_TEXTS, Record
+from keeptune.data.record import Record
+from keeptune.stages.budgets import CheckedBudget, budgets_of, counted
 from keeptune.stages.data import Data, check_metrics, read_base, rendering, source_hashes
 from keeptune.stages.methods import learning_rate
 from keeptune.stages.mixture import idle_temperature, tokens_per_step, train_examples
 from keeptune.stages.run import Context
 from keeptune.stages.splits import write_data
+from keeptune.stages.texts import certify_texts, read_general
 
 if TYPE_CHECKING:
     from keeptune.text.mixture import Share
@@ -33,26 +35,13 @@ class CheckedMethod:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedBudget:
-    """What a suite may lose, on how many records that would be certified, and the fewest with which any model could be.
-
-    Both are None of what is known first when the run starts: how many documents a text has, and what is a task of
-    lm-evaluation-harness.
-    """
-
-    suite: str
-    budget: str
-    num_records: int | None
-    num_needed: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class CheckOutcome:
     """What `keeptune check` shows: the audit, train records with their tokens, and the methods.
 
     `others` are the trained tasks of which no record is among the previews, with the number of their train records.
-    `budgets` are what suites may lose. `mixture` says what an epoch shows of each task, where that is not each record
-    once, and `idle` what has no effect in it. `remarks` are on metrics that say less of a task than they seem to.
+    `budgets` are what suites may lose, and whether the records at hand could certify that of any model. `mixture` says
+    what an epoch shows of each task, where that is not each record once, and `idle` what has no effect in it. `remarks`
+    are on metrics that say less of a task than they seem to.
     """
 
     audit: Mapping[str, Any]
@@ -74,7 +63,6 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
     Raises:
         RecipeError: a budget cannot be read, a method is none, or a metric cannot read a task's references.
     """
-    from keeptune.stages.certify import budgets_of
     from keeptune.text.mixture import shares_of
     from keeptune.text.tokens import preview
 
@@ -99,22 +87,11 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
             previews,
             others,
             list(_methods(recipe, data)),
-            list(_budgets(recipe, data)),
+            counted(recipe, data, certify_texts(read_general(recipe, data)[1])),
             mixture,
             idle_temperature(recipe, mixture),
             remarks,
         )
-
-
-def _budgets(recipe: Recipe, data: Data) -> Iterator[CheckedBudget]:
-    from keeptune.stages.certify import budgets_of, certify_counts, records_needed
-
-    counts = {**certify_counts(data, None, None), SELF_TEXTS: recipe.retention.self_texts}
-    unread = {text.name for text in recipe.retention.texts}
-    needed = records_needed(recipe, budgets_of(recipe))
-    for suite, text in recipe.retention.budget.items():
-        count = None if suite in unread or suite not in needed else counts.get(suite, 0)
-        yield CheckedBudget(suite, text, count, needed.get(suite))
 
 
 def _in_turn(records: Sequence[Record]) -> list[Record]:

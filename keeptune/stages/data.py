@@ -53,6 +53,10 @@ class Base:
     tokenizer: Tokenizer
     tokenizer_folder: Path
     template: Template
+    longest_record: int
+    """The most tokens that a record has by the recipe."""
+    longest_answered: int
+    """The most tokens that a prompt has with its answer, as far as the recipe tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +127,7 @@ def check_model(recipe: Recipe) -> None:
     """
     from keeptune.model.folder import check_model_folder, resolve_model
 
+    check_sources(recipe)
     check_model_folder(resolve_model(recipe.model))
 
 
@@ -275,7 +280,10 @@ def read_base(recipe: Recipe, *, cache: Path) -> Base:
         encoder_decoder=facts.encoder_decoder,
         enable_thinking=recipe.data.enable_thinking,
     )
-    return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template)
+    longest, limit = recipe.data.max_length, recipe.evaluation.max_new_tokens
+    # An automatic limit is little above the train completions, and these are parts of records.
+    longest_answered = longest + (longest if limit == "auto" else limit)
+    return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template, longest, longest_answered)
 
 
 def rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
@@ -336,7 +344,7 @@ def check_sources(recipe: Recipe) -> None:
     for i, task in enumerate(recipe.data.tasks):
         own = {"validation": task.validation, "test": task.test}
         with _under_its_key(i, own):
-            check_source(task.path, **own)
+            check_source(task.path, validation=task.validation, test=task.test)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING
 from keeptune.data.record import Record
 from keeptune.errors import DataError
 from keeptune.stages.certified import CERTIFICATE
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test, prepare
 from keeptune.stages.harness import Harness, write_harness
 from keeptune.stages.instruct import deliver, model_card
@@ -24,8 +26,8 @@ from keeptune.stages.retention import measure
 from keeptune.stages.run import CARD, SELECTION, Run, is_done, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
 from keeptune.stages.texts import Texts, keep_texts, write_texts
-from keeptune.stages.training import artifact_folder, fit_model, make_bench, training_key
-from keeptune.stages.validation import higher_is_better
+from keeptune.stages.training import artifact_folder, make_bench, training_key
+from keeptune.stages.validation import higher_is_better, selection_notes
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_at, points, trained_facts
 from keeptune.storage import storage_errors, write_record
 
@@ -84,9 +86,9 @@ def evaluate(
         run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
     _write_paired(run, data, entrants)
     trained = {method.name: points(run, method)[-1] for method in methods}
+    measure(run, data, texts, harness=harness)
     for point in trained.values():
         write_record(point.folder / CARD, card_to_json(model_card(run, data, point)))
-    measure(run, data, texts, harness=harness)
     if run.recipe.retention.budget:
         return None
     # Validation alone chooses now; a certificate of the time when there was a budget speaks of another model.
@@ -114,6 +116,7 @@ def _entrant(
         metrics=list(evaluation.metrics),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
         **({"shots": [SHOTS_VERSION, shots.num_shots, shots.draw]} if shots else {}),
+        **policy_of(run.recipe).answers_key(),
     )
     if shots is not None:
         return _Entrant(shots.name, None, run.folder / BASE / shots.folder, key, shots=shots)
@@ -124,15 +127,11 @@ def _entrant(
 
 def _evaluate_model(run: Run, data: Data, entrants: list[_Entrant], *, split: Split, train: Sequence[Record]) -> None:
     """Load the one model of the entrants and let it answer for each of them."""
-    from keeptune.model.load import pick_device
-
-    device, name = pick_device(run.recipe.device), entrants[0].name
     run.poll()
-    method = entrants[0].method
+    name, method = entrants[0].name, entrants[0].method
     artifact = data.base.folder if method is None else artifact_folder(run.folder / method.name, method)
     model = load_at(run, data, artifact, name=name)
-    fit = fit_model(model, recipe=run.recipe, data=data, device=device)
-    bench = make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens_on_test(run.recipe, data))
+    bench = make_bench(run, data, model, max_new_tokens=max_new_tokens_on_test(run.recipe, data))
     for entrant in entrants:
         run.poll()
         _evaluate_entrant(run, data, entrant, split=split, train=train, model=model, bench=bench)
@@ -210,12 +209,24 @@ def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:
 
 
 def _select(run: Run, methods: list[Method]) -> Method:
-    """Choose the method with the best value on validation, the first of equals, and write down why."""
-    values = {method.name: trained_facts(run, method)["best_value"] for method in methods}
+    """Choose the method with the best value on validation and write down why.
+
+    Of equal values the one with the lowest validation loss is best, of equal losses the first.
+    """
+    trained = {method.name: trained_facts(run, method) for method in methods}
+    values = {name: facts["best_value"] for name, facts in trained.items()}
+    losses = {
+        name: math.inf if facts.get("best_loss") is None else facts["best_loss"] for name, facts in trained.items()
+    }
     sign = 1.0 if higher_is_better(run.recipe) else -1.0
     known = [method for method in methods if values[method.name] is not None]
-    selected = max(known, key=lambda method: sign * values[method.name], default=methods[0])
+
+    selected = max(known, key=lambda m: (sign * values[m.name], -losses[m.name]), default=methods[0])
+    still = [name for name, facts in trained.items() if not facts.get("metric_moved", True)]
     metric = run.recipe.evaluation.select_by
-    facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values}
+    notes = selection_notes(selected.name, metric=metric, values=values, still=still)
+    for note in notes:
+        run.context.progress.say(note)
+    facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values, "notes": notes}
     write_record(run.folder / SELECTION, facts)
     return selected

@@ -17,10 +17,11 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.data.record import Message, PartName, Record, SplitName
 from keeptune.errors import DataError, RecipeError
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test
 from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.stages.training import fit_model, make_bench
+from keeptune.stages.training import make_bench
 from keeptune.stages.way import BASE, Point, load_base, open_way, points, trained_facts
 from keeptune.storage import file_sha256, read_json, staged_folder, storage_errors, write_json, write_jsonl
 
@@ -68,19 +69,24 @@ class Harness:
 
         return {(d.task, d.index): d.id for suite in self.suites for d in suite_documents(suite)}
 
+    def stored(self, part: PartName | SplitName) -> list[HarnessDocument]:
+        """Read a part's documents as they were divided."""
+        from keeptune.evaluation.harness import HarnessDocument
+
+        path = self.folder / f"{part}.jsonl"
+        if not path.is_file():
+            return []
+        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
+            rows = [json.loads(line) for line in file]
+        return [HarnessDocument(**{**row, "references": tuple(row["references"])}) for row in rows]
+
     def documents(self, part: PartName | SplitName, *, of: Collection[str]) -> list[HarnessDocument]:
         """Read a part's documents, those of the suites in `of`.
 
         Raises:
             DataError: the harness has another document in the place of one of them now.
         """
-        from keeptune.evaluation.harness import HarnessDocument
-
-        path = self.folder / f"{part}.jsonl"
-        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
-            rows = [json.loads(line) for line in file]
-        found = [HarnessDocument(**{**row, "references": tuple(row["references"])}) for row in rows]
-        wanted = [document for document in found if document.suite in of]
+        wanted = [document for document in self.stored(part) if document.suite in of]
         changed = [d for d in wanted if self.ids.get((d.task, d.index)) != d.id]
         if changed:
             first = changed[0]
@@ -210,11 +216,10 @@ def answer_harness(
     from keeptune.evaluation.evaluate import SAMPLES, SCORES
     from keeptune.evaluation.harness import ask, harness_version
     from keeptune.evaluation.metrics import answer_to_json
-    from keeptune.model.load import load_tokenizer, pick_device
+    from keeptune.model.load import load_tokenizer
 
     run.poll()
-    fit = fit_model(model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
-    bench = make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens_on_test(run.recipe, data))
+    bench = make_bench(run, data, model, max_new_tokens=max_new_tokens_on_test(run.recipe, data))
     documents = harness.documents(part, of=suites)
     tokenizer = load_tokenizer(data.base.tokenizer_folder)
     tokenizer.chat_template = data.base.template.chat_template
@@ -244,12 +249,14 @@ def _scores(answers: Sequence[Answer], metrics: Mapping[str, str]) -> Iterator[d
 def ask_all(run: Run, data: Data, methods: Sequence[Method], *, harness: Harness) -> None:
     """Let the base and each method's points answer the report part, but for those that did."""
     base = run.folder / BASE / "harness"
-    key = stage_key(harness=harness.key, weights=data.base.facts.sha256)
+    answered = policy_of(run.recipe).answers_key()
+    key = stage_key(harness=harness.key, weights=data.base.facts.sha256, **answered)
     if not is_done(base, key):
         _ask(run, data, load_base(run, data), harness=harness, name=BASE, folder=base, key=key)
     for method in methods:
         trained = trained_facts(run, method)["key"]
-        keyed = [(p, stage_key(trained=trained, harness=harness.key, alpha=p.alpha)) for p in points(run, method)]
+        given = {"trained": trained, "harness": harness.key, **answered}
+        keyed = [(point, stage_key(**given, alpha=point.alpha)) for point in points(run, method)]
         waiting = [(point, key) for point, key in keyed if not is_done(point.harness, key)]
         way = open_way(run, data, method) if waiting else None
         for point, key in waiting:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.report.broken import count_broken, describe
+from keeptune.report.forgotten import read_canaries, read_lost
+from keeptune.report.losses import lost_in_words
+from keeptune.report.reading import RunFolder, mapping
 from keeptune.report.scores import read_scores
+from keeptune.report.shots import FewShot, few_shot_scores, read_shot_row
 from keeptune.stages.data import Data, max_new_tokens
 from keeptune.stages.run import CARD, INSTRUCT_MODEL, Run, is_done, stage_key
 from keeptune.stages.way import BASE, ZERO_SHOT, Point, artifact_at, trained_facts
@@ -17,8 +22,9 @@ from keeptune.storage import MANIFEST, read_json, read_record, staged_folder, st
 if TYPE_CHECKING:
     from keeptune.model.card import CardScore, ModelCard
 
-# Train records among which the card's example is chosen.
+# Train records among which the card's example is chosen, and the characters that it has at most.
 _CARD_RECORDS = 1000
+_CARD_CHARACTERS = 400
 
 
 def deliver(run: Run, data: Data, selected: Point, *, limits: Sequence[str] = ()) -> Path:
@@ -27,16 +33,14 @@ def deliver(run: Run, data: Data, selected: Point, *, limits: Sequence[str] = ()
 
     source = artifact_at(run, data, selected)
     target = run.folder / INSTRUCT_MODEL
-    scores = read_json(selected.test / "scores.json")["scores"]
-    made = read_record(source / MANIFEST)
-    key = stage_key(artifact=made, scores=scores, **({"limits": list(limits)} if limits else {}))
+    made, card = read_record(source / MANIFEST), model_card(run, data, selected, limits=limits)
+    key = stage_key(artifact=made, card=card_to_json(card))
     if is_done(target, key):
         return target
     facts = {name: value for name, value in made.items() if name != "files"}
     with staged_folder(target, facts={**facts, "key": key}) as staging:
         with storage_errors(target):
             shutil.copytree(source, staging, dirs_exist_ok=True, ignore=shutil.ignore_patterns(MANIFEST))
-        card = model_card(run, data, selected, limits=limits)
         write_model_card(staging, card=card)
         write_record(staging / CARD, card_to_json(card))
     return target
@@ -57,6 +61,10 @@ def model_card(run: Run, data: Data, point: Point, *, limits: Sequence[str] = ()
     method = point.method
     trained = trained_facts(run, method)
     at = "" if point.alpha == 1.0 else f" at alpha {point.alpha:g}"
+    forgetting = RunFolder(run.folder).object("forgetting.json", expected=False)
+    found = {"model": method.name, "alpha": point.alpha}
+    lost = [row for row in read_lost(forgetting) if {"model": row.model, "alpha": row.alpha} == found]
+    beyond = "the suites above" if lost else "the tasks above"
     return ModelCard(
         name=f"{Path(data.base.name.partition('@')[0]).name}, tuned by {method.name}{at}",
         base_name=data.base.name,
@@ -69,12 +77,12 @@ def model_card(run: Run, data: Data, point: Point, *, limits: Sequence[str] = ()
         total_parameters=trained["total_parameters"],
         scores=tuple(_card_scores(run, data, point)),
         recipe=run.recipe.to_yaml(),
+        forgotten=tuple(_capitalised(f"{lost_in_words(row)}.") for row in lost),
         limits=(
             *limits,
-            "Scores hold for records like those of the test split; nothing else was measured.",
-            "What the base model lost on other tasks was not measured."
-            if not data.untrained_tasks
-            else "What the base model lost beyond the tasks above was not measured.",
+            *_broken(forgetting, point, data=data),
+            "Scores hold for records like those of the test split.",
+            f"What the base model lost beyond {beyond} was not measured.",
         ),
         versions=read_record(run.folder / MANIFEST)["versions"],
         quantization=data.base.facts.quantization,
@@ -82,10 +90,29 @@ def model_card(run: Run, data: Data, point: Point, *, limits: Sequence[str] = ()
 
 
 def _card_prompt(data: Data) -> tuple[Mapping[str, str], ...]:
-    """Return the messages of the shortest train prompt: short enough for a card, and whole with its instruction."""
-    records = data.records("train", at_most=_CARD_RECORDS)
-    shortest = min(records, key=lambda record: (bool(record.tools), len(record.prompt), record.id))
-    return tuple(data.base.template.as_dicts(shortest.messages[:-1]))
+    """Return the messages of a typical train prompt that a card has room for: whole, and of no empty record.
+
+    It is the longest of those up to the median length and up to `_CARD_CHARACTERS`; the shortest where all are longer.
+    """
+    records = sorted(data.records("train", at_most=_CARD_RECORDS), key=lambda record: (len(record.prompt), record.id))
+    typical = records[: len(records) // 2 + 1]
+    short = [record for record in typical if len(record.prompt) <= _CARD_CHARACTERS]
+    return tuple(data.base.template.as_dicts((short or records[:1])[-1].messages[:-1]))
+
+
+def _broken(forgetting: Mapping[str, Any], point: Point, *, data: Data) -> list[str]:
+    """Return a sentence on answers to the trained tasks that never end, loop or are empty, if they are many."""
+    canaries = read_canaries(forgetting)
+    tasks = {row.task for row in canaries} - data.untrained_tasks
+    found = count_broken(canaries, model=point.method.name, alpha=point.alpha, tasks=tasks)
+    base = count_broken(canaries, model=BASE, alpha=None, tasks=tasks)
+    limit = mapping(read_json(point.test / "scores.json").get("decoding")).get("max_new_tokens")
+    sentence = describe(found, base=base, limit=None if limit is None else f"{limit}")
+    return [sentence] if sentence else []
+
+
+def _capitalised(sentence: str) -> str:
+    return sentence[:1].upper() + sentence[1:]
 
 
 def _card_scores(run: Run, data: Data, point: Point) -> Iterator[CardScore]:
@@ -99,6 +126,7 @@ def _card_scores(run: Run, data: Data, point: Point) -> Iterator[CardScore]:
     base_path = run.folder / BASE / ZERO_SHOT / "scores.json"
     base_scores = read_scores(read_json(base_path)) if base_path.exists() else ()
     base_values = {(score.task, score.metric): score.mean for score in base_scores}
+    few_shot = _few_shot(run, higher_is_better=_directions(read_json(point.test / "scores.json")))
     others = data.untrained_tasks
     tasks = {score.task for score in scores} - {ALL_TASKS, OTHER_TASKS}
     repeated = {mean for mean, of in ((ALL_TASKS, tasks - others), (OTHER_TASKS, tasks & others)) if len(of) == 1}
@@ -114,4 +142,21 @@ def _card_scores(run: Run, data: Data, point: Point) -> Iterator[CardScore]:
             num_records=score.num_records,
             base_value=base_values.get((score.task, score.metric)),
             trained=score.task not in {*others, OTHER_TASKS},
+            few_shot=few_shot.get((score.task, score.metric), ""),
+            agreement=score.agreement,
         )
+
+
+def _directions(value: Mapping[str, Any]) -> dict[str, bool]:
+    return {name: facts["higher_is_better"] for name, facts in value["metrics"].items()}
+
+
+def _few_shot(run: Run, *, higher_is_better: Mapping[str, bool]) -> dict[tuple[str, str], str]:
+    """Return the best few-shot score of each task and metric, with its number of examples: "0.2400 (4 shots)"."""
+    values = (read_json(path) for path in sorted((run.folder / BASE).glob("*-shot-*/scores.json")))
+    best: dict[tuple[str, str], FewShot] = {}
+    for found in few_shot_scores([read_shot_row(value) for value in values], higher_is_better=higher_is_better):
+        place, sign = (found.task, found.metric), 1 if higher_is_better.get(found.metric, True) else -1
+        if place not in best or sign * found.mean > sign * best[place].mean:
+            best[place] = found
+    return {place: f"{found.mean:.4f} ({found.name.removeprefix('base, ')})" for place, found in best.items()}

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from keeptune.config import Recipe
 from keeptune.errors import RecipeError
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, borrowed_data
 from keeptune.stages.estimate import Intended, estimate
 from keeptune.stages.methods import method_of
@@ -18,9 +19,9 @@ from keeptune.stages.run import Context
 from keeptune.stages.training import TOO_LITTLE_MEMORY, fit_model, intend, weight_type
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
+    from keeptune.model.device import Policy
     from keeptune.model.methods import Method
     from keeptune.training.estimate import MemoryEstimate
 
@@ -51,16 +52,20 @@ class PlannedMethod:
 
 @dataclass(frozen=True, slots=True)
 class PlanOutcome:
-    """What `keeptune plan` shows; `available_bytes` is all that a training may hold, None where none can tell."""
+    """What `keeptune plan` shows; `available_bytes` is all that a training may hold, None where none can tell.
+
+    `why` says in which number formats the device computes, and why.
+    """
 
     device: str
+    why: str
     available_bytes: int | None
     methods: Sequence[PlannedMethod]
 
 
 @dataclass(frozen=True, slots=True)
 class _Machine:
-    device: torch.device
+    policy: Policy
     available_bytes: int | None
 
     def holds(self, num_bytes: int) -> bool:
@@ -76,21 +81,20 @@ def plan(recipe: Recipe, *, context: Context) -> PlanOutcome:
         OutOfMemoryError: a model does not fit into memory, though it looked as if it would.
         RecipeError: a budget cannot be read.
     """
-    from keeptune.model.load import pick_device
     from keeptune.model.memory import memory_errors
-    from keeptune.stages.certify import budgets_of
+    from keeptune.stages.budgets import budgets_of
     from keeptune.training.cost import available_memory_bytes
 
     budgets_of(recipe)
-    device = pick_device(recipe.device)
-    machine = _Machine(device, available_memory_bytes(device))
+    policy = policy_of(recipe)
+    machine = _Machine(policy, available_memory_bytes(policy.device))
     planned = []
     with borrowed_data(recipe, progress=context.progress) as data:
         for name in recipe.methods:
             with memory_errors(f"methods.{name}: {TOO_LITTLE_MEMORY}"):
                 planned.append(_planned(recipe, data, method_of(recipe, name), machine=machine))
             gc.collect()
-    return PlanOutcome(device.type, machine.available_bytes, planned)
+    return PlanOutcome(policy.device.type, policy.why, machine.available_bytes, planned)
 
 
 def _planned(recipe: Recipe, data: Data, method: Method, *, machine: _Machine) -> PlannedMethod:
@@ -130,7 +134,8 @@ def _intended(recipe: Recipe, data: Data, method: Method, *, machine: _Machine) 
     from keeptune.model.methods import apply_method
     from keeptune.training.estimate import weights_bytes
 
-    folder, dtype = data.base.folder, weight_type(recipe, machine.device, method)
+    folder, policy = data.base.folder, machine.policy
+    dtype = weight_type(policy, method)
     model: nn.Module | None = None
     empty = empty_model(folder)
     for parameter in empty.parameters():
@@ -143,9 +148,9 @@ def _intended(recipe: Recipe, data: Data, method: Method, *, machine: _Machine) 
             model = apply_method(empty, method, seed=recipe.seed)
     has_weights = model is None
     if model is None:
-        base = load_model(folder, device=machine.device, dtype=dtype, quantization=quantization)
+        base = load_model(folder, device=policy.device, dtype=dtype, quantization=quantization)
         model = apply_method(base, method, seed=recipe.seed)
-    fit = fit_model(model, recipe=recipe, data=data, device=machine.device, has_weights=has_weights)
+    fit = fit_model(model, data=data, device=policy.device, autocast=policy.compute, has_weights=has_weights)
     table = train_examples(recipe, data)
     return intend(recipe, data, replace(method, replay_kl=0.0), model=model, fit=fit, table=table)
 

@@ -11,15 +11,16 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keeptune.config import Recipe
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.stages.budgets import main_metric
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, ask_all, harness_answers, harness_rows
 from keeptune.stages.methods import method_of
 from keeptune.stages.openings import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
-from keeptune.stages.training import fit_model, make_bench
+from keeptune.stages.training import make_bench
 from keeptune.stages.way import BASE, ZERO_SHOT, load_base, open_way, points, trained_facts
 from keeptune.storage import MANIFEST, read_record, write_record
 
@@ -69,15 +70,13 @@ def answer(
 ) -> None:
     """Let a model answer a split into `folder`; no metrics: its losses alone, and with `base` its divergence."""
     from keeptune.evaluation.evaluate import evaluate_model
-    from keeptune.model.load import pick_device
 
     run.poll()
-    fit = fit_model(model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
     limit = max_new_tokens_on_test(run.recipe, data)
     evaluate_model(
         model,
         split=split,
-        bench=make_bench(run, data, model, fit=fit, max_new_tokens=limit, tokens_per_batch=tokens_per_batch),
+        bench=make_bench(run, data, model, max_new_tokens=limit, tokens_per_batch=tokens_per_batch),
         metrics=metrics,
         name=name,
         shots=0,
@@ -89,7 +88,7 @@ def answer(
 
 def _weigh_base(run: Run, data: Data, texts: Texts) -> None:
     folder = run.folder / BASE / "texts"
-    key = stage_key(texts=texts.key, weights=data.base.facts.sha256)
+    key = stage_key(texts=texts.key, weights=data.base.facts.sha256, **policy_of(run.recipe).answers_key())
     if not is_done(folder, key):
         run.context.progress.say(f"{BASE}: weighing texts")
         model = load_base(run, data)
@@ -121,14 +120,16 @@ def _repeat_base(run: Run, data: Data) -> None:
 
 
 def _measure_method(run: Run, data: Data, method: Method, *, texts: Texts | None) -> None:
-    trained = trained_facts(run, method)["key"]
+    trained, answered = trained_facts(run, method)["key"], policy_of(run.recipe).answers_key()
     limit = max_new_tokens_on_test(run.recipe, data)
     metrics = list(run.recipe.evaluation.metrics)
     waiting = []
     for point in points(run, method):
         keys = {
-            "test": stage_key(trained=trained, data=data.key, alpha=point.alpha, metrics=metrics, max_new_tokens=limit),
-            "texts": stage_key(trained=trained, texts=texts.key, alpha=point.alpha) if texts else None,
+            "test": stage_key(
+                trained=trained, data=data.key, alpha=point.alpha, metrics=metrics, max_new_tokens=limit, **answered
+            ),
+            "texts": stage_key(trained=trained, texts=texts.key, alpha=point.alpha, **answered) if texts else None,
         }
         if point.alpha < 1.0 and not is_done(point.test, keys["test"] or ""):
             waiting.append((point, "test", keys["test"]))
@@ -162,12 +163,6 @@ def _measure_method(run: Run, data: Data, method: Method, *, texts: Texts | None
         )
     del path, base
     gc.collect()
-
-
-def main_metric(recipe: Recipe) -> str:
-    """Return the metric that suites of instructions are judged by: the one that selects, else the first."""
-    evaluation = recipe.evaluation
-    return evaluation.metrics[0] if evaluation.select_by == "loss" else evaluation.select_by
 
 
 def _forgetting(

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keeptune.data.record import OTHER_TASKS
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, answer_harness
 from keeptune.stages.left_out import tested_budgets
@@ -122,6 +123,7 @@ def base_answers(session: Session) -> list[Answer]:
         harness=session.harness.key if session.harness is not None else None,
         metrics=list(run.recipe.evaluation.metrics),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
+        **policy_of(run.recipe).answers_key(),
     )
     return certify_answers(session, lambda: load_base(run, data), name=BASE, folder=folder, key=key)
 

@@ -110,20 +110,18 @@ def _left_out(row: ShotRow, *, asked: Split, room: Room, refusal: str) -> str:
     baseline = "nearest" if row.draw == "nearest" else "few-shot"
     if refusal:
         return (
-            f"{row.name}: found a template that refuses solved examples before a prompt ({refusal}); expected earlier "
-            f"turns to be written. The row is left out: remove {baseline} from evaluation.baselines, or choose another "
-            "data.template in another output_dir."
+            f"{row.name}: the template refuses solved examples before a prompt ({refusal}). Remove {baseline} from "
+            "evaluation.baselines, or choose another data.template in another output_dir."
         )
     return (
-        f"{row.name}: found no room for one solved example before any of {len(asked.records):,} {asked.name} prompts; "
-        f"expected one to fit in the model's {room.max_positions:,} positions, {room.max_new_tokens:,} of them for the "
-        f"answer. The row is left out: lower evaluation.max_new_tokens, or remove {baseline} from "
-        "evaluation.baselines."
+        f"{row.name}: no solved example fits before any of the {len(asked.records):,} {asked.name} prompts. The model "
+        f"has {room.max_positions:,} positions, and {room.max_new_tokens:,} of them are kept for the answer. Lower "
+        f"evaluation.max_new_tokens, or remove {baseline} from evaluation.baselines."
     )
 
 
 def _no_train(row: ShotRow, asked: Split) -> str:
     return (
-        f"{row.name}: found no train record of the tasks in {asked.name}; expected one or more to show. The row is "
-        "left out: give these tasks train records."
+        f"{row.name}: the tasks in {asked.name} have no train record to show as an example. Give these tasks train "
+        "records."
     )

@@ -13,12 +13,14 @@ from keeptune.config import Recipe
 from keeptune.errors import RecipeError
 from keeptune.progress import UNCHANGED
 from keeptune.stages.asking import ask
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.methods import check_methods, method_of
 from keeptune.stages.mixture import mixture_facts, mixture_key, task_scores, tokens_per_step, train_examples
-from keeptune.stages.run import EVENTS, TRAINING, Run, intact_record, is_done, note_facts, stage_key
+from keeptune.stages.rehearsal import rehearse
+from keeptune.stages.run import EVENTS, TRAINING, Run, begun_methods, intact_record, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 
 if TYPE_CHECKING:
@@ -26,7 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from keeptune.evaluation.evaluate import Bench
-    from keeptune.model.methods import Method
+    from keeptune.evaluation.generate import SideBySide
+    from keeptune.model.device import Policy
+    from keeptune.model.methods import Method, ParameterCounts
     from keeptune.text.batches import Batch, Layout
     from keeptune.text.tokens import Example, Examples
     from keeptune.training.settings import TrainingResult, TrainingSettings
@@ -37,6 +41,11 @@ _LAYOUTS = {
     "packed": "whole records packed one behind the other",
     "padded": "records padded to the longest beside them",
     "pairs": "pairs of prompt and completion, padded to the longest beside them",
+    "single": "one record each, because this model's loss on a record depends on the records beside it",
+}
+_ANSWERS = {
+    "equal": "prompts of one length are answered together, because padding before a prompt changes this model's answer",
+    "single": "prompts are answered one at a time, because the prompts beside one change this model's answer",
 }
 
 
@@ -55,15 +64,22 @@ class Fit:
     device: torch.device
     autocast: torch.dtype | None
     through_logits: bool
+    side_by_side: SideBySide
 
 
 def train(
-    run: Run, *, data: Data | None = None, methods: Sequence[str] | None = None, texts: KeepTexts | None = None
+    run: Run,
+    *,
+    data: Data | None = None,
+    methods: Sequence[str] | None = None,
+    texts: KeepTexts | None = None,
+    dry_run: bool = True,
 ) -> list[Path]:
     """Train the methods (default: all) of the recipe, each from the base model; return their folders.
 
     `data` is what `prepare` returned for this run; without it, data are prepared here. `texts` are what methods replay,
-    and what the drift of each is measured on.
+    and what the drift of each is measured on. With `dry_run`, one record first goes through all that a method's run
+    does with it, unless its training has begun.
 
     Raises:
         RecipeError: a method is not in the recipe, does not fit the model, or replays texts where there are none.
@@ -83,7 +99,7 @@ def train(
     folders = []
     for name in chosen:
         with memory_errors(f"methods.{name}: {TOO_LITTLE_MEMORY}"):
-            folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts))
+            folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts, dry_run=dry_run))
             gc.collect()
     return folders
 
@@ -93,53 +109,67 @@ def artifact_folder(folder: Path, method: Method) -> Path:
     return folder / ("model" if method.peft_type is None else "adapter")
 
 
-def fit_model(model: nn.Module, *, recipe: Recipe, data: Data, device: torch.device, has_weights: bool = True) -> Fit:
-    """Choose packed batches and the chunked loss where the model is exact under them, else padding and logits.
+def fit_model(
+    model: nn.Module, *, data: Data, device: torch.device, autocast: torch.dtype | None, has_weights: bool = True
+) -> Fit:
+    """Choose layout and loss such that a record's loss and answer are those that it has alone.
 
-    A model without weights cannot be tried: it is taken for exact.
+    They are tried as they will be computed, under `autocast`. A model without weights cannot be tried: it is taken for
+    exact.
+
+    Raises:
+        NonFiniteError: the loss of a random record is NaN or infinite.
+        RecipeError: the model sees the tokens that it is to predict, or fails on a record.
     """
-    import torch
-
+    from keeptune.model.device import autocasting
     from keeptune.model.divergence import pair_divergences
-    from keeptune.model.loss import batch_loss, loss_is_exact, target_losses
+    from keeptune.model.loss import batch_loss, target_losses
 
-    layout, collate = _layout(model, data=data, has_weights=has_weights)
-    through_logits = has_weights and not loss_is_exact(model)
+    with autocasting(device, autocast):
+        layout, through_logits, side_by_side = _batching(model, data=data, has_weights=has_weights)
     return Fit(
         layout=layout,
-        collate=collate,
+        collate=_collate(layout, data=data),
         batch_loss=partial(batch_loss, through_logits=through_logits),
         target_losses=partial(target_losses, through_logits=through_logits),
         pair_divergences=partial(pair_divergences, through_logits=through_logits),
         device=device,
-        autocast=torch.bfloat16 if computes_in_bf16(recipe, device) else None,
+        autocast=autocast,
         through_logits=through_logits,
+        side_by_side=side_by_side,
     )
 
 
-def computes_in_bf16(recipe: Recipe, device: torch.device) -> bool:
-    """Tell whether training computes in bf16, as the recipe says or by the device's default."""
-    bf16 = recipe.training.bf16
-    return device.type == "cuda" if bf16 is None else bf16
+def _batching(model: nn.Module, *, data: Data, has_weights: bool) -> tuple[Layout, bool, SideBySide]:
+    """Return the layout of batches, whether losses take the model's own logits, and what is answered side by side."""
+    from keeptune.evaluation.generate import prompts_side_by_side
+    from keeptune.model.attention import uses_virtual_tokens
+    from keeptune.model.loss import loss_is_exact
+    from keeptune.model.neighbours import layout_of, model_errors
+
+    base = data.base
+    if not has_weights:
+        alone: Layout = "padded" if uses_virtual_tokens(model) else "packed"
+        return "pairs" if base.facts.encoder_decoder else alone, False, "padded"
+    with model_errors(model):
+        through_logits = not loss_is_exact(model)
+    layout = layout_of(model, through_logits=through_logits, longest=base.longest_record)
+    return layout, through_logits, prompts_side_by_side(model, layout=layout, longest=base.longest_answered)
 
 
-def _layout(model: nn.Module, *, data: Data, has_weights: bool) -> tuple[Layout, Callable[[Sequence[Example]], Batch]]:
-    from keeptune.model.attention import can_pack, uses_virtual_tokens
+def _collate(layout: Layout, *, data: Data) -> Callable[[Sequence[Example]], Batch]:
     from keeptune.text.batches import pack, pad, pad_pairs
 
-    pad_id = data.base.tokenizer.pad_id
-    if data.base.facts.encoder_decoder:
-        return "pairs", partial(pad_pairs, pad_id=pad_id)
-    if not uses_virtual_tokens(model) and (not has_weights or can_pack(model)):
-        return "packed", pack
-    return "padded", partial(pad, pad_id=pad_id)
+    if layout == "packed":
+        return pack
+    return partial(pad_pairs if data.base.facts.encoder_decoder else pad, pad_id=data.base.tokenizer.pad_id)
 
 
-def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | None) -> Path:
+def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | None, dry_run: bool) -> Path:
     """Train one method into its folder, unless the same training is finished there."""
     import torch
 
-    from keeptune.model.load import load_model, pick_device
+    from keeptune.model.load import load_model
     from keeptune.model.methods import apply_method, count_parameters
 
     run.poll()
@@ -149,30 +179,29 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     if intact_record(done, say=progress.say).get("key") == key and is_done(artifact_folder(folder, method), key):
         progress.say(f"{folder}: trained {UNCHANGED}")
         return folder
-    device = pick_device(run.recipe.device)
-    dtype, quantization = weight_type(run.recipe, device, method), data.base.facts.quantization
-    model = load_model(data.base.folder, device=device, dtype=dtype, quantization=quantization)
+    policy = policy_of(run.recipe)
+    device, quantization = policy.device, data.base.facts.quantization
+    model = load_model(data.base.folder, device=device, dtype=weight_type(policy, method), quantization=quantization)
     kept = Kept(train_examples(run.recipe, data), None, {})
     if texts is not None:
-        fit = fit_model(model, recipe=run.recipe, data=data, device=device)
+        fit = fit_model(model, data=data, device=device, autocast=policy.compute)
         settings = training_settings(run.recipe, data, method, layout=fit.layout)
         kept = keep(run, data, method, texts=texts, base=model, fit=fit, settings=settings)
     adapted = apply_method(model, method, seed=run.recipe.seed)
-    fit = fit_model(adapted, recipe=run.recipe, data=data, device=device)
+    fit = fit_model(adapted, data=data, device=device, autocast=policy.compute)
     counts = count_parameters(adapted)
     dtype = "bfloat16" if fit.autocast is not None else "float32"
     note_facts(run, {"device": device.type, "dtype": dtype, "num_threads": torch.get_num_threads()})
-    progress.say(
-        f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
-        f"({100 * counts.trained / counts.total:.2f} %) on {device.type}; batches hold {_LAYOUTS[fit.layout]}"
-    )
+    _say_fit(run, method, fit=fit, counts=counts, where=policy.why)
     own = own_facts(method, counts) | mixture_facts(run, method.name, table=kept.train_table)
     if method.l2_base:
         progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
     intended = intend(run.recipe, data, method, model=adapted, fit=fit, table=kept.train_table)
+    if dry_run and method.name not in begun_methods(run.folder):
+        rehearse(run, data, method, intended=intended)
     memory = _expected_memory(run, data, intended, name=method.name)
     result, scores = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
-    artifact_bytes = _save(run, data, method, model=adapted, key=key)
+    artifact_bytes = save_method(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
     write_record(
         done,
@@ -198,6 +227,17 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     return folder
 
 
+def _say_fit(run: Run, method: Method, *, fit: Fit, counts: ParameterCounts, where: str) -> None:
+    """Say what trains, and how records share batches."""
+    say = run.progress.say
+    say(
+        f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
+        f"({100 * counts.trained / counts.total:.2f} %) on {where}; batches hold {_LAYOUTS[fit.layout]}"
+    )
+    if fit.side_by_side in _ANSWERS:
+        say(f"{method.name}: {_ANSWERS[fit.side_by_side]}")
+
+
 def training_key(recipe: Recipe, data: Data, method: Method, *, texts: KeepTexts | None = None) -> str:
     """Return the key of everything that decides a method's weights."""
     evaluation = recipe.evaluation
@@ -216,6 +256,7 @@ def training_key(recipe: Recipe, data: Data, method: Method, *, texts: KeepTexts
         chooses=chooses,
         seed=recipe.seed,
         device=recipe.device,
+        **policy_of(recipe).training_key(),
         **replayed,
         **mixture_key(recipe),
     )
@@ -226,33 +267,39 @@ def make_bench(
     data: Data,
     model: nn.Module,
     *,
-    fit: Fit,
     max_new_tokens: int,
+    fit: Fit | None = None,
     tokens_per_batch: int | None = None,
 ) -> Bench:
-    """Return what all evaluations of a model on one split share; `tokens_per_batch` defaults to the recipe's."""
+    """Return what all evaluations of a model on one split share.
+
+    `fit` is that of a model in training, None for one that was loaded to answer. `tokens_per_batch` defaults to the
+    recipe's.
+    """
     from keeptune.evaluation.evaluate import Bench
 
+    policy = policy_of(run.recipe)
+    autocast = policy.answering_autocast if fit is None else policy.validating_autocast
+    fit = fit or fit_model(model, data=data, device=policy.device, autocast=autocast)
     limits = {"max_new_tokens": max_new_tokens, "tokens_per_batch": tokens_per_batch}
     return Bench(
         template=data.base.template,
-        decoding=make_decoding(run.recipe, data, model, **limits),
+        decoding=make_decoding(run.recipe, data, model, side_by_side=fit.side_by_side, **limits),
         collate=fit.collate,
+        losses_alone=fit.layout == "single",
         target_losses=fit.target_losses,
         pair_divergences=fit.pair_divergences,
-        # Decoding would cast every weight anew for each token; on a processor that costs more than it saves.
-        autocast=fit.autocast if fit.device.type == "cuda" else None,
+        autocast=autocast,
         progress=run.context.progress,
         stop_requested=run.context.stop_requested,
     )
 
 
-def weight_type(recipe: Recipe, device: torch.device, method: Method) -> torch.dtype:
-    """Return fp32 for weights that train or live on a CPU, bf16 for frozen weights on a GPU that computes in it."""
+def weight_type(policy: Policy, method: Method) -> torch.dtype:
+    """Return the format of the base model's weights under a method: fp32 where they train."""
     import torch
 
-    frozen = device.type == "cuda" and method.peft_type is not None
-    return torch.bfloat16 if frozen and computes_in_bf16(recipe, device) else torch.float32
+    return torch.float32 if method.peft_type is None else policy.frozen
 
 
 def intend(recipe: Recipe, data: Data, method: Method, *, model: nn.Module, fit: Fit, table: Examples) -> Intended:
@@ -330,7 +377,7 @@ def training_settings(recipe: Recipe, data: Data, method: Method, *, layout: Lay
     )
 
 
-def _save(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -> int:
+def save_method(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -> int:
     """Write the artifact, prove that it gives the trained answers when loaded alone, and return its bytes."""
     from keeptune.model.artifact import save_artifact, verify_artifact
 

@@ -15,7 +15,7 @@ from keeptune.errors import NonFiniteError
 from keeptune.stages.data import Data, max_new_tokens
 from keeptune.stages.run import EVENTS, TRAINING, Run, is_done
 from keeptune.stages.texts import keep_texts
-from keeptune.stages.training import artifact_folder, fit_model, make_bench, method_of, train
+from keeptune.stages.training import artifact_folder, make_bench, method_of, train
 from keeptune.stages.trial_parts import Parts, answer_probe, probe_drops
 from keeptune.stages.way import BASE, load_at
 from keeptune.storage import read_record, storage_errors, write_record
@@ -73,7 +73,6 @@ def _answer_validation(run: Run, data: Data, model: nn.Module, *, name: str) -> 
     import numpy as np
 
     from keeptune.evaluation.evaluate import Split, evaluate_model, validation_positions
-    from keeptune.model.load import pick_device
     from keeptune.text.mixture import Chosen
 
     evaluation = run.recipe.evaluation
@@ -85,11 +84,10 @@ def _answer_validation(run: Run, data: Data, model: nn.Module, *, name: str) -> 
     number = evaluation.num_validation_records if generates else len(table)
     positions = validation_positions(table.record_ids, num_records=number)
     split = Split("validation", data.records("validation"), Chosen(table, np.array(positions, dtype=np.int64)))
-    fit = fit_model(model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
     evaluate_model(
         model,
         split=split,
-        bench=make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens(run.recipe, data)),
+        bench=make_bench(run, data, model, max_new_tokens=max_new_tokens(run.recipe, data)),
         metrics=(evaluation.select_by,) if generates else (),
         name=name,
         shots=0,

@@ -16,11 +16,12 @@ from typing import TYPE_CHECKING
 from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, PartName, SplitName
 from keeptune.search.trials import Trial
-from keeptune.stages.certify import budgets_of
+from keeptune.stages.budgets import budgets_of
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import TRIAL_FACTS, Data, max_new_tokens, read_base
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts
-from keeptune.stages.training import fit_model, make_bench
+from keeptune.stages.training import make_bench
 from keeptune.stages.way import BASE, load_base
 from keeptune.storage import read_record, staged_folder, storage_errors, write_json, write_lines, write_record
 
@@ -86,7 +87,8 @@ def write_parts(run: Run, data: Data, texts: Texts | None, *, trials: Sequence[T
     folder = run.folder / "parts"
     names, limits = sorted({trial.subset for trial in trials}), _limits(run.recipe, data)
     texts_key = texts.key if texts is not None else None
-    key = stage_key(data=data.key, texts=texts_key, subsets=names, limits=asdict(limits))
+    answered = policy_of(run.recipe).answers_key()
+    key = stage_key(data=data.key, texts=texts_key, subsets=names, limits=asdict(limits), **answered)
     if not is_done(folder, key):
         with staged_folder(folder, facts={"key": key}) as staging:
             for name, positions in subsets(data, trials, seed=run.recipe.seed).items():
@@ -116,19 +118,17 @@ def _limits(recipe: Recipe, data: Data) -> Limits:
 def answer_probe(run: Run, data: Data, parts: Parts, *, model: Callable[[], nn.Module], folder: Path) -> None:
     """Let a model answer the probe records of suites under a budget into `folder`, unless its answers stand there."""
     from keeptune.evaluation.evaluate import evaluate_model
-    from keeptune.model.load import pick_device
 
     probes, key = _probes(run.recipe, data, parts.texts), parts.key
     waiting = [(kind, split) for kind, split in probes if not is_done(folder / kind, key)]
     if not waiting:
         return
     asked = model()
-    fit = fit_model(asked, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
     for kind, split in waiting:
         evaluate_model(
             asked,
             split=split,
-            bench=make_bench(run, data, asked, fit=fit, max_new_tokens=parts.limits.probe),
+            bench=make_bench(run, data, asked, max_new_tokens=parts.limits.probe),
             metrics=run.recipe.evaluation.metrics if kind == "tasks" else (),
             name="probe",
             shots=0,

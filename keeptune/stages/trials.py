@@ -17,6 +17,7 @@ from keeptune.progress import Progress, noun
 from keeptune.recipe_text import write_yaml
 from keeptune.search.space import Range, with_values
 from keeptune.search.trials import Result, Trial
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data
 from keeptune.stages.mixture import mixture_key
 from keeptune.stages.run import Run, differences, leaves, stage_key
@@ -112,6 +113,7 @@ def study_key(recipe: Recipe, data: Data, texts: Texts | None, *, name: str, ran
         budget=recipe.retention.budget,
         seed=recipe.seed,
         ranges=[asdict(range_) for range_ in ranges],
+        **policy_of(recipe).training_key(),
         **({"quantization": recipe.quantization} if recipe.quantization else {}),
     )
 

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.progress import noun
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens
 from keeptune.stages.run import Run, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
-from keeptune.stages.training import fit_model, make_bench
+from keeptune.stages.training import make_bench
 from keeptune.stages.way import BASE, load_base, open_way
 
 if TYPE_CHECKING:
@@ -31,20 +32,51 @@ def higher_is_better(recipe: Recipe) -> bool:
     return METRICS[recipe.evaluation.select_by].higher_is_better
 
 
+def selection_notes(
+    selected: str, *, metric: str, values: Mapping[str, float | None], still: Sequence[str]
+) -> list[str]:
+    """Return sentences on what the metric that selects left to the validation loss; none where it decided all.
+
+    `values` are the methods' best ones, `still` the methods with one value at every validation.
+    """
+    if metric == "loss":
+        return []
+    notes = []
+    if still:
+        each = ", ".join(f"{name} ({values[name]:.3f})" for name in still)
+        notes.append(f"{metric} was the same at every validation of {each}: the validation loss chose the checkpoint.")
+    tied = [name for name, value in values.items() if value is not None and value == values[selected]]
+    if len(tied) > 1:
+        notes.append(
+            f"{', '.join(tied)} have the same {metric} on validation, {values[selected]:.3f}: {selected} has the "
+            "lowest validation loss of these."
+        )
+    if notes:
+        notes.append(
+            "Set evaluation.select_by to loss, or to a metric that gives credit for part of an answer, such as chrf."
+        )
+    return notes
+
+
 def certified_values(
     run: Run, data: Data, *, methods: Mapping[str, Method], certified: Sequence[Choice]
-) -> dict[tuple[str, float], float]:
-    """Return the value on validation of each certified model."""
+) -> tuple[dict[tuple[str, float], float], dict[tuple[str, float], float]]:
+    """Return each certified model's value on validation, and its loss there, which decides between equal values."""
     split = evaluation_split(data, "validation")
     values: dict[tuple[str, float], float] = {}
+    losses: dict[tuple[str, float], float] = {}
+    select_by = run.recipe.evaluation.select_by
     for name in dict.fromkeys(choice.candidate for choice in certified):
         way = open_way(run, data, methods[name])
         bench = _bench(run, data, way.model)
         for choice in certified:
             if choice.candidate == name:
                 way.set_(choice.alpha)
-                values[name, choice.alpha] = _value(run, way.model, split=split, bench=bench)
-    return values
+                values[name, choice.alpha] = value = _value(run, way.model, split=split, bench=bench)
+                losses[name, choice.alpha] = (
+                    value if select_by == "loss" else _value(run, way.model, split=split, bench=bench, metric="loss")
+                )
+    return values, losses
 
 
 def best_prompt(run: Run, data: Data, *, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -61,6 +93,7 @@ def best_prompt(run: Run, data: Data, *, before: Mapping[str, Any] | None = None
         rows=[SHOTS_VERSION, *([row.num_shots, row.draw] for row in rows)],
         metric=evaluation.select_by,
         num_records=evaluation.num_validation_records,
+        **policy_of(run.recipe).answers_key(),
     )
     if before is not None and before.get("key") == key:
         return dict(before)
@@ -105,17 +138,13 @@ def _worded(row: ShotRow | None) -> str:
 
 
 def _bench(run: Run, data: Data, model: nn.Module) -> Bench:
-    from keeptune.model.load import pick_device
-
-    fit = fit_model(model, recipe=run.recipe, data=data, device=pick_device(run.recipe.device))
-    return make_bench(run, data, model, fit=fit, max_new_tokens=max_new_tokens(run.recipe, data))
+    return make_bench(run, data, model, max_new_tokens=max_new_tokens(run.recipe, data))
 
 
-def _value(run: Run, model: nn.Module, *, split: Split, bench: Bench) -> float:
+def _value(run: Run, model: nn.Module, *, split: Split, bench: Bench, metric: str | None = None) -> float:
     from keeptune.evaluation.evaluate import validation_value
 
     evaluation = run.recipe.evaluation
     run.poll()
-    return validation_value(
-        model, split=split, bench=bench, metric=evaluation.select_by, num_records=evaluation.num_validation_records
-    )
+    number = evaluation.num_validation_records
+    return validation_value(model, split=split, bench=bench, metric=metric or evaluation.select_by, num_records=number)

@@ -7,15 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keeptune.config import Recipe
 from keeptune.errors import DataError
+from keeptune.stages.computing import policy_of, wanted_alphas
 from keeptune.stages.data import Data
 from keeptune.stages.run import TRAINING, Run, is_done, stage_key
-from keeptune.stages.training import artifact_folder, computes_in_bf16
+from keeptune.stages.training import artifact_folder
 from keeptune.storage import read_manifest, read_record, require_unchanged
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from keeptune.model.methods import Method
@@ -24,7 +23,6 @@ if TYPE_CHECKING:
 BASE = "base"
 # Where answers to test stand, in the folder of the base model and in a method's.
 ZERO_SHOT, TEST = "zero-shot", "test"
-_ALPHAS = tuple(round(0.1 * i, 1) for i in range(1, 11))
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +53,7 @@ def points(run: Run, method: Method) -> list[Point]:
     """Return the points of a method's way that the recipe asks for, the trained model last and always."""
     from keeptune.model.path import why_no_path
 
-    retention = run.recipe.retention
-    wanted = (_ALPHAS if retention.budget else ()) if retention.alphas == "auto" else retention.alphas
+    wanted = wanted_alphas(run.recipe)
     if why_no_path(method.peft_type, method.arguments) is not None:
         wanted = ()
     folder = run.folder / method.name
@@ -66,14 +63,13 @@ def points(run: Run, method: Method) -> list[Point]:
 
 def open_way(run: Run, data: Data, method: Method) -> ModelPath:
     """Load the way from the base model to a method's artifact, as it lies on the disk."""
-    from keeptune.model.load import pick_device
     from keeptune.model.memory import memory_errors
     from keeptune.model.path import open_path
 
-    device = pick_device(run.recipe.device)
+    policy = policy_of(run.recipe)
     folder = artifact_folder(run.folder / method.name, method)
     with memory_errors(f"{method.name}: found too little memory; expected room for the model twice. Close programs."):
-        return open_path(folder, device=device, dtype=answering_type(run.recipe, device), **_base(data))
+        return open_path(folder, device=policy.device, dtype=policy.answering, **_base(data))
 
 
 def load_base(run: Run, data: Data) -> nn.Module:
@@ -84,23 +80,15 @@ def load_base(run: Run, data: Data) -> nn.Module:
 def load_at(run: Run, data: Data, artifact: Path, *, name: str) -> nn.Module:
     """Load what a user would load: a whole model, or an adapter on the run's base, as it lies on the disk."""
     from keeptune.model.artifact import load_artifact
-    from keeptune.model.load import pick_device
     from keeptune.model.memory import memory_errors
 
-    device = pick_device(run.recipe.device)
+    policy = policy_of(run.recipe)
     with memory_errors(f"{name}: found too little memory; expected room for the model. Close programs."):
-        return load_artifact(artifact, device=device, dtype=answering_type(run.recipe, device), **_base(data))
+        return load_artifact(artifact, device=policy.device, dtype=policy.answering, **_base(data))
 
 
 def _base(data: Data) -> dict[str, Any]:
     return {"base": data.base.folder, "quantization": data.base.facts.quantization}
-
-
-def answering_type(recipe: Recipe, device: torch.device) -> torch.dtype:
-    """Return the type of the weights of a model that answers: bf16 on a GPU that computes in it, else fp32."""
-    import torch
-
-    return torch.bfloat16 if device.type == "cuda" and computes_in_bf16(recipe, device) else torch.float32
 
 
 def artifact_at(run: Run, data: Data, point: Point) -> Path:

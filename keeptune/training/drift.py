@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from keeptune.errors import Interrupted
+from keeptune.model.device import autocasting, widest
 from keeptune.text.batches import Batch
 from keeptune.text.tokens import Example, Examples, Teacher
 
@@ -30,15 +30,15 @@ def drift_meter(
     """
 
     def drift(model: nn.Module) -> float:
-        total = torch.zeros((), dtype=torch.double, device=device)
-        compute = contextlib.nullcontext() if autocast is None else torch.autocast(device.type, dtype=autocast)
-        with torch.no_grad(), compute:
+        wide = widest(device)
+        total = torch.zeros((), dtype=wide, device=device)
+        with torch.no_grad(), autocasting(device, autocast):
             for micro_batch in micro_batches:
                 if stop_requested():
                     raise Interrupted("drift: found a request to stop; it is measured when the run goes on.")
                 batch = collate([probe[i] for i in micro_batch])
                 assert batch.teacher is not None
-                total += divergences(model, batch, batch.teacher).double().sum()
+                total += divergences(model, batch, batch.teacher).to(wide).sum()
         return float(total) / int(probe.num_targets.sum())
 
     return drift

@@ -13,6 +13,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import nn
 
+from keeptune.model.device import finish
+from keeptune.model.memory import lacks_memory
 from keeptune.model.modes import evaluating, gradient_checkpointing, training
 from keeptune.model.ranks import ranks_bytes
 from keeptune.text.batches import Batch, Step
@@ -28,6 +30,8 @@ _MOMENTS_BYTES = 8
 _STEP_BYTES = 4
 # The first pass stands for the start of a training, the second for a step in its midst.
 _NUM_PASSES = 2
+# How torch and a model's own code say that it looks at values, which are not there.
+_LOOKS_AT_VALUES = (RuntimeError, TypeError, AttributeError, ValueError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +84,8 @@ def estimate_memory(
 ) -> MemoryEstimate | None:
     """Return what training takes with `batch` as its largest micro-batch.
 
-    None where the model is on the meta device and cannot run without data. `work.model` stays as it is.
+    None where the model is on the meta device and cannot run without data, or where it cannot run at all. `work.model`
+    stays as it is.
     `accumulates`: a step has several micro-batches, so that gradients are there when the largest one comes.
     `keeps_start`: the trained weights are kept as they were at first. `answer` does with a model what a validation
     does to decode answers. The measured peak is higher by what is not torch's own: buffers that MKL and oneDNN keep
@@ -97,11 +102,17 @@ def estimate_memory(
 
     try:
         peak, answers = peaks(without_data(work.model, device=work.device))
-    except (RuntimeError, TypeError, AttributeError, ValueError):
-        # So torch and the model's own code say that it looks at values. An estimate must not stop a training.
+    except _LOOKS_AT_VALUES:
         if any(parameter.is_meta for parameter in work.model.parameters()):
             return None
-        peak, answers = peaks(work.model)
+        try:
+            peak, answers = peaks(work.model)
+        except _LOOKS_AT_VALUES as error:
+            # An estimate must not stop a training; a lack of memory would stop it anyway.
+            clear_gradients(work)
+            if lacks_memory(error):
+                raise
+            return None
     return MemoryEstimate(
         weights=weights_bytes(work.model)
         + (_GRADIENT_BYTES * num_trained if keeps_start else 0)
@@ -153,12 +164,14 @@ def measure_speed(
             part = Step((tuple(indices),), int(lengths[indices].sum()), int(targets[indices].sum()))
             started = time.perf_counter()
             accumulate(work, part, table=table)
+            finish(work.device)
             if i:
                 seconds += time.perf_counter() - started
                 num_tokens += part.num_tokens
         started = time.perf_counter()
         nn.utils.clip_grad_norm_(work.parameters.values(), settings.max_grad_norm).item()
         make_optimizer(work.parameters, settings=settings).step()
+        finish(work.device)
         update_seconds = time.perf_counter() - started
     clear_gradients(work)
     return Speed(num_tokens / seconds, update_seconds)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -12,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from keeptune.model.device import autocasting, widest
 from keeptune.model.modes import evaluating
 from keeptune.model.ranks import AdaptiveRanks
 from keeptune.text.batches import Batch, Step
@@ -105,7 +105,8 @@ def accumulate(work: Work, step: Step, *, table: Examples) -> Accumulated:
         raise Stopped
     _sum_gradients(work)
     suspects = tuple(i for micro_batch in step.micro_batches for i in micro_batch)
-    values = torch.stack(losses).double() if losses else torch.zeros(1, dtype=torch.double, device=work.device)
+    wide = widest(work.device)
+    values = torch.stack(losses).to(wide) if losses else torch.zeros(1, dtype=wide, device=work.device)
     loss_sum = float(work.world.sum_over_ranks(values.sum()))
     if not math.isfinite(loss_sum) and not bool(values.isfinite().all()):
         suspects = mine[int(values.isfinite().logical_not().nonzero()[0])]
@@ -127,10 +128,11 @@ def add_pull(work: Work) -> float | None:
     """
     if work.pull is None:
         return None
-    total = torch.zeros((), dtype=torch.double, device=work.device)
+    wide = widest(work.device)
+    total = torch.zeros((), dtype=wide, device=work.device)
     for name, parameter in work.parameters.items():
         difference = parameter - work.pull.start[name]
-        total += difference.square().sum(dtype=torch.double)
+        total += difference.square().sum(dtype=wide)
         difference *= 2 * work.pull.strength
         parameter.grad = difference if parameter.grad is None else parameter.grad.add_(difference)
     return work.pull.strength * float(total)
@@ -142,14 +144,15 @@ def validation_loss(work: Work, table: Examples, *, micro_batches: Sequence[Sequ
     Raises:
         Stopped: a stop was asked for on some rank.
     """
-    total = torch.zeros((), dtype=torch.double, device=work.device)
+    wide = widest(work.device)
+    total = torch.zeros((), dtype=wide, device=work.device)
     stopped = False
     with evaluating(work.model):
         for micro_batch in micro_batches[work.world.rank :: work.world.size]:
             stopped = work.stop_requested()
             if stopped:
                 break
-            total += _batch_loss(work, table, micro_batch=micro_batch).double()
+            total += _batch_loss(work, table, micro_batch=micro_batch).to(wide)
     if work.world.any_rank(stopped, device=work.device):
         raise Stopped
     num_targets = int(table.num_targets.sum())
@@ -182,10 +185,7 @@ def _batch_loss(work: Work, table: Examples, *, micro_batch: Sequence[int]) -> T
 
 def compute_loss(work: Work, model: nn.Module, batch: Batch) -> Tensor:
     """Return `model`'s summed loss in nats over a batch, computed in the number format of the training."""
-    compute = contextlib.nullcontext()
-    if work.autocast is not None:
-        compute = torch.autocast(work.device.type, dtype=work.autocast)
-    with compute:
+    with autocasting(work.device, work.autocast):
         return work.loss(model, batch)
 
 

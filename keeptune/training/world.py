@@ -22,6 +22,8 @@ class World:
 
     def any_rank(self, flag: bool, /, *, device: torch.device) -> bool:
         """Return whether the flag is up on at least one rank; every rank gets the same answer."""
+        if self.size == 1:
+            return flag
         return bool(self.sum_over_ranks(torch.tensor(float(flag), device=device)) > 0)
 
     def wait(self, *, device: torch.device) -> None:

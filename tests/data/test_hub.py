@@ -140,7 +140,7 @@ def test_a_capped_data_set_is_streamed_and_its_train_split_read_in_part(hub: Hub
     assert [int(row.value["prompt"]) for row in found[:10_000]] != list(range(10_000))
     assert said == [
         f"{NAME}/train: read 10,000 rows, as max_records is 500, and left the others on the hub; without max_records "
-        "all are read"
+        "all are read."
     ]
 
 
@@ -168,3 +168,34 @@ def test_what_is_for_the_hub_alone_is_refused_for_a_local_path(tmp_path: Path) -
     path = written(tmp_path / "a.jsonl", lines(TWO))
     with pytest.raises(RecipeError, match="found split 'train' for a local path, where it has no effect"):
         list(read_rows(str(path), revision=None, validation=None, test=None, split="train"))
+
+
+@pytest.mark.slow
+def test_the_real_library_knows_configurations_and_splits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes the folder `owner/name` where it stands for the data set of that name."""
+    pytest.importorskip("datasets")
+    folder = tmp_path / "here/owner/name"
+    folder.mkdir(parents=True)
+    (tmp_path / "there").mkdir()
+    for split, number in (("train", 30), ("test", 5)):
+        written(
+            folder / f"{split}.jsonl", lines([{"prompt": f"{split} {i}", "completion": "b"} for i in range(number)])
+        )
+    files = "".join(f"  - split: {split}\n    path: {split}.jsonl\n" for split in ("train", "test"))
+    written(folder / "README.md", "---\nconfigs:\n" + "".join(
+        f"- config_name: {name}\n  data_files:\n{files}" for name in ("one", "two")
+    ) + "---\n")  # fmt: skip
+    monkeypatch.chdir(tmp_path / "here")
+
+    def found(**more: Any) -> list[Row]:
+        named = {"revision": None, "validation": None, "test": None, "base_folder": tmp_path / "there", **more}
+        return list(read_rows(NAME, **named))
+
+    with pytest.raises(DataError, match="found several configurations, one, two; expected the name of one"):
+        found()
+    with pytest.raises(DataError, match=r"found no split 'tset'; .* Did you mean `split: test`"):
+        found(config="two", split="tset")
+    assert [row.split for row in found(config="two")] == [None] * 30 + ["test"] * 5
+    assert [row.origin for row in found(config="two", split="test")] == [f"{NAME}/two/test[{i}]" for i in range(5)]
+    streamed = found(config="one", split="train", max_records=3)
+    assert sorted(row.value["prompt"] for row in streamed) == sorted(f"train {i}" for i in range(30))

@@ -64,6 +64,21 @@ def test_the_same_subject_between_other_wordings_is_a_leak(tmp_path: Path) -> No
     assert sum(None in pair for pair in ends) > 10
 
 
+@pytest.mark.parametrize("num_templates", [6, 18])
+def test_one_input_under_many_templates_is_a_leak_though_many_records_share_it(
+    num_templates: int, tmp_path: Path
+) -> None:
+    """Each input of ten words stands under all templates, as in P3: as common as a signature, and all that differs."""
+    inputs = [" ".join(f"input{i}x{k}" for k in range(10)) for i in range(40)]
+    heads, tails = ([" ".join(f"{part}{t}x{k}" for k in range(n)) for t in range(num_templates)]
+                    for part, n in (("head", 12), ("tail", 6)))  # fmt: skip
+    rows = [{"prompt": f"{h} {x} {t}", "completion": "y"} for x in inputs for h, t in zip(heads, tails, strict=True)]
+    found = splits(prepared(TaskSource("t", written(tmp_path / "t.jsonl", rows)), folder=tmp_path))
+    for i in range(40):
+        where = {found.get(i * num_templates + k + 1) for k in range(num_templates)}
+        assert "train" not in where or not where & {"validation", "test"}
+
+
 @pytest.mark.parametrize("num_copies", [1, 2, 5])
 def test_a_held_out_record_that_stands_whole_in_train_is_found_however_often(num_copies: int, tmp_path: Path) -> None:
     text = " ".join(f"word{i}" for i in range(40))

@@ -294,13 +294,13 @@ def runs_of(text: list[str], n: int) -> list[tuple[str, ...]]:
 def plain_cover(item: list[str], train: list[str], n: int, *, others: list[tuple[int, list[str]]]) -> float:
     """The share of the item's words in runs of `n` words that the train text has, in plain Python.
 
-    A word counts as the most common of its runs, (2 / k)² where k > 2 groups of the train texts `others` have it.
+    A word counts as the most common of its runs of 3, (2 / k)² where k > 2 groups of the train texts `others` have it.
     """
-    groups = [{group for group, text in others if run in runs_of(text, n)} for run in runs_of(item, n)]
+    groups = [{group for group, text in others if run in runs_of(text, 3)} for run in runs_of(item, 3)]
     weights = [1.0] * len(item)
     for i, found in enumerate(groups):
-        for k in range(n if found else 0):
-            weights[i + k] = min(weights[i + k], (2 / len(found)) ** 2)
+        for k in range(3):
+            weights[i + k] = min(weights[i + k], (2 / max(len(found), 2)) ** 2)
     covered = {i + k for i, run in enumerate(runs_of(item, n)) if run in runs_of(train, n) for k in range(n)}
     return sum(weights[i] for i in covered) / sum(weights)
 

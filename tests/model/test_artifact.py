@@ -321,9 +321,12 @@ def test_generation_is_greedy_and_stops_at_every_stop_id(
     expected = sorted({7, 9, base.tokenizer.eos_id})
     assert stop_token_ids(model, tokenizer=base.tokenizer, template=base.template) == tuple(expected)
     saved = GenerationConfig.from_pretrained(folder)
-    assert (saved.do_sample, saved.temperature, saved.max_new_tokens) == (False, None, 17)
+    assert (saved.do_sample, saved.temperature) == (False, None)
     assert saved.eos_token_id == expected
     assert saved.pad_token_id == base.tokenizer.pad_id
+    # vLLM takes it for the limit of every answer of a server.
+    assert "max_new_tokens" not in (folder / "generation_config.json").read_text(encoding="utf-8")
+    assert json.loads((folder / "manifest.json").read_text(encoding="utf-8"))["max_new_tokens"] == 17
 
 
 def test_an_end_token_that_is_not_the_tokenizers_own_stops_generation(
@@ -390,7 +393,7 @@ def test_a_non_finite_difference_is_told(bases: Callable[..., Base], tmp_path: P
         verify_artifact(model, folder, base=base.folder)
 
 
-@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no file", "broken"])
+@pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no file", "broken", "index"])
 def test_an_adapter_with_other_weights_than_its_config_is_refused(
     fault: str, bases: Callable[..., Base], tmp_path: Path
 ) -> None:
@@ -399,6 +402,8 @@ def test_an_adapter_with_other_weights_than_its_config_is_refused(
     path = folder / "adapter_model.safetensors"
     weights = load_file(path)
     first = sorted(weights)[0]
+    if fault == "index":
+        (folder / "adapter_model.safetensors.index.json").write_text("{}", encoding="utf-8")
     if fault == "missing":
         del weights[first]
     elif fault == "unexpected":
@@ -410,8 +415,26 @@ def test_an_adapter_with_other_weights_than_its_config_is_refused(
         path.write_bytes(b"no safetensors")
     elif fault != "no file":
         save_file(weights, path, metadata={"format": "pt"})
-    expected = {"no file": "found no adapter_model.safetensors", "broken": "weights cannot be written or read"}
+    expected = {
+        "index": "found adapter_model.safetensors.index.json",
+        "no file": "found no adapter_model.safetensors",
+        "broken": "weights cannot be written or read",
+    }
     with pytest.raises(StorageError, match=expected.get(fault, "expected exactly the weights that")):
+        load_artifact(folder, base=base.folder, device=CPU, dtype=torch.float32)
+
+
+def test_a_device_that_fails_while_an_adapter_is_read_is_not_told_as_damaged_weights(
+    bases: Callable[..., Base], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = bases("llama")
+    folder = save(trained(base, "LORA"), tmp_path / "adapter", base)
+
+    def fails(*given: Any, **named: Any) -> Any:
+        raise RuntimeError("Need to provide pin_memory allocator to use pin memory.")
+
+    monkeypatch.setattr(PeftModel, "from_pretrained", fails)
+    with pytest.raises(RuntimeError, match="pin_memory allocator"):
         load_artifact(folder, base=base.folder, device=CPU, dtype=torch.float32)
 
 
@@ -421,6 +444,7 @@ def test_an_adapter_with_other_weights_than_its_config_is_refused(
         ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "found megatron_config"),
         ({"peft_type": "XLORA"}, "found peft_type 'XLORA'"),
         ({"peft_type": "NEW"}, "found peft_type 'NEW'; expected a method that keeptune trains"),
+        ({"alpha_pattern": {"(.+)+[": 4}}, "alpha_pattern: found the pattern"),
     ],
 )
 def test_a_foreign_adapter_that_would_load_more_than_weights_is_refused(
@@ -530,6 +554,7 @@ def card(**changes: Any) -> ModelCard:
         recipe="model: owner/name@abc\nnote: '```'\n",
         limits=("Answers may be wrong <script>.",),
         versions={"keeptune": "0.1", "torch": "2.13.0"},
+        forgotten=("ROUGE-L on boolq dropped by 0.200.", "On text that the base wrote, the loss is 1.9 nats higher."),
     )
     return replace(made, **changes)
 
@@ -605,3 +630,25 @@ def test_the_card_shows_tasks_that_were_not_trained_on_in_a_table_of_their_own(t
     assert "| boolq | rougeL | 0.5000 ± 0.0200 | 0.2500 | 90 |" in others and "| alpaca |" not in others
     write_model_card(tmp_path, card=card())
     assert "not trained on" not in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
+def test_the_card_says_what_was_forgotten_and_what_few_shot_reached(tmp_path: Path) -> None:
+    write_model_card(tmp_path, card=card())
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "## What it forgot\n\n- ROUGE-L on boolq dropped by 0.200.\n- On text that the base wrote, the loss" in text
+    assert "few-shot" not in text
+    scores = (replace(card().scores[0], few_shot="0.2400 (4 shots)"), *card().scores[1:])
+    write_model_card(tmp_path, card=card(scores=scores, forgotten=()))
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| task | metric | this model | base model | base model, few-shot | records |\n" in text
+    assert "| alpaca | rougeL | 0.5000 ± 0.0200 | 0.2500 | 0.2400 (4 shots) | 90 |" in text
+    assert "| alpaca | exact_match | 0.1250 | – | – | 90 |" in text
+    assert "What it forgot" not in text
+    zero = replace(card().scores[1], value=0.0, low=0.0, high=0.0, agreement="all 90 agree; true mean below 0.033")
+    write_model_card(tmp_path, card=card(scores=(zero,)))
+    text = (tmp_path / "README.md").read_text(encoding="utf-8")
+    assert "| alpaca | exact_match | 0.0000 (all 90 agree; true mean below 0.033) | – | 90 |" in text
+    assert card_from_json(json.loads(json.dumps(card_to_json(card(scores=scores))))) == card(scores=scores)
+    # A card of an earlier version has neither.
+    old = {name: value for name, value in card_to_json(card()).items() if name != "forgotten"}
+    assert card_from_json(old).forgotten == ()

@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import LoraConfig, PromptTuningConfig, TaskType, get_peft_model
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from keeptune.model import attention, varlen
 from keeptune.model.attention import CannotPack, can_pack, packed_attention
-from keeptune.model.loss import batch_loss
+from keeptune.model.loss import batch_loss, loss_is_exact
 from tests.model.tiny import (
     CONFIGS,
     T5,
@@ -183,14 +185,9 @@ def reference_kernel(
 
 @pytest.mark.parametrize("name", ["llama", "gemma3", "mistral", "gpt2"])
 def test_the_call_of_a_variable_length_kernel_obeys_the_law(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(varlen, "_kernel", lambda: reference_kernel)
-    monkeypatch.setattr(attention, "has_varlen", lambda query: True)
+    monkeypatch.setattr(varlen, "_kernel", lambda: varlen.Kernel(reference_kernel, takes_windows=True))
+    monkeypatch.setattr(attention, "has_varlen", lambda qkv, window: True)
     assert_packing_law(make_model(CONFIGS[name]), LENGTHS)
-
-
-def test_processors_and_fp32_have_no_variable_length_kernel() -> None:
-    assert not varlen.has_varlen(torch.zeros(1, 2, 3, 8, dtype=torch.bfloat16))
-    assert not varlen.has_varlen(torch.zeros(1, 2, 3, 8, device="meta"))
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
@@ -215,3 +212,43 @@ def test_attention_stays_in_fp32_on_a_processor_that_computes_in_bf16() -> None:
         patch.setattr(F, "scaled_dot_product_attention", attend)
         batch_loss(model, packed(make_examples(LENGTHS))).backward()
     assert seen and set(seen) == {torch.float32}
+
+
+def test_bf16_weights_without_autocast_are_given_bf16_by_the_attention() -> None:
+    model: Any = make_model(CONFIGS["llama"])
+    model.to(torch.bfloat16)
+    assert can_pack(model)
+    batch_loss(model, packed(make_examples(LENGTHS))).backward()
+
+
+@pytest.mark.parametrize("name", ["llama", "mistral"])
+def test_a_model_that_trains_its_norms_over_bf16_weights_packs_under_the_autocast_of_its_training(name: str) -> None:
+    model: Any = make_model(CONFIGS[name])
+    model.to(torch.bfloat16)
+    for parameter_name, parameter in model.named_parameters():
+        if "norm" in parameter_name:
+            parameter.data = parameter.data.float()
+    with torch.autocast("cpu", torch.bfloat16):
+        assert can_pack(model)
+        assert loss_is_exact(model)
+
+
+def test_grouped_heads_in_fp32_off_the_processor_are_repeated_as_no_fused_kernel_takes_them() -> None:
+    grouped: list[bool] = []
+
+    class Noted(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if func is F.scaled_dot_product_attention:
+                grouped.append(kwargs["enable_gqa"])
+            return func(*args, **(kwargs or {}))
+
+    model = make_model(CONFIGS["llama"])
+    with packed_attention(model, [4, 5]):
+        attend = ALL_ATTENTION_FUNCTIONS[model.config._attn_implementation]
+    slip = torch.tensor([[[[0, 4, 5]]]])
+    for dtype in (torch.float32, torch.bfloat16):
+        query, key = (torch.zeros(1, heads, 9, 8, dtype=dtype, device="meta") for heads in (4, 2))
+        with Noted():
+            out, _ = attend(model, query, key, key, slip)
+        assert out.shape == (1, 9, 4, 8)
+    assert grouped == [False, False, True, True]

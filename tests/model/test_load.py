@@ -13,7 +13,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedTokenizerFast
 
 from keeptune.errors import RecipeError
-from keeptune.model.load import convert_tokenizer, empty_model, load_model, load_tokenizer, pick_device
+from keeptune.model.load import convert_tokenizer, empty_model, load_model, load_tokenizer
 from tests.model.tiny import CONFIGS, T5, make_model
 
 CPU = torch.device("cpu")
@@ -89,16 +89,6 @@ def test_what_is_no_language_model_is_refused(tmp_path: Path, config: dict[str, 
         load_model(tmp_path, device=CPU, dtype=torch.float32)
     with pytest.raises(RecipeError, match="cannot load as a language model"):
         empty_model(tmp_path)
-
-
-def test_the_device_is_the_named_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert pick_device("cpu") == CPU
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert pick_device("auto") == CPU
-    with pytest.raises(RecipeError, match="found 'cuda', but torch sees no GPU"):
-        pick_device("cuda")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    assert pick_device("auto") == pick_device("cuda") == torch.device("cuda")
 
 
 def test_a_tokenizer_is_written_in_the_fast_format(tmp_path: Path) -> None:

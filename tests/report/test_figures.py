@@ -86,3 +86,10 @@ def test_any_values_have_an_axis_that_holds_them(values: list[float], with_zero:
     assert axis.low < axis.high
     assert len(axis.ticks) <= 12
     assert all(0 <= axis.place(v) <= 100 for v in values if v == v)
+
+
+def test_scores_that_are_all_zero_have_the_axis_of_their_metric() -> None:
+    assert axis_for([0.0, 0.0], bounds=(0.0, 1.0)).ticks == (0.0, 0.5, 1.0)
+    assert axis_for([0.02, 0.0], bounds=(0.0, 1.0)).ticks[0] == 0.0
+    assert axis_for([100.0, 99.0], bounds=(0.0, 100.0)).ticks[-1] == 100.0
+    assert axis_for([0.3, 0.3]).ticks[0] > 0.25

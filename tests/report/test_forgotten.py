@@ -93,15 +93,16 @@ def test_suites_that_no_budget_names_are_said_to_be_outside_the_certificate(tmp_
     write_json(run / "forgetting.json", value)
     found = not_measured(read_report(run))
     # "boolq" is one of the others, "wiki" and "arc_easy" were left out.
-    assert "The certificate does not speak of texts of the base itself, piqa: no budget names them." in found
+    assert "The certificate does not speak of text that the base wrote, piqa: no budget names them." in found
     assert any(line.startswith("Not certified for wiki (ROUGE-L 0.020, chance 0.000) and arc_easy") for line in found)
 
 
 def test_without_a_budget_the_worst_suites_are_said(tmp_path: Path) -> None:
     words = page_of(a_run(tmp_path)).words
     assert (
-        "Forgotten at worst: of 2 tasks, boolq lost 0.200 ROUGE-L (95 % interval of the loss +0.180 to +0.220); texts "
-        "of the base itself lost 0.100 nats per token" in words
+        "Forgotten at worst: of 2 tasks, ROUGE-L on boolq dropped by 0.200 (95 % interval of the drop 0.180 to 0.220); "
+        "on text that the base wrote, the tuned model’s loss is 0.100 nats per token higher (a token becomes 1.1 times "
+        "less likely; 95 % interval 0.080 to 0.120)." in words
     )
 
 
@@ -111,7 +112,7 @@ def test_a_harness_task_is_a_suite_in_its_own_metric_and_no_text(tmp_path: Path)
     value["rows"] += [lost_row(model, "arc_easy", 0.3, metric="acc") for model in ("full", "lora")]
     (run / "forgetting.json").write_text(json.dumps(value), encoding="utf-8")
     words = page_of(run).words
-    assert "arc_easy lost 0.300 Accuracy (95 % interval of the loss +0.280 to +0.320); texts of the base" in words
+    assert "Accuracy on arc_easy dropped by 0.300 (95 % interval of the drop 0.280 to 0.320); on text that" in words
     assert "Forgetting was measured on boolq, wiki" in words and "arc_easy" in words.split("on nothing else")[0]
 
 
@@ -168,7 +169,9 @@ def test_the_matrix_says_without_colour_how_much_was_lost(tmp_path: Path) -> Non
     assert (cells["boolq"].mark, cells["boolq"].tint) == ("▼▼▼", "loss3")
     assert (cells["wiki"].mark, cells["gain"].mark) == ("≈", "▲")
     assert cells["riddles"].mark == "∅" and "nothing to lose" in cells["riddles"].detail
-    assert cells["texts of the base itself"].detail == "31 records lost, 4 gained; KL 0.134 nats"
+    assert cells["text that the base wrote"].detail == (
+        "a token becomes 1.1 times less likely; 31 records lost, 4 gained; KL 0.134 nats"
+    )
 
 
 def test_the_delivered_alpha_has_a_column_and_a_tile_of_its_own(tmp_path: Path) -> None:
@@ -201,7 +204,7 @@ def test_only_broken_answers_are_in_the_table_of_broken_answers(tmp_path: Path) 
     words = page_of(a_run(tmp_path)).words
     assert "lora wiki not trained on 100 7 3 0 – 5" in words
     assert "base boolq 100 0" not in words
-    assert "Forgetting was measured on boolq, wiki, texts of the base itself, and on nothing else." in words
+    assert "Forgetting was measured on boolq, wiki, text that the base wrote, and on nothing else." in words
 
 
 @pytest.mark.parametrize("name", ["forgetting.json", "certificate.json", "lora/path/0.3/test/scores.json"])
@@ -270,8 +273,8 @@ def test_where_texts_alone_were_weighed_the_page_does_not_say_that_nothing_was(t
     rows = [lost_row("lora", "self", 0.1, metric="loss")]
     write_json(run / "forgetting.json", {"metric": "rougeL", "rows": rows, "noise": None})
     words = page_of(run).words
-    assert "texts that nothing was trained on were weighed before and after tuning" in words
-    assert "Forgotten at worst: texts of the base itself lost 0.100 nats per token" in words
+    assert "the loss on texts that were not trained on was taken before and after" in words
+    assert "Forgotten at worst: on text that the base wrote, the tuned model’s loss is 0.100 nats" in words
     assert "outside these tasks was not measured" not in words and "nothing else was measured" not in words
 
 
@@ -303,7 +306,7 @@ def test_the_frontier_stands_on_the_first_screen(tmp_path: Path) -> None:
 
 def test_the_frontiers_legend_explains_what_is_drawn_alone(tmp_path: Path) -> None:
     run = a_run(tmp_path, verdict="CERTIFIED")
-    ring, dotted = "Ring: the delivered model.", "Dotted: each method’s way from near the base"
+    ring, dotted = "Ring: the delivered model.", "Dotted: each method, scaled from near the base"
     words = page_of(run).words
     assert ring in words and dotted in words
     value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
@@ -371,4 +374,4 @@ def test_a_look_that_went_on_after_an_interruption_is_no_further_look(tmp_path: 
     write_lines(run / "test_openings.jsonl", [opening, opening | {"resumes": True}, opening])
     value = report_json(run)
     assert (value["test_looks"], len(value["test_openings"])) == (2, 3)
-    assert "2 times so far; lines with “resumes” went on with a look that was interrupted." in page_of(run).words
+    assert "Lines with “resumes” continued a look that was interrupted." in page_of(run).words

@@ -144,6 +144,17 @@ def write_poisoned_run(run: Path, payload: str) -> Path:
     return run
 
 
+def test_the_page_says_what_the_metric_left_to_the_validation_loss(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    notes = ["exact_match was the same at every validation of lora (0.000): the validation loss chose.", "<b>Set it."]
+    facts = json.loads((run / "selection.json").read_text())
+    write_json(run / "selection.json", {**facts, "notes": notes})
+    page = page_of(run)
+    assert_safe(page)
+    assert " ".join(notes) in page.text
+    assert json.loads((run / "report.json").read_text())["selection"]["notes"] == notes
+
+
 def test_a_finished_run_gives_a_safe_page_with_every_section(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "news"))
     assert_safe(page)
@@ -231,9 +242,9 @@ def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
     assert len(re.findall(r"[.](?= |$)", " ".join(sentences))) <= 12
     for words in (
         "A model that already existed, english-3m (“base” on this page), was shown 812 examples of ag_news: prompts,",
-        "Full fine-tuning (full) changes all of the model’s weights (3.15 M numbers).",
-        "lora (PEFT’s LORA) leaves the model’s weights as they are and trains a small addition to them, of 590 k "
-        "parameters.",
+        "Full fine-tuning (full, learning rate 2e-05) changes all of the model’s weights (3.15 M numbers).",
+        "lora (PEFT’s LORA, learning rate 0.0002) leaves the model’s weights as they are and "
+        "trains a small addition to them, of 590 k parameters.",
         "Validation (92 records) is what was kept from training to choose by",
         "ROUGE-L: how much of the wording agrees with the expected answer’s, in its order, 0 to 1",
         "Exact match: the share of answers that equal the expected one (case, white space and a final full stop aside)",

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from keeptune.report.guide import guide
+from keeptune.report.layout import paired_groups, score_groups
 from keeptune.report.page import write_report
 from keeptune.report.scores import Score
 from keeptune.report.shots import ShotRow, few_shot_scores, prompting_costs, queries_until_cheaper
@@ -168,6 +169,44 @@ def test_a_row_that_was_left_out_is_named(tmp_path: Path) -> None:
     assert "answers of base, 4 shots, draw 1" not in page.words
 
 
+def test_few_shot_that_was_impossible_stands_where_its_row_would_be(tmp_path: Path) -> None:
+    run = write_shots(write_run(tmp_path, num_steps=1))
+    reason = "no solved example fits before any of the 9 test prompts. Lower evaluation.max_new_tokens."
+    for path in (run / "base").glob("*-shot-*/scores.json"):
+        header = json.loads(path.read_text(encoding="utf-8"))
+        left_out = {"scores": [], "left_out": f"{header['row']}: {reason}"}
+        write_json(path, {**header, **left_out})
+    report = read_report(run)
+    assert [(row.model, row.left_out) for row in score_groups(report)[0].rows] == [
+        ("base", ""),
+        ("base, 1 shot", reason),
+        ("base, 4 shots", reason),
+        ("base, 4 nearest shots", reason),
+        ("full", ""),
+        ("lora", ""),
+    ]
+    assert [row.left_out for row in score_groups(report)[1].rows] == ["", "", ""]
+    page = page_of(run)
+    assert f"base, 4 shots no score: {reason}" in page.words and "Missing" not in page.words
+    assert f"There is no few-shot score: {reason}" in page.words
+    value = json.loads((run / "report.json").read_text(encoding="utf-8"))
+    assert value["few_shot_left_out"][0] == {"name": "base, 1 shot", "reason": reason}
+
+
+def test_a_few_shot_score_of_zero_says_as_much_as_that_of_the_base(tmp_path: Path) -> None:
+    run = write_shots(write_run(tmp_path, num_steps=1))
+    path = run / "base/4-shot-nearest/scores.json"
+    header = json.loads(path.read_text(encoding="utf-8"))
+    for row in header["scores"]:
+        row.update(mean=0.0, standard_error=0.0, num_clusters=100)
+    write_json(path, header)
+    rows = {row.model: row for row in score_groups(read_report(run))[0].rows}
+    assert (rows["base, 4 nearest shots"].interval, rows["base, 4 nearest shots"].hint) == (
+        "",
+        "all 100 agree; true mean below 0.03",
+    )
+
+
 def test_the_guide_says_what_shots_are(tmp_path: Path) -> None:
     run = write_run(tmp_path, num_steps=1)
     assert "Shots are" not in " ".join(guide(read_report(run)))
@@ -200,3 +239,15 @@ def test_no_text_of_a_few_shot_row_becomes_markup(tmp_path: Path) -> None:
     page = page_of(run)
     assert_safe(page)
     assert "base<script>4" in page.words
+
+
+def test_a_method_at_zero_beside_few_shot_at_zero_had_no_score_to_lose(tmp_path: Path) -> None:
+    run = write_shots(write_run(tmp_path, num_steps=1))
+    for path in [*(run / "base").glob("*-shot-*/scores.json"), run / "lora/test/scores.json"]:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**value, "scores": [{**row, "mean": 0.0} for row in value["scores"]]})
+    same = {"model": "lora", "task": "all", "metric": "rougeL", "difference": 0.0, "low": 0.0, "high": 0.0}
+    pairs = [{**same, "against": shot_name(*of), "better": 0, "worse": 0} for of in SHOT_MEANS]
+    write_json(run / "paired.json", {"paired": pairs})
+    (group,) = paired_groups(read_report(run))
+    assert [row.verdict for row in group.rows] == ["nothing"]

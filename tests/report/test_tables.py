@@ -54,6 +54,16 @@ def test_a_small_perplexity_keeps_its_digits_beside_a_large_one(tmp_path: Path) 
     assert tasks.groups[0].rows[0].cells[1].difference == "−7,169.8"
 
 
+def test_where_no_score_differs_nothing_is_drawn(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    same = {"model": "lora", "task": "all", "metric": "rougeL", "difference": 0.0, "low": 0.0, "high": 0.0}
+    pairs = [{**same, "against": against, "better": 0, "worse": 0} for against in ("base", "full")]
+    write_json(run / "paired.json", {"paired": pairs})
+    (group,) = paired_groups(read_report(run))
+    assert [row.figure for row in group.rows] == ["", ""] and group.axis == ""
+    assert "= no score changed" in page_of(run).words
+
+
 def test_the_test_records_that_no_score_is_from_are_counted_apart(tmp_path: Path) -> None:
     run = write_run(tmp_path, others=("boolq",), num_steps=1)
     audit = read_json(run / "data/audit.json")

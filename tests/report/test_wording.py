@@ -135,3 +135,18 @@ def test_foreign_text_is_escaped_and_hides_nothing(text: str) -> None:
     remaining = iter(text)
     assert all(character in remaining for character in kept)
     assert len(kept) + without_marks.count("\x00") == len(text)
+
+
+@pytest.mark.parametrize(
+    ("nats", "words"),
+    [
+        (1.886, "a token becomes 6.6 times less likely"),
+        (-1.0, "a token becomes 2.7 times more likely"),
+        (3.64, "a token becomes 38 times less likely"),
+        (900.0, "a token becomes more than a million times less likely"),
+        (0.02, "a token is about as likely as before"),
+        (0.0, "a token is about as likely as before"),
+    ],
+)
+def test_nats_are_pictured_as_how_likely_a_token_becomes(nats: float, words: str) -> None:
+    assert wording.likelihood(nats) == words

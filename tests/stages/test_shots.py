@@ -227,12 +227,12 @@ def test_a_row_without_room_for_any_example_is_left_out_and_named_once(before: B
     settings = {"num_shots": [1], "max_new_tokens": 470}
     run, said = moved(before, tmp_path, **settings)
     header, number = read_json(run / "base/1-shot-draw-1/scores.json"), len(trained_test(run))
-    (line,) = [line for line in said if "is left out" in line]
+    (line,) = [line for line in said if "no solved example fits" in line]
     assert line == header["left_out"]
     assert line == (
-        f"base, 1 shot, draw 1: found no room for one solved example before any of {number} test prompts; expected one "
-        "to fit in the model's 512 positions, 470 of them for the answer. The row is left out: lower "
-        "evaluation.max_new_tokens, or remove few-shot from evaluation.baselines."
+        f"base, 1 shot, draw 1: no solved example fits before any of the {number} test prompts. The model has 512 "
+        "positions, and 470 of them are kept for the answer. Lower evaluation.max_new_tokens, or remove few-shot from "
+        "evaluation.baselines."
     )
     assert not (run / "base/1-shot-draw-1/samples.jsonl").exists()
     assert {p["against"] for p in read_json(run / "paired.json")["paired"]} == {"base"}
@@ -256,16 +256,16 @@ def test_a_template_that_refuses_earlier_turns_leaves_the_row_out(tmp_path: Path
         _, exemplars, left_out = split_behind(ShotRow(1, "nearest"), run=run, data=data, split=split, train=train)
         _, _, without_train = split_behind(ShotRow(1, 1), run=run, data=data, split=split, train=[])
     assert left_out.startswith(
-        "base, 1 nearest shot: found a template that refuses solved examples before a prompt (chat template: found "
+        "base, 1 nearest shot: the template refuses solved examples before a prompt (chat template: found "
         "TemplateError (one turn only) for a conversation of the roles user, assistant, user; expected rendered text."
     )
     assert left_out.endswith(
-        "remove nearest from evaluation.baselines, or choose another data.template in another output_dir."
+        "Remove nearest from evaluation.baselines, or choose another data.template in another output_dir."
     )
     assert exemplars.num_refused == exemplars.num_without_exemplars == len(trained_test(tmp_path / "run"))
     assert without_train == (
-        "base, 1 shot, draw 1: found no train record of the tasks in test; expected one or more to show. The row is "
-        "left out: give these tasks train records."
+        "base, 1 shot, draw 1: the tasks in test have no train record to show as an example. Give these tasks train "
+        "records."
     )
 
 

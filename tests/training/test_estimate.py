@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from typing import Any
 
@@ -137,6 +138,15 @@ def test_a_model_that_looks_at_values_it_has_not_has_no_estimate() -> None:
     assert estimate_memory(work, batch=batch_of(9, 5), accumulates=True, settings=SETTINGS) is None
 
 
+def failing(model: nn.Module, batch: Batch) -> Tensor:
+    raise RuntimeError("expected scalar type Float but found BFloat16")
+
+
+def test_an_estimate_that_cannot_be_made_stops_no_training() -> None:
+    work = work_of(llama(), loss=failing)
+    assert estimate_memory(work, batch=batch_of(9, 5), accumulates=True, settings=SETTINGS) is None
+
+
 @pytest.mark.filterwarnings("ignore:Sparse invariant checks")
 @pytest.mark.parametrize(
     ("peft_type", "arguments"),
@@ -188,6 +198,16 @@ def test_speed_comes_from_a_few_micro_batches_and_leaves_no_gradient() -> None:
     assert speed.tokens_per_second > 0
     assert speed.update_seconds > 0
     assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_the_time_of_a_gpu_counts_what_it_has_not_done_yet(monkeypatch: pytest.MonkeyPatch) -> None:
+    # A GPU returns at once and works on: the wait stands for that work.
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: time.sleep(0.05))
+    work = replace(work_of(make_model(), loss=tiny_loss), device=torch.device("cuda"))
+    steps = [Step(((0,),), 8, 4)]
+    speed = measure_speed(work, table_of((8, 4)), steps=steps, settings=SETTINGS, at_most_seconds=0.0)
+    assert speed.update_seconds >= 0.05
+    assert speed.tokens_per_second <= 8 / 0.05
 
 
 def test_a_training_takes_its_tokens_and_its_updates() -> None:

@@ -1,0 +1,73 @@
+"""A run's device and number formats: what the recipe asks of them, and what they are part of."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from keeptune import stages
+from keeptune.stages.computing import policy_of
+from keeptune.stages.data import prepare
+from keeptune.stages.methods import method_of
+from keeptune.stages.training import training_key
+from tests.stages import world
+
+LORA = {"lora": {"peft_type": "LORA", "r": 4}}
+FULL: dict[str, Any] = {"full": {}}
+HEAD = {"lora": {"peft_type": "LORA", "r": 4, "modules_to_save": ["lm_head"]}}
+
+
+@pytest.fixture(scope="module")
+def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("computing")
+    base = world.llama(folder / "base")
+    data = world.records(folder / "data.jsonl", number=20)
+    return world.recipe_file(folder, model=base, data=data, device="auto")
+
+
+def with_gpu(monkeypatch: pytest.MonkeyPatch, *, name: str, has_bf16: bool) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: name)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: has_bf16)
+
+
+@pytest.mark.parametrize(
+    ("methods", "retention", "answering"),
+    [
+        (FULL, {}, torch.bfloat16),
+        (FULL, {"alphas": [1.0]}, torch.bfloat16),
+        # Steps between two bf16 models are lost to rounding: at 1e-4 of a weight of 0.02, most of them.
+        (FULL, {"alphas": [0.5]}, torch.float32),
+        (FULL, {"self_texts": 8, "budget": {"self": "0.1 nats"}}, torch.float32),
+        (HEAD, {"alphas": [0.5]}, torch.float32),
+        (LORA, {"alphas": [0.5]}, torch.bfloat16),
+        ({**LORA, "norms": {"peft_type": "LN_TUNING"}}, {"alphas": [0.5]}, torch.float32),
+    ],
+)
+def test_models_between_base_and_tuned_weights_answer_in_fp32_on_a_gpu_too(
+    methods: dict[str, Any],
+    retention: dict[str, Any],
+    answering: torch.dtype,
+    path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_gpu(monkeypatch, name="NVIDIA H200", has_bf16=True)
+    policy = policy_of(world.recipe(path, methods=methods, retention={"self_texts": 0, **retention}))
+    assert (policy.device.type, policy.compute, policy.answering) == ("cuda", torch.bfloat16, answering)
+
+
+def test_a_training_begun_on_a_cpu_does_not_go_on_in_another_format_under_its_key(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = world.recipe(path)
+    with stages.open_run(recipe, context=world.context()) as run:
+        data = prepare(run)
+    keys = [training_key(recipe, data, method_of(recipe, "full"))]
+    assert keys[0] == training_key(recipe, data, method_of(recipe, "full"))
+    for name, has_bf16 in (("NVIDIA H200", True), ("Tesla T4", False)):
+        with_gpu(monkeypatch, name=name, has_bf16=has_bf16)
+        keys.append(training_key(recipe, data, method_of(recipe, "full")))
+    assert len(set(keys)) == 3
