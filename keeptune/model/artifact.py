@@ -10,7 +10,7 @@ import contextlib
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
+from keeptune.model.asked import Asked, require_same_answers
 from keeptune.model.attention import base_of, uses_virtual_tokens, vocab_size
 from keeptune.model.declared import Quantization
 from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, resolve_model
@@ -202,13 +203,13 @@ def _public_name(base_name: str) -> tuple[str, str | None]:
 
 
 def _save_tokenizer(source: Path, folder: Path, *, chat_template: str) -> None:
-    """Copy the tokenizer's files; the one chat template is that of training."""
+    """Copy the tokenizer's files; the one chat template is that of training, in both places where it is looked for."""
     for name in TEXT_FILES:
         if name in {"chat_template.jinja", "generation_config.json"} or not (source / name).exists():
             continue
         if name == "tokenizer_config.json":
             config = read_json_object(source / name)
-            write_json(folder / name, {key: value for key, value in config.items() if key != "chat_template"})
+            write_json(folder / name, {**config, "chat_template": chat_template})
         else:
             write_atomic(folder / name, (source / name).read_bytes())
     write_atomic(folder / "chat_template.jinja", chat_template)
@@ -312,11 +313,20 @@ def _incomplete(folder: Path, found: str) -> StorageError:
     )
 
 
-def verify_artifact(model: nn.Module, folder: Path, *, base: Path, quantization: Quantization | None = None) -> None:
-    """Load the saved model anew and compare its logits with those of the trained one; costs a second model in memory.
+def verify_artifact(
+    model: nn.Module,
+    folder: Path,
+    *,
+    base: Path,
+    quantization: Quantization | None = None,
+    asked: Sequence[Asked] = (),
+) -> None:
+    """Load the saved model anew and compare its logits and its answers with those of the trained one.
+
+    The answers are those to `asked`, through the folder's own template. Costs a second model in memory.
 
     Raises:
-        StorageError: the logits differ.
+        StorageError: logits, the ids of a prompt or an answer differ.
         RecipeError: an adapter gives the base model's logits: it has learned nothing.
     """
     expected = probe_logits(model)
@@ -333,6 +343,7 @@ def verify_artifact(model: nn.Module, folder: Path, *, base: Path, quantization:
     else:
         fresh = load_model(folder, device=device, dtype=dtype)
     require_same_logits(probe_logits(fresh), expected, dtype=dtype, where=folder)
+    require_same_answers(fresh, folder, asked, tolerance=_TOLERANCES.get(dtype, _HALF_TOLERANCE))
 
 
 def weight_dtype(model: nn.Module) -> torch.dtype:

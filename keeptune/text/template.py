@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from keeptune.data.record import Message
 from keeptune.errors import DataError, RecipeError
@@ -62,6 +62,10 @@ class Template(Protocol):
 
     def render_prompt(self, messages: Sequence[Message], *, tools: str = "") -> str:
         """Return what generation starts from, given the messages without the completion."""
+        ...
+
+    def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return messages as transformers' apply_chat_template takes them."""
         ...
 
     def answers(self, rows: Sequence[Sequence[int]]) -> list[str]:
@@ -176,6 +180,10 @@ class _TurnTemplate:
         """Return what generation starts from, given the messages without the completion."""
         return self._texts.prompt(messages, tools=tools)
 
+    def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return messages as transformers' apply_chat_template takes them."""
+        return self._texts.as_dicts(messages)
+
     def answers(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the answers in what a model wrote after prompts, without thoughts and special tokens."""
         special = self._turns.mark == ""
@@ -220,6 +228,10 @@ class _PairTemplate:
     def render_prompt(self, messages: Sequence[Message], *, tools: str = "") -> str:
         """Return what the encoder reads, given the messages without the completion."""
         return self._texts.prompt(messages, tools=tools)
+
+    def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return messages as transformers' apply_chat_template takes them."""
+        return self._texts.as_dicts(messages)
 
     def answers(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return what a model wrote, without special tokens."""
