@@ -30,7 +30,7 @@ def check_methods(recipe: Recipe) -> None:
     facts = check_model_folder(folder)
     policy_of(recipe)
     quantised = recipe.quantization or facts.quantised
-    if recipe.quantization is not None:
+    if quantised:
         require_quantization()
     problems = []
     if recipe.quantization is not None and facts.quantised:
