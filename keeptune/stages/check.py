@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import Record
+from keeptune.progress import noun
 from keeptune.stages.budgets import CheckedBudget, budgets_of, counted
 from keeptune.stages.computing import policy_of
-from keeptune.stages.data import Data, check_metrics, read_base, rendering, source_hashes
-from keeptune.stages.methods import learning_rate
+from keeptune.stages.data import Data, check_metrics, read_base, rendering, say_ignored_code, source_hashes
+from keeptune.stages.methods import learning_rate, method_of
 from keeptune.stages.mixture import idle_temperature, tokens_per_step, train_examples
-from keeptune.stages.run import Context
+from keeptune.stages.rehearsal import is_small, rehearse
+from keeptune.stages.run import Context, Run
 from keeptune.stages.splits import write_data
 from keeptune.stages.texts import certify_texts, read_general
 
@@ -64,7 +66,9 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
     The `num_shown` previews are one record of each task in turn, then further ones.
 
     Raises:
-        RecipeError: a budget cannot be read, a method is none, or a metric cannot read a task's references.
+        NonFiniteError: the loss of a record is NaN or infinite before any training.
+        RecipeError: a budget cannot be read, a method is none, a metric cannot read a task's references, or a step of
+            the run fails on a record.
     """
     from keeptune.text.mixture import shares_of
     from keeptune.text.tokens import preview
@@ -84,6 +88,8 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         not_missing = {record.task for record in shown} | data.untrained_tasks
         others = {task: number for task, number in tasks.items() if task not in not_missing}
         mixture = shares_of(train_examples(recipe, data))
+        say_ignored_code(base, progress=context.progress)
+        _dry_run(Run(recipe, folder, context), data)
         return CheckOutcome(
             data.audit,
             base.template.name,
@@ -96,6 +102,17 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
             policy_of(recipe).why,
             remarks,
         )
+
+
+def _dry_run(run: Run, data: Data) -> None:
+    """Take one record through what each method's run does with it, where that takes seconds."""
+    if not is_small(data):
+        run.progress.say("Dry run: left to `keeptune run`, as the model has more than 300 MB of weights")
+        return
+    for name in run.recipe.methods:
+        rehearse(run, data, method_of(run.recipe, name))
+    number = len(run.recipe.methods)
+    run.progress.say(f"Dry run: one record went through every step of {number} {noun(number, 'methods')}")
 
 
 def _in_turn(records: Sequence[Record]) -> list[Record]:
