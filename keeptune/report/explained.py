@@ -123,7 +123,7 @@ def forgot_more_sentence(report: Report) -> str:
     lost = " against ".join(decimal(r.forgetting, places) for r in (row, of_full))
     rates = _rates(cost, full)
     return (
-        f"{cost.model} forgot more than {full.model} on {suite_label(suite)} (a drop of {lost} {unit_label(row.metric)}). "
+        f"{cost.model} forgot more than {full.model} on {suite_label(suite)} ({lost} {unit_label(row.metric)} lost). "
         f"Few trained parameters do not by themselves keep a model near its base; the learning rate{rates} and the "
         "number of steps decide how far it moves. Compare methods at learning rates that learn the task equally well."
     )
