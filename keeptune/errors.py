@@ -15,7 +15,7 @@ from typing import ClassVar, NoReturn
 _MAX_LISTED = 10
 _NUMBER = re.compile(r"\d+")
 # A line of a file, or an element of it.
-_ROW = re.compile(r"(:\d+|\[\d+\])$")
+_ROW = re.compile(r"(:\d+|\[\d+\])(: [\w. ]+)?$")
 
 
 class KeeptuneError(Exception):

@@ -34,7 +34,7 @@ class Conversations:
     def __init__(self, wording: ChatWording, *, keeps_input: bool, own: bool, tokenizer: Tokenizer) -> None:
         self.wording = wording
         self._keeps_input = keeps_input
-        self._tools_in_calls: tuple[bool, bool] | None = None
+        self._accepts_thoughts = False
         # Until it is known what the template writes, its special tokens alone are hidden.
         self.controls = Controls(tokenizer)
         self.reasoning = self._reasoning_key() if own else None
@@ -97,6 +97,10 @@ class Conversations:
         unread = {f"messages[].{key}" for key in fields if not self.wording.reads(key)}
         return unread | ({"tools"} if tools and not self.wording.has_variable("tools") else set())
 
+    def accept_thoughts(self) -> None:
+        """Let messages have thoughts, though the template reads no field of them: its generation prompt opens them."""
+        self._accepts_thoughts = True
+
     def refuse_fields(self, messages: Sequence[Message]) -> None:
         """Refuse thoughts and tool calls that the wording has no place for.
 
@@ -104,7 +108,7 @@ class Conversations:
             DataError: there are some.
         """
         for message in messages:
-            if message.reasoning and self.reasoning is None:
+            if message.reasoning and self.reasoning is None and not self._accepts_thoughts:
                 raise DataError(
                     "chat template: found thoughts (reasoning_content) in a message; expected none, since the template "
                     "does not write them. Remove the field, put the thoughts into the content, or choose a model whose "

@@ -34,18 +34,21 @@ class Turns:
         opens = _THINK.fullmatch(opened[len(common) :]) if common == before else None
         self._closing = f"\n</{opens[1]}>\n\n" if opens else ""
         self._opening = opens[0].strip() if opens else ""
+        if opens:
+            texts.accept_thoughts()
         self._lead = before[len(opened) :]
+        self._header = opened.partition(QUESTION)[2]
         # Before an answer some write a space, or a mark that no thoughts come; a header belongs to the prompt.
         prompted = before.startswith(opened) and (not self._lead.strip() or texts.reasoning is not None)
         if not found or ANSWER in self._tail or not (opens or prompted):
-            raise unlike(before, opened)
+            raise _unlike(before, opened)
         ends = [m for m in texts.controls.find(self._tail) if not m[0].isspace()]
         self._end = ends[0][0] if ends else None
         self.end_token = self._end or end_token
         self._before_end = self._tail[: ends[0].start()] if ends else ""
         self._earlier_end = self._end_of_earlier(user, answer)
         self.mark = self._closing.strip() or self._mark(user, answer)
-        names = [name for name in switches if texts.wording.has_variable(name)]
+        self._switches = names = [name for name in switches if texts.wording.has_variable(name)]
         openings = [
             texts.text([user], add_generation_prompt=True, switches=dict(zip(names, values, strict=True)))
             for values in product((False, True), repeat=len(names))
@@ -68,14 +71,25 @@ class Turns:
         if not whole.startswith(prompt):
             written = self._after_system(messages, whole, tools=tools)
         if not written:
-            common = _common_start([whole, prompt])
-            raise unlike(whole[: len(common) + 40], prompt, thoughts=bool(message.reasoning) or "</" in message.content)
+            raise self._misplaced(message)
         end = self._end_of_answer(written)
         body, token = written[: end[0]], written[end[0] : end[1]]
         if not token:
             body, token = written.removesuffix(self._tail), self.end_token
         self._require_whole(body, message)
         return body, token
+
+    def _misplaced(self, message: Message) -> DataError:
+        """Return what to raise for an answer that does not stand after its generation prompt."""
+        if self._switches and (message.reasoning or "</" in message.content):
+            return DataError(
+                f"chat template: found thoughts in an answer whose prompt ends with {self._header!r}, which says that "
+                "there are none; expected no thoughts. Set data.enable_thinking=true to train on them."
+            )
+        return DataError(
+            f"chat template: found an answer that does not stand after its generation prompt, which ends with "
+            f"{self._header!r}; expected it there. Change the record, or set data.template=alpaca."
+        )
 
     def _after_system(self, messages: Sequence[Message], whole: str, *, tools: str) -> str:
         """Return what follows the prompt of a conversation without its system message, "" where that ends otherwise.
@@ -174,14 +188,12 @@ class Turns:
             )
 
 
-def unlike(before: str, opened: str, *, thoughts: bool = False) -> RecipeError:
-    """Return what to raise where a template writes an answer otherwise than it prompts for it."""
-    remedy = "Set data.template=alpaca, or choose another model."
-    if thoughts:
-        remedy = "Set data.enable_thinking=true if the template has that switch, or remove the thoughts."
+def _unlike(before: str, opened: str) -> RecipeError:
+    """Return what to raise where a template writes every answer otherwise than it prompts for it."""
     return RecipeError(
         f"chat template: found an answer after {before[-40:]!r}, but a generation prompt that ends with "
-        f"{opened[-40:]!r}; expected the same text before an answer as before its generation. {remedy}"
+        f"{opened[-40:]!r}; expected the same text before an answer as before its generation. "
+        "Set data.template=alpaca, or choose another model."
     )
 
 

@@ -260,7 +260,9 @@ def test_what_a_template_leaves_out_of_an_answer_is_refused_and_of_an_earlier_on
 def test_a_wording_that_depends_on_the_contents_is_refused(tmp_path: Path, word: str) -> None:
     shout = "{% for m in messages %}{{ m.content }}{% endfor %}{{ '!' if '" + word + "' in messages[-1].content }}"
     template = custom(tmp_path, shout)
-    with pytest.raises(KeeptuneError, match="found 'Paris!' where it writes a message|found an answer after"):
+    with pytest.raises(
+        KeeptuneError, match="found 'Paris!' where it writes a message|found an answer that does not stand after"
+    ):
         template.render(ONE_TURN, train_on="last")
 
 
