@@ -7,52 +7,24 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 from keeptune.data.advice import listed_columns, unknown_format
 from keeptune.data.columns import Columns, Labels, is_media, label_key, unread_columns
 from keeptune.data.lines import json_kind
+from keeptune.data.messages import RowProblem, read_messages, read_tools, refusal, text_of, tools_column
 from keeptune.data.record import Message, Record, Role, record_id
 from keeptune.data.source import Row
-from keeptune.errors import DataError
-
-Reason = Literal[
-    "unreadable", "unknown_format", "empty_completion", "empty_prompt", "bad_roles", "not_text", "unwanted", "no_label"
-]
 
 # In order of precedence: the columns that a format cannot do without, and those that it reads beside them.
 _FORMATS: dict[tuple[str, ...], tuple[str, ...]] = {
-    ("messages",): ("system",),
-    ("conversations",): ("system",),
+    ("messages",): ("system", "tools", "functions"),
+    ("conversations",): ("system", "tools", "functions"),
     ("instruction", "output"): ("input", "history", "system"),
-    ("prompt", "completion"): ("system",),
+    ("prompt", "completion"): ("system", "tools", "functions"),
     ("inputs", "targets"): ("system",),
 }
-_ROLES: dict[str, Role] = {
-    "system": "system",
-    "developer": "system",
-    "user": "user",
-    "human": "user",
-    "assistant": "assistant",
-    "gpt": "assistant",
-    "chatgpt": "assistant",
-    "bot": "assistant",
-    "model": "assistant",
-    "tool": "tool",
-    "function": "tool",
-    "observation": "tool",
-    "function_response": "tool",
-}
-_REMEDY = "Fix the row."
 _LABELS = "Class labels get their words in the task: `labels: [negative, positive]`, or `labels: {1: bad, 5: good}`."
-
-
-class RowProblem(DataError):
-    """One row is no valid record; `reason` is the name under which the audit counts it."""
-
-    def __init__(self, message: str, *, reason: Reason) -> None:
-        super().__init__(message)
-        self.reason: Reason = reason
 
 
 def to_record(
@@ -83,23 +55,42 @@ def to_record(
     _check_messages(messages, row=row)
     for column in unread_columns(row.value, read=columns_read(row.value, columns), ignored=ignore):
         if is_media(column):
-            raise _refusal(
+            raise refusal(
                 row,
                 "not_text",
                 found=f"a column {column!r} that is not empty",
                 expected="text alone, since the model would be asked about what it never sees",
                 remedy=f"If the text makes sense without it, set `ignore: [{column}]` in the task.",
             )
-    return Record(record_id(task, messages), task, row.origin, tuple(messages))
+    messages = _up_to_last_trained(messages, row=row)
+    tools = read_tools(row.value) if tools_column(row.value) in columns_read(row.value, columns) else ""
+    return Record(record_id(task, messages, tools=tools), task, row.origin, tuple(messages), tools)
 
 
 def columns_read(value: Mapping[str, Any], columns: Columns | None) -> frozenset[str]:
     """Return the columns of a row that `to_record` looks at."""
     if columns is not None:
         named = {name for given in columns.values() for name in _names(given)}
-        return frozenset({*named, "system"} if "messages" in columns else named)
-    known = _format_of(value)
-    return frozenset((*known, *_FORMATS[known]) if known else ())
+        read = {*named, *_FORMATS["messages",]} if "messages" in columns else named
+    else:
+        known = _format_of(value)
+        read = {*known, *_FORMATS[known]} if known else set[str]()
+    # Columns of these names may hold something else than a list of functions.
+    return frozenset(read - {"tools", "functions"} | {column for column in read if column == tools_column(value)})
+
+
+def _up_to_last_trained(messages: Sequence[Message], *, row: Row) -> list[Message]:
+    """Return the messages without those after the last answer that is trained on, on which no target depends."""
+    answers = [i for i, message in enumerate(messages) if message.role == "assistant" and message.trained]
+    if not answers:
+        raise refusal(
+            row,
+            "empty_completion",
+            found="no assistant message with a weight above 0",
+            expected="one or more to train on",
+            remedy="Remove the row, or set a weight to 1.",
+        )
+    return list(messages[: answers[-1] + 1])
 
 
 def _names(given: str | Sequence[str]) -> Sequence[str]:
@@ -110,14 +101,14 @@ def _named_messages(row: Row, columns: Columns, labels: Labels | None) -> list[M
     """Return the conversation of a row whose columns the recipe names."""
     if "messages" in columns:
         column = str(columns["messages"])
-        return _with_system(_messages(_named(row, column), row=row, column=column), row=row)
+        return _with_system(read_messages(_named(row, column), row=row, column=column), row=row)
     prompt = _named_prompt(row, _names(columns["prompt"]))
     column = str(columns["completion"])
     answer = _completion(_named(row, column), row=row, column=column, labels=labels)
     # Preference data repeat the prompt in front of each answer.
     if answer[:1] and answer[0].role != "assistant":
         if [m.content.strip() for m in answer[: len(prompt)]] != [m.content.strip() for m in prompt]:
-            raise _refusal(
+            raise refusal(
                 row,
                 "bad_roles",
                 found=f"messages in {column} that begin with another prompt",
@@ -135,11 +126,11 @@ def _named_prompt(row: Row, columns: Sequence[str]) -> list[Message]:
         found = _one_side(value, row=row, column=column, role="user")
     else:
         digits = {column: str(v) if _is_whole(v) else v for column, v in values.items()}
-        texts = {column: _text(value, row=row, where=column) for column, value in digits.items()}
+        texts = {column: text_of(value, row=row, where=column) for column, value in digits.items()}
         parts = [f"{column}: {text}" for column, text in texts.items() if text.strip()]
         found = [Message("user", "\n\n".join(parts))]
     if not any(message.content.strip() for message in found):
-        raise _refusal(row, "empty_prompt", found=f"an empty prompt in {' and '.join(columns)}")
+        raise refusal(row, "empty_prompt", found=f"an empty prompt in {' and '.join(columns)}")
     return found
 
 
@@ -167,7 +158,7 @@ def _detected_messages(row: Row, *, labels: Labels | None) -> list[Message]:
     if known is None:
         raise RowProblem(f"{row.origin}: {unknown_format(value, formats=_FORMATS)}", reason="unknown_format")
     if known[0] in ("messages", "conversations"):
-        messages = _messages(value[known[0]], row=row, column=known[0])
+        messages = read_messages(value[known[0]], row=row, column=known[0])
     elif known[0] == "instruction":
         messages = [*_alpaca(row), *_completion(value["output"], row=row, column="output", labels=labels)]
     else:
@@ -180,18 +171,18 @@ def _detected_messages(row: Row, *, labels: Labels | None) -> list[Message]:
 
 
 def _with_system(messages: list[Message], *, row: Row) -> list[Message]:
-    system = _text(row.value.get("system"), row=row, where="system")
+    system = text_of(row.value.get("system"), row=row, where="system")
     if not system.strip():
         return messages
     if any(message.role == "system" for message in messages):
-        raise _refusal(row, "bad_roles", found="a system message and a column system", expected="one of the two")
+        raise refusal(row, "bad_roles", found="a system message and a column system", expected="one of the two")
     return [Message("system", system), *messages]
 
 
 def _refuse_unwanted(row: Row) -> None:
     """Refuse an answer that is marked as a bad one, as data for KTO have them beside good ones."""
     if row.value.get("label") is False:
-        raise _refusal(
+        raise refusal(
             row,
             "unwanted",
             found="label: false beside a prompt and a completion, the mark of an answer that is not wanted (KTO)",
@@ -203,16 +194,16 @@ def _refuse_unwanted(row: Row) -> None:
 def _alpaca(row: Row) -> list[Message]:
     """Return what stands before the output."""
     value = row.value
-    instruction, context = (_text(value.get(column), row=row, where=column) for column in ("instruction", "input"))
+    instruction, context = (text_of(value.get(column), row=row, where=column) for column in ("instruction", "input"))
     messages: list[Message] = []
     history = value.get("history") or []
     if not isinstance(history, list):
-        raise _refusal(row, "not_text", found=f"{json_kind(history)} in history", expected="a list")
+        raise refusal(row, "not_text", found=f"{json_kind(history)} in history", expected="a list")
     for turn in history:
         if not isinstance(turn, list) or len(turn) != 2:
-            raise _refusal(row, "not_text", found="no pair of texts in history", expected="[user text, assistant text]")
-        messages.append(Message("user", _text(turn[0], row=row, where="history")))
-        messages.append(Message("assistant", _text(turn[1], row=row, where="history")))
+            raise refusal(row, "not_text", found="no pair of texts in history", expected="[user text, assistant text]")
+        messages.append(Message("user", text_of(turn[0], row=row, where="history")))
+        messages.append(Message("assistant", text_of(turn[1], row=row, where="history")))
     # Some files leave the instruction empty and put the whole prompt into input.
     if instruction.strip():
         messages.append(Message("user", instruction, input=context if context.strip() else ""))
@@ -224,8 +215,8 @@ def _alpaca(row: Row) -> list[Message]:
 def _one_side(value: Any, *, row: Row, column: str, role: Role) -> list[Message]:
     """Return a prompt or completion, which is a text or a list of messages."""
     if isinstance(value, list):
-        return _messages(value, row=row, column=column)
-    return [Message(role, _text(value, row=row, where=column))]
+        return read_messages(value, row=row, column=column)
+    return [Message(role, text_of(value, row=row, where=column))]
 
 
 def _completion(value: Any, *, row: Row, column: str, labels: Labels | None) -> list[Message]:
@@ -235,67 +226,26 @@ def _completion(value: Any, *, row: Row, column: str, labels: Labels | None) -> 
         if key is None or key not in labels:
             shown = f"{value!r:.40}" if isinstance(value, str | int | float) else json_kind(value)
             expected = f"one that `labels` of the task name: {', '.join(labels)[:200]}"
-            raise _refusal(row, "no_label", found=f"the label {shown} in {column}", expected=expected, remedy=_LABELS)
+            raise refusal(row, "no_label", found=f"the label {shown} in {column}", expected=expected, remedy=_LABELS)
         value = labels[key]
     if isinstance(value, list):
         if value and all(isinstance(text, str) for text in value):
-            raise _refusal(
+            raise refusal(
                 row,
                 "not_text",
                 found=f"a list of {len(value)} texts in {column}",
                 expected="one text, or a list of messages",
                 remedy="Keep one of them, or write a row for each.",
             )
-        return _messages(value, row=row, column=column)
+        return read_messages(value, row=row, column=column)
     if isinstance(value, bool | float):
         found, expected = (f"{json.dumps(value)} in {column}", "text or a whole number")
-        raise _refusal(row, "not_text", found=found, expected=expected, remedy=_LABELS)
-    return [Message("assistant", str(value) if _is_whole(value) else _text(value, row=row, where=column))]
+        raise refusal(row, "not_text", found=found, expected=expected, remedy=_LABELS)
+    return [Message("assistant", str(value) if _is_whole(value) else text_of(value, row=row, where=column))]
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _messages(value: Any, *, row: Row, column: str) -> list[Message]:
-    if isinstance(value, str):
-        value = _parsed(value)
-    if not isinstance(value, list):
-        raise _refusal(row, "not_text", found=f"{json_kind(value)} in {column}", expected="a list of messages")
-    return [_message(turn, row=row, where=f"{column}[{i}]") for i, turn in enumerate(value)]
-
-
-def _parsed(text: str) -> Any:
-    """Return the list that a text is in JSON, as cells of tables hold messages; else the text."""
-    try:
-        value = json.loads(text) if text.lstrip()[:1] == "[" else text
-    except (ValueError, RecursionError):
-        return text
-    return value if isinstance(value, list) else text
-
-
-def _message(turn: Any, *, row: Row, where: str) -> Message:
-    """Return one turn, written as role and content (OpenAI) or as from and value (sharegpt)."""
-    if not isinstance(turn, dict):
-        raise _refusal(row, "not_text", found=f"{json_kind(turn)} in {where}", expected="a message")
-    said = turn.get("role", turn.get("from"))
-    role = _ROLES.get(said.lower()) if isinstance(said, str) else None
-    if role is None:
-        known = "system, user, assistant or tool (or human, gpt)"
-        raise _refusal(row, "bad_roles", found=f"the role {said!r:.40} in {where}", expected=known)
-    if turn.get("tool_calls") or turn.get("function_call"):
-        raise _refusal(row, "not_text", found=f"tool calls in {where}")
-    content = turn["content"] if turn.get("content") is not None else turn.get("value")
-    if isinstance(content, list):
-        content = "".join(_part_text(part, row=row, where=where) for part in content)
-    return Message(role, _text(content, row=row, where=where))
-
-
-def _part_text(part: Any, *, row: Row, where: str) -> str:
-    if isinstance(part, dict) and part.get("type", "text") == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    found = f"a part of type {part.get('type')!r:.40}" if isinstance(part, dict) else json_kind(part)
-    raise _refusal(row, "not_text", found=f"{found} in {where}", expected="parts of type 'text'")
 
 
 def _named(row: Row, column: str) -> Any:
@@ -311,33 +261,24 @@ def _named(row: Row, column: str) -> Any:
     return row.value[column]
 
 
-def _text(value: Any, *, row: Row, where: str) -> str:
-    """Return a text; null is the empty text."""
-    if value is None:
-        return ""
-    if not isinstance(value, str):
-        raise _refusal(row, "not_text", found=f"{json_kind(value)} in {where}")
-    return value
-
-
 def _check_messages(messages: Sequence[Message], *, row: Row) -> None:
     """Hold a conversation against what a valid record is."""
     roles = [message.role for message in messages]
     if not roles or roles[-1] != "assistant":
-        raise _refusal(
+        raise refusal(
             row,
             "bad_roles",
             found=f"{roles[-1]!r} as the role of the last message" if roles else "no messages",
             expected="'assistant' last, the only role trained on",
-            remedy="Remove the messages after the last answer." if "assistant" in roles else _REMEDY,
+            remedy="Remove the messages after the last answer." if "assistant" in roles else "Fix the row.",
         )
     if "system" in roles[1:]:
-        raise _refusal(row, "bad_roles", found="a system message after the first message", expected="it first")
+        raise refusal(row, "bad_roles", found="a system message after the first message", expected="it first")
     if "user" not in roles:
-        raise _refusal(row, "bad_roles", found="no user message", expected="one before the completion")
+        raise refusal(row, "bad_roles", found="no user message", expected="one before the completion")
     first = next(role for role in roles if role != "system")
     if first != "user":
-        raise _refusal(
+        raise refusal(
             row,
             "bad_roles",
             found=f"{first!r} as the role of the first message",
@@ -345,12 +286,8 @@ def _check_messages(messages: Sequence[Message], *, row: Row) -> None:
             remedy="Remove what stands before the first message of the user.",
         )
     if not any(message.role == "user" and message.text.strip() for message in messages):
-        raise _refusal(row, "empty_prompt", found="an empty prompt")
+        raise refusal(row, "empty_prompt", found="an empty prompt")
     for i, message in enumerate(messages):
-        if message.role == "assistant" and not message.content.strip():
+        if message.role == "assistant" and not (message.content.strip() or message.tool_calls):
             place = f" in message {i + 1} of {len(messages)}" if roles.count("assistant") > 1 else ""
-            raise _refusal(row, "empty_completion", found=f"an empty completion{place}")
-
-
-def _refusal(row: Row, reason: Reason, *, found: str, expected: str = "text", remedy: str = _REMEDY) -> RowProblem:
-    return RowProblem(f"{row.origin}: found {found}; expected {expected}. {remedy}", reason=reason)
+            raise refusal(row, "empty_completion", found=f"an empty completion{place}")

@@ -15,10 +15,11 @@ from keeptune.data.audit import DroppedRow
 from keeptune.data.clean import digest, key_numbers
 from keeptune.data.columns import Columns, Labels, unread_columns
 from keeptune.data.disk import DiskArray, RecordFile, Records
-from keeptune.data.formats import Reason, RowProblem, columns_read, to_record
+from keeptune.data.formats import columns_read, to_record
 from keeptune.data.labels import LabelCounts
 from keeptune.data.leak_audit import MAX_EXAMPLES
 from keeptune.data.lines import Problem
+from keeptune.data.messages import Reason, RowProblem, unread_fields
 from keeptune.data.ngrams import Hashes, Indices, normalised
 from keeptune.data.paths import shown_path
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName
@@ -267,7 +268,8 @@ def _valid(source: TaskSource, *, ledger: Ledger, progress: Progress) -> Iterato
             continue
         num_valid += 1
         read = columns_read(row.value, source.columns)
-        ledger.note_columns(source.name, unread_columns(row.value, read=read, ignored=ignored))
+        columns = unread_columns(row.value, read=read, ignored=ignored)
+        ledger.note_columns(source.name, [*columns, *sorted(unread_fields(row.value, columns=read))])
         ledger.labels.setdefault(source.name, LabelCounts()).add(record.completion)
         yield record, row.split
     num_rows = ledger.rows_in - before

@@ -12,15 +12,15 @@ _MANY = 0.05
 _MAX_LISTED = 5
 
 
-def unread(columns: Mapping[str, Mapping[str, int]]) -> Iterator[str]:
-    """Say which columns of each task no record is made of, and how many rows have something in them."""
+def unread(columns: Mapping[str, Mapping[str, int]], *, by: str = "keeptune") -> Iterator[str]:
+    """Say which columns of each task are not read `by` what could, and how many rows have something in them."""
     for task, counts in columns.items():
         largest = sorted(counts.items(), key=lambda pair: -pair[1])
         listed = ", ".join(f"{column!r} ({_rows(number)})" for column, number in largest[:_MAX_LISTED])
         more = f" and {len(largest) - _MAX_LISTED} more" if len(largest) > _MAX_LISTED else ""
         if listed:
             noun = "a column" if len(largest) == 1 else "columns"
-            yield f"{task}: {noun} that keeptune does not read: {listed}{more}."
+            yield f"{task}: {noun} that {by} does not read: {listed}{more}."
 
 
 def labels(by_task: Mapping[str, LabelCounts], *, numbered: Mapping[str, str]) -> Iterator[str]:

@@ -10,7 +10,7 @@ import math
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -19,9 +19,23 @@ from torch import Tensor, nn
 
 from keeptune.errors import DataError, OutOfMemoryError, stopped
 from keeptune.model.attention import base_of, uses_virtual_tokens
+from keeptune.model.load import FAILURES
 from keeptune.model.memory import lacks_memory
 from keeptune.model.modes import evaluating
+from keeptune.model.neighbours import (
+    depends_on_the_batch,
+    differ_by,
+    model_errors,
+    probe_ids,
+    probe_pad_id,
+    tolerance_of,
+)
 from keeptune.progress import Progress
+from keeptune.text.batches import Layout
+
+SideBySide = Literal["padded", "equal", "single"]
+_PROBE_LENGTHS = (9, 4, 6, 4)
+_PROBE_ANSWER = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +43,8 @@ class Decoding:
     """How answers are made: greedily, until a stop id or `max_new_tokens`.
 
     `tokens_per_batch` bounds prompts, padding and answers together. `max_positions` is the longest sequence that the
-    model takes (with an encoder: on each side); None: any length.
+    model takes (with an encoder: on each side); None: any length. `side_by_side` says which prompts may be decoded
+    side by side: any, padded; those of one length; or none, as `prompts_side_by_side` finds it for a model.
     """
 
     max_new_tokens: int
@@ -38,6 +53,7 @@ class Decoding:
     tokens_per_batch: int
     encoder_decoder: bool
     max_positions: int | None = None
+    side_by_side: SideBySide = "padded"
 
     def new_tokens(self, num_prompt_tokens: int) -> int:
         """Return how many tokens an answer to such a prompt may have; 0 or less: the prompt itself is too long."""
@@ -77,7 +93,8 @@ def generate(
 ) -> list[Generated]:
     """Return the greedy answer to each prompt, in the order of the prompts.
 
-    Neither the other prompts nor the batch size change an answer, up to rounding. The longest prompts come first, so
+    Neither the other prompts nor the batch size change an answer, up to rounding, where `decoding.side_by_side` is
+    what `prompts_side_by_side` found for the model. The longest prompts come first, so
     that a lack of memory shows at once. What `generation_config.json` says about sampling or penalties has no effect.
 
     Raises:
@@ -92,7 +109,7 @@ def generate(
     lengths = [len(prompt) for prompt in prompts]
     try:
         with evaluating(model), plainly_greedy(model, decoding):
-            for indices, num_new_tokens in _batches(lengths, decoding=decoding, alike=forbids_padding(model)):
+            for indices, num_new_tokens in _batches(lengths, decoding=decoding, side_by_side=_allowed(model, decoding)):
                 rows = decoder.rows([list(prompts[i]) for i in indices], limit=num_new_tokens)
                 answers.update(zip(indices, (_until_stop(row, decoding.stop_ids) for row in rows), strict=True))
                 progress.advance(len(indices))
@@ -104,7 +121,7 @@ def generate(
 def first_pass(model: nn.Module, lengths: Sequence[int], *, decoding: Decoding) -> None:
     """Run a model over the largest batch of prompts of these lengths as `generate` begins it, whatever their tokens."""
     decoding = beside_virtual_tokens(model, decoding)
-    batches = _batches(lengths, decoding=decoding, alike=forbids_padding(model))
+    batches = _batches(lengths, decoding=decoding, side_by_side=_allowed(model, decoding))
     indices, _ = max(batches, key=lambda batch: len(batch[0]) * lengths[batch[0][0]])
     input_ids_BT, attention_mask_BT = _padded([[decoding.pad_id] * lengths[i] for i in indices], decoding=decoding)
     base: Any = base_of(model)
@@ -136,8 +153,70 @@ def beside_virtual_tokens(model: Any, decoding: Decoding) -> Decoding:
     return replace(decoding, max_positions=decoding.max_positions - model.active_peft_config.num_virtual_tokens)
 
 
-def _batches(lengths: Sequence[int], *, decoding: Decoding, alike: bool = False) -> Iterator[tuple[list[int], int]]:
-    """Yield indices, longest prompt first, with the limit of their answers; `alike`: prompts of one length only.
+def _allowed(model: nn.Module, decoding: Decoding) -> SideBySide:
+    return "equal" if decoding.side_by_side == "padded" and forbids_padding(model) else decoding.side_by_side
+
+
+def prompts_side_by_side(model: nn.Module, *, layout: Layout, longest: int) -> SideBySide:
+    """Return which prompts a model may answer side by side such that every answer is the one that it gives alone.
+
+    `layout` is what `layout_of` returned for the model. Random prompts are answered alone, padded to the longest, and
+    beside one of their own length, a few tokens each; the logits are compared. `longest` is the number of tokens of the
+    longest prompt and its answer.
+
+    Raises:
+        RecipeError: the model cannot answer a prompt that stands alone.
+    """
+    if layout == "packed":
+        # Such a model keeps to the positions and the mask that it is given, behind padding too.
+        return "padded"
+    if depends_on_the_batch(model, longest=longest):
+        return "single"
+    prompts = [probe_ids(model, length, seed=i) for i, length in enumerate(_PROBE_LENGTHS)]
+    pairs = bool(base_of(model).config.is_encoder_decoder)
+    free = Decoding(_PROBE_ANSWER, (), pad_id=probe_pad_id(model), tokens_per_batch=1, encoder_decoder=pairs)
+    with evaluating(model), plainly_greedy(model, free):
+        with model_errors(model):
+            alone = [_probe_logits(model, [prompt], decoding=free) for prompt in prompts]
+        if not forbids_padding(model) and _answer_alike(model, prompts, alone=torch.cat(alone), decoding=free):
+            return "padded"
+        equal = [1, 3]
+        if _answer_alike(model, [prompts[i] for i in equal], alone=torch.cat([alone[i] for i in equal]), decoding=free):
+            return "equal"
+    return "single"
+
+
+def _answer_alike(model: nn.Module, prompts: list[list[int]], *, alone: Tensor, decoding: Decoding) -> bool:
+    try:
+        together = _probe_logits(model, prompts, decoding=decoding)
+    except FAILURES as error:
+        if lacks_memory(error):
+            raise
+        return False
+    return differ_by(together, alone) <= tolerance_of(model)
+
+
+def _probe_logits(model: Any, prompts: list[list[int]], *, decoding: Decoding) -> Tensor:
+    """Return the logits of the first answer tokens to each prompt, (B, tokens, V).
+
+    Every prompt is followed by the same tokens, so that a difference of the first logits leads to no other question.
+    """
+    input_ids_BT, attention_mask_BT = _padded(prompts, decoding=decoding)
+    device = base_of(model).device
+    output = model.generate(
+        input_ids=input_ids_BT.to(device),
+        attention_mask=attention_mask_BT.to(device),
+        max_new_tokens=decoding.max_new_tokens,
+        output_logits=True,
+        return_dict_in_generate=True,
+    )
+    return torch.stack(output.logits, 1).float()
+
+
+def _batches(
+    lengths: Sequence[int], *, decoding: Decoding, side_by_side: SideBySide = "padded"
+) -> Iterator[tuple[list[int], int]]:
+    """Yield indices, longest prompt first, with the limit of their answers.
 
     A batch has one limit. Prompts so long that the model's positions shorten the limit stand with those of their own
     length, so that no answer depends on its neighbours.
@@ -152,7 +231,8 @@ def _batches(lengths: Sequence[int], *, decoding: Decoding, alike: bool = False)
                 f"{decoding.max_positions} positions. Lower data.max_length."
             )
         full = (len(batch) + 1) * (longest + limit) > decoding.tokens_per_batch
-        if batch and (full or own_limit != limit or (alike and lengths[index] != longest)):
+        apart = side_by_side == "single" or (side_by_side == "equal" and lengths[index] != longest)
+        if batch and (full or apart or own_limit != limit):
             yield batch, limit
             batch = []
         if not batch:
@@ -172,7 +252,7 @@ def plainly_greedy(model: nn.Module, decoding: Decoding) -> Iterator[None]:
         do_sample=False,
         num_beams=1,
         use_cache=True,
-        eos_token_id=list(decoding.stop_ids),
+        eos_token_id=list(decoding.stop_ids) or None,
         pad_token_id=decoding.pad_id,
         bos_token_id=saved.bos_token_id,
         decoder_start_token_id=saved.decoder_start_token_id if start_id is None else start_id,

@@ -10,7 +10,7 @@ import contextlib
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,10 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
-from keeptune.model.attention import base_of, uses_virtual_tokens
-from keeptune.model.folder import ADAPTER_CONFIG, Quantization, adapter_base, resolve_model
+from keeptune.model.asked import Asked, require_same_answers
+from keeptune.model.attention import base_of, uses_virtual_tokens, vocab_size
+from keeptune.model.declared import Quantization
+from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, resolve_model
 from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft
@@ -33,7 +35,14 @@ from keeptune.model.modes import evaluating
 from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.ranks import note_ranks_
 from keeptune.model.served import refuse_unserved_adapter
-from keeptune.storage import read_json, require_unchanged, staged_folder, storage_errors, write_atomic, write_json
+from keeptune.storage import (
+    read_json_object,
+    require_unchanged,
+    staged_folder,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
 
@@ -80,7 +89,7 @@ def save_artifact(
     """Write the trained model to `folder`, whole or not at all; an older `folder` is replaced.
 
     `base_name` is the recipe's `model`; an adapter names it, with its revision, as its base model. `manifest.json`
-    holds `facts`, the names and hashes of template and tokenizer, and the hash of each file.
+    holds `facts`, the names and hashes of template and tokenizer, the limit of answers, and the hash of each file.
 
     Raises:
         StorageError: the disk refuses.
@@ -92,13 +101,12 @@ def save_artifact(
         "template_sha256": template.fingerprint,
         "tokenizer_sha256": tokenizer.fingerprint,
         "stop_ids": list(stop_ids),
+        "max_new_tokens": max_new_tokens,
     }
     if isinstance(model, PeftModel) and getattr(base_of(model).config, "quantization_config", None) is not None:
         # Stored so, or read so: folded into other weights, the adapter would give other answers.
         own_facts["base_quantised"] = True
-    generation = _generation_config(
-        base_of(model), tokenizer=tokenizer, stop_ids=stop_ids, max_new_tokens=max_new_tokens
-    )
+    generation = _generation_config(base_of(model), tokenizer=tokenizer, stop_ids=stop_ids)
     with staged_folder(folder, facts={**facts, **own_facts}) as staging, writing(folder):
         if isinstance(model, PeftModel):
             _save_adapter(model, staging, base_name=base_name)
@@ -138,14 +146,14 @@ def writing(folder: Path) -> Iterator[None]:
             transformers_logging.enable_progress_bar()
 
 
-def _generation_config(
-    base: PreTrainedModel, *, tokenizer: Tokenizer, stop_ids: tuple[int, ...], max_new_tokens: int
-) -> GenerationConfig:
-    """Return greedy decoding with every stop id; sampling that the base model suggests is left out."""
+def _generation_config(base: PreTrainedModel, *, tokenizer: Tokenizer, stop_ids: tuple[int, ...]) -> GenerationConfig:
+    """Return greedy decoding with every stop id; sampling that the base model suggests is left out.
+
+    So is a limit of new tokens: vLLM would cut every answer of a server there, whatever a client asks for.
+    """
     starts = [getattr(owner, "decoder_start_token_id", None) for owner in (base.generation_config, base.config)]
     return GenerationConfig(
         do_sample=False,
-        max_new_tokens=max_new_tokens,
         bos_token_id=tokenizer.bos_id,
         eos_token_id=list(stop_ids),
         pad_token_id=tokenizer.pad_id,
@@ -195,13 +203,13 @@ def _public_name(base_name: str) -> tuple[str, str | None]:
 
 
 def _save_tokenizer(source: Path, folder: Path, *, chat_template: str) -> None:
-    """Copy the tokenizer's files; the one chat template is that of training."""
+    """Copy the tokenizer's files; the one chat template is that of training, in both places where it is looked for."""
     for name in TEXT_FILES:
         if name in {"chat_template.jinja", "generation_config.json"} or not (source / name).exists():
             continue
         if name == "tokenizer_config.json":
-            config = read_json(source / name)
-            write_json(folder / name, {key: value for key, value in config.items() if key != "chat_template"})
+            config = read_json_object(source / name)
+            write_json(folder / name, {**config, "chat_template": chat_template})
         else:
             write_atomic(folder / name, (source / name).read_bytes())
     write_atomic(folder / "chat_template.jinja", chat_template)
@@ -238,7 +246,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         StorageError: weights are missing, or are not those that the adapter's config asks for.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_json_object(folder / ADAPTER_CONFIG)
     tensors = adapter_weights(folder)
     refuse_unserved_adapter(config, where=str(folder / ADAPTER_CONFIG))
     refuse_endless_patterns(config, model, prefix=f"{folder / ADAPTER_CONFIG}: ")
@@ -305,11 +313,20 @@ def _incomplete(folder: Path, found: str) -> StorageError:
     )
 
 
-def verify_artifact(model: nn.Module, folder: Path, *, base: Path, quantization: Quantization | None = None) -> None:
-    """Load the saved model anew and compare its logits with those of the trained one; costs a second model in memory.
+def verify_artifact(
+    model: nn.Module,
+    folder: Path,
+    *,
+    base: Path,
+    quantization: Quantization | None = None,
+    asked: Sequence[Asked] = (),
+) -> None:
+    """Load the saved model anew and compare its logits and its answers with those of the trained one.
+
+    The answers are those to `asked`, through the folder's own template. Costs a second model in memory.
 
     Raises:
-        StorageError: the logits differ.
+        StorageError: logits, the ids of a prompt or an answer differ.
         RecipeError: an adapter gives the base model's logits: it has learned nothing.
     """
     expected = probe_logits(model)
@@ -326,6 +343,7 @@ def verify_artifact(model: nn.Module, folder: Path, *, base: Path, quantization:
     else:
         fresh = load_model(folder, device=device, dtype=dtype)
     require_same_logits(probe_logits(fresh), expected, dtype=dtype, where=folder)
+    require_same_answers(fresh, folder, asked, tolerance=_TOLERANCES.get(dtype, _HALF_TOLERANCE))
 
 
 def weight_dtype(model: nn.Module) -> torch.dtype:
@@ -356,8 +374,7 @@ def require_same_logits(found: Tensor, expected: Tensor, *, dtype: torch.dtype, 
 def probe_logits(model: nn.Module) -> Tensor:
     """Return fp32 logits of two fixed inputs on the CPU; the model keeps its mode."""
     base = base_of(model)
-    vocab_size = base.config.get_text_config().vocab_size
-    ids = (torch.arange(2 * _PROBE_TOKENS, device=base.device).reshape(2, -1) * 7919 + 3) % vocab_size
+    ids = (torch.arange(2 * _PROBE_TOKENS, device=base.device).reshape(2, -1) * 7919 + 3) % vocab_size(base)
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if base.config.is_encoder_decoder:
         inputs["decoder_input_ids"] = ids.flip(0)

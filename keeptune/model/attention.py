@@ -26,6 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask,
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from keeptune.model.device import computes_short
+from keeptune.model.memory import lacks_memory
 from keeptune.model.modes import evaluating
 from keeptune.model.varlen import attend_varlen, has_varlen, repeated
 
@@ -62,6 +63,14 @@ def base_of(model: nn.Module) -> PreTrainedModel:
     return base
 
 
+def vocab_size(base: PreTrainedModel) -> int:
+    """Return how many token ids the model both reads and predicts; on either side it may have more."""
+    read = getattr(base.get_input_embeddings(), "num_embeddings", None)
+    predicted = getattr(base.get_output_embeddings(), "out_features", None)
+    sizes = [read, predicted, getattr(base.config.get_text_config(decoder=True), "vocab_size", None)]
+    return min(size for size in sizes if size)
+
+
 def uses_virtual_tokens(model: nn.Module) -> bool:
     """Tell whether PEFT puts trained tokens before the input (prompt and prefix tuning)."""
     config = getattr(model, "active_peft_config", None)
@@ -73,7 +82,8 @@ def can_pack(model: nn.Module, *, tolerance: float | None = None) -> bool:
 
     A random pack is run through the model, without gradients and in evaluation mode: call this under the autocast of
     the training. `tolerance` is relative to the largest hidden state; the default is 1e-4 in fp32 and 0.02 in shorter
-    formats.
+    formats. One by one, the model numbers the positions itself: RoBERTa, for one, does not begin at 0, as the positions
+    of a pack do.
     """
     base = base_of(model)
     config = base.config.get_text_config()
@@ -93,25 +103,27 @@ def can_pack(model: nn.Module, *, tolerance: float | None = None) -> bool:
         with evaluating(base):
             return _probe_difference(base, lengths) <= tolerance
     # Models that compute with the mask, or know nothing of packs, fail in their own ways: they are padded.
-    except (CannotPack, RuntimeError, ValueError, TypeError, IndexError):
+    except (CannotPack, RuntimeError, ValueError, TypeError, IndexError, AttributeError, KeyError) as error:
+        if lacks_memory(error):
+            raise
         return False
 
 
 def _probe_difference(base: PreTrainedModel, lengths: list[int]) -> float:
     device = base.device
     generator = torch.Generator().manual_seed(0)
-    vocab_size = base.config.get_text_config().vocab_size
-    examples = [torch.randint(vocab_size, (length,), generator=generator).to(device) for length in lengths]
+    highest = vocab_size(base)
+    examples = [torch.randint(highest, (length,), generator=generator).to(device) for length in lengths]
     positions = torch.cat([torch.arange(length, device=device) for length in lengths])
-    alone = torch.cat([_hidden(base, ids, torch.arange(len(ids), device=device)) for ids in examples])
+    alone = torch.cat([_hidden(base, ids) for ids in examples])
     with packed_attention(base, lengths):
-        packed = _hidden(base, torch.cat(examples), positions)
+        packed = _hidden(base, torch.cat(examples), position_ids=positions[None])
     difference = (packed - alone).abs().max() / alone.abs().max()
     return float(difference.nan_to_num(nan=float("inf")))
 
 
-def _hidden(base: PreTrainedModel, ids_T: Tensor, positions_T: Tensor) -> Tensor:
-    output = base.base_model(input_ids=ids_T[None], position_ids=positions_T[None], use_cache=False)
+def _hidden(base: PreTrainedModel, ids_T: Tensor, **positions: Tensor) -> Tensor:
+    output = base.base_model(input_ids=ids_T[None], use_cache=False, **positions)
     return output.last_hidden_state[0].float()
 
 

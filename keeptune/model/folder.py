@@ -11,32 +11,31 @@ import hashlib
 import json
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
 from keeptune.errors import RecipeError, import_extra, relative_start
-from keeptune.storage import file_sha256, read_json, read_manifest, storage_errors
+from keeptune.model.declared import (
+    Quantization,
+    brings_own_code,
+    declared_positions,
+    declared_vocab_size,
+    is_encoder_decoder,
+    refuse_unserved,
+    require_flat,
+    stored_quantisation,
+)
+from keeptune.storage import file_sha256, read_json_object, read_manifest, storage_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "model.safetensors"
 
 # Only what a model needs; code and pickles are never fetched.
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
-_CODE_KEYS = ("auto_map", "trust_remote_code", "custom_pipelines")
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
-# Bits of a weight of the base model's linear layers, its output layer apart, as bitsandbytes stores them.
-Quantization = Literal["4bit", "8bit"]
-# What bitsandbytes is asked for. 4-bit weights are as QLoRA has them: NormalFloat, and the scales quantised too
-# (Dettmers et al. 2023, arXiv 2305.14314).
-BITSANDBYTES: dict[Quantization, dict[str, Any]] = {
-    "4bit": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_use_double_quant": True},
-    "8bit": {"load_in_8bit": True},
-}
-T5_FAMILY = {"t5", "mt5", "umt5", "longt5", "switch_transformers"}
-_ENCODER_DECODERS = T5_FAMILY | {"bart", "mbart", "pegasus", "marian", "blenderbot", "led"}
 _MAX_HEADER_BYTES = 100_000_000
 # Neither a path nor a file that torch would open as a pickle.
 _PLAIN_NAME = re.compile(r"[^/\\\0]+\.safetensors")
@@ -48,8 +47,8 @@ class ModelFacts:
 
     model_type: str
     encoder_decoder: bool
-    quantised: Quantization | bool
-    """Whether the weights are stored quantised, and in how many bits where bitsandbytes did it."""
+    quantised: Quantization | Literal[False]
+    """In how many bits the weights are stored, where bitsandbytes has quantised them."""
     vocab_size: int
     max_positions: int | None
     """Tokens that the position embeddings were made for; None where the configuration names no limit."""
@@ -58,6 +57,8 @@ class ModelFacts:
     """`config.json` and every weight file."""
     quantization: Quantization | None = None
     """How the weights are to be quantised as they are read, where they are."""
+    ignored_code: bool = False
+    """Whether the folder brings code of its own, which is not needed and not run."""
 
     @cached_property
     def sha256(self) -> str:
@@ -92,7 +93,7 @@ def adapter_base(folder: Path) -> str:
     Raises:
         RecipeError: it names none.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_json_object(folder / ADAPTER_CONFIG)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
         raise RecipeError(
@@ -131,7 +132,7 @@ def _hub_snapshot(path: str) -> Path:
         ) from error
     # Pickles were not fetched: the folder alone cannot say that they are there.
     if names:
-        _refuse_pickles(names, where=name, encoder_decoder=_is_encoder_decoder(_read_config(folder)))
+        _refuse_pickles(names, where=name, encoder_decoder=is_encoder_decoder(_read_config(folder)))
     return folder
 
 
@@ -142,28 +143,50 @@ def check_model_folder(folder: Path) -> ModelFacts:
         RecipeError: the folder is not a model, its weights are missing, cut short or pickled, or it wants its own code.
     """
     config = _read_config(folder)
-    _refuse_own_code(folder, config)
-    model_type = str(config["model_type"])
-    encoder_decoder = _is_encoder_decoder(config)
+    ignored_code = brings_own_code(folder, config)
+    quantised = stored_quantisation(folder, config)
+    encoder_decoder = is_encoder_decoder(config)
     weights = _weight_files(folder, config)
-    for weight in weights:
-        _check_safetensors(weight)
-    text_config = config.get("text_config") or config
-    vocab_size = text_config.get("vocab_size", config.get("vocab_size"))
-    if not isinstance(vocab_size, int):
+    refuse_unserved(folder, config, num_tensors=sum(_check_safetensors(weight) for weight in weights))
+    vocab_size, max_positions = declared_vocab_size(config), declared_positions(config)
+    if vocab_size is None or (encoder_decoder and not _names_start(folder, config)):
+        # What a configuration leaves out has the default of its class.
+        from keeptune.model.load import configured
+
+        filled = configured(folder)
+        vocab_size, max_positions = filled.vocab_size, filled.max_positions
+        if encoder_decoder and filled.decoder_start_token_id is None:
+            raise RecipeError(
+                f"{folder / 'config.json'}: found an encoder-decoder model without decoder_start_token_id; expected "
+                "the id of the token that answers start with. Set it there: to the id of the target language's token "
+                "for mBART, and to eos_token_id or pad_token_id for most others, as the model's page says."
+            )
+    if vocab_size is None:
         raise RecipeError(
             f"{folder / 'config.json'}: found no vocab_size; expected a language model's configuration. "
             "Name a decoder-only or encoder-decoder language model."
         )
     return ModelFacts(
-        model_type=model_type,
+        model_type=str(config["model_type"]),
         encoder_decoder=encoder_decoder,
-        quantised=_stored_quantised(config),
+        quantised=quantised,
         vocab_size=vocab_size,
-        max_positions=_max_positions(text_config),
+        max_positions=max_positions,
         weight_bytes=sum(file.stat().st_size for file in weights),
         files=(folder / "config.json", *weights),
+        ignored_code=ignored_code,
     )
+
+
+def _names_start(folder: Path, config: Mapping[str, Any]) -> bool:
+    """Tell whether a folder says which token a decoder behind an encoder starts with."""
+    path = folder / "generation_config.json"
+    try:
+        generation = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    except (ValueError, RecursionError, OSError):
+        generation = {}
+    owners = [owner for owner in (config, generation) if isinstance(owner, dict)]
+    return any(type(owner.get("decoder_start_token_id")) is int for owner in owners)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
@@ -177,51 +200,14 @@ def _read_config(folder: Path) -> dict[str, Any]:
     try:
         with storage_errors(path):
             config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise RecipeError(
             f"{path}: found broken JSON ({error}); expected a model configuration. Fetch it again."
         ) from error
     if not isinstance(config, dict) or not isinstance(config.get("model_type"), str):
         raise RecipeError(f"{path}: found no model_type; expected a model configuration. Fetch the model again.")
+    require_flat(path, config)
     return config
-
-
-def _is_encoder_decoder(config: dict[str, Any]) -> bool:
-    return bool(config.get("is_encoder_decoder", config["model_type"] in _ENCODER_DECODERS))
-
-
-def _stored_quantised(config: dict[str, Any]) -> Quantization | bool:
-    stored = config.get("quantization_config")
-    if isinstance(stored, dict):
-        return next((bits for bits in BITSANDBYTES if stored.get(f"load_in_{bits}")), True)
-    return stored is not None
-
-
-def _refuse_own_code(folder: Path, config: dict[str, Any]) -> None:
-    for key in _keys(config):
-        if key.rpartition(".")[2] in _CODE_KEYS or key.endswith("_internal"):
-            raise RecipeError(
-                f"{folder / 'config.json'}: found {key!r}, which asks for code from outside transformers to be run; "
-                "expected a model that transformers itself knows. Choose another model; keeptune runs no model's code."
-            )
-    code = sorted(path.name for path in folder.glob("*.py"))
-    if code:
-        raise RecipeError(
-            f"{folder}: found the Python file {code[0]!r}; expected weights, configuration and tokenizer only. "
-            "Remove it if the model is one that transformers itself knows; keeptune runs no model's code."
-        )
-
-
-def _keys(value: object, prefix: str = "") -> Iterator[str]:
-    children: list[tuple[str, object]] = []
-    if isinstance(value, dict):
-        children = [(f"{prefix}{key}", child) for key, child in value.items()]
-    elif isinstance(value, list):
-        children = [(f"{prefix}{index}", child) for index, child in enumerate(value)]
-    for key, child in children:
-        if isinstance(value, dict):
-            yield key
-        yield from _keys(child, f"{key}.")
 
 
 def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
@@ -252,7 +238,7 @@ def _weight_files(folder: Path, config: dict[str, Any]) -> list[Path]:
     if names or whole.is_file():
         return [folder / name for name in names or [WEIGHTS]]
     _refuse_pickles(
-        [path.name for path in folder.iterdir()], where=str(folder), encoder_decoder=_is_encoder_decoder(config)
+        [path.name for path in folder.iterdir()], where=str(folder), encoder_decoder=is_encoder_decoder(config)
     )
     raise RecipeError(f"{folder}: found no weights; expected {WEIGHTS}. Fetch the model again.")
 
@@ -294,8 +280,8 @@ def _refuse_pickles(names: Sequence[str], *, where: str, encoder_decoder: bool) 
     )
 
 
-def _check_safetensors(path: Path) -> None:
-    """Refuse a file whose header and size disagree, as a broken download leaves it."""
+def _check_safetensors(path: Path) -> int:
+    """Return the number of tensors; refuse a file whose header and size disagree, as a broken download leaves it."""
     size = path.stat().st_size
     try:
         with storage_errors(path), path.open("rb") as file:
@@ -303,21 +289,14 @@ def _check_safetensors(path: Path) -> None:
             if header_bytes > min(size, _MAX_HEADER_BYTES):
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(header_bytes))
-        ends = [tensor["data_offsets"][1] for name, tensor in header.items() if name != "__metadata__"]
-        expected = 8 + header_bytes + max(ends, default=0)
-        if size != expected or not ends:
+        places = sorted(tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__")
+        expected = 8 + header_bytes + max((end for _, end in places), default=0)
+        if size != expected or not places:
             raise ValueError(f"{size} bytes where its header describes {expected}")
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        if any(start != before for (start, _), (_, before) in zip(places, [[0, 0], *places[:-1]], strict=True)):
+            raise ValueError("its tensors overlap, or leave gaps between them")
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         raise RecipeError(
             f"{path}: found a damaged safetensors file ({error}); expected whole weights. Fetch the model again."
         ) from error
-
-
-def _max_positions(config: dict[str, Any]) -> int | None:
-    # T5 has relative positions; its n_positions is the length of its pre-training, not a limit.
-    if config.get("model_type") in T5_FAMILY:
-        return None
-    for key in ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx"):
-        if isinstance(config.get(key), int):
-            return config[key]
-    return None
+    return len(places)

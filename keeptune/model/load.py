@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -23,11 +25,27 @@ from transformers import (
 from transformers.utils import logging
 
 from keeptune.errors import RecipeError, import_extra
-from keeptune.model.folder import BITSANDBYTES, T5_FAMILY, Quantization
+from keeptune.model.declared import BITSANDBYTES, T5_FAMILY, Quantization, declared_positions
+from keeptune.model.memory import lacks_memory
 from keeptune.storage import staged_folder, storage_errors
 
 # Buffers that older checkpoints carry and that are computed at construction.
 _COMPUTED = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|position_ids)$")
+# What changes no answer and cannot be computed beside padding (routers' logits, for a loss of their own), or rewrites
+# the weights whenever a model is switched from training to evaluation (RWKV's scaling for fp16).
+_OFF = {"output_router_logits": False, "rescale_every": 0}
+# How transformers and its models fail on what they cannot read or compute; never a fault of keeptune's alone.
+FAILURES = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 def load_model(
@@ -72,7 +90,13 @@ def load_model(
                 ignore_mismatched_sizes=True,  # reported in `loading`, and refused below
                 **quantised,
             )
-        except (ValueError, KeyError, OSError) as error:
+        except SafetensorError as error:
+            raise RecipeError(
+                f"{folder}: found a damaged safetensors file ({error}); expected whole weights. Fetch the model again."
+            ) from error
+        except FAILURES as error:
+            if lacks_memory(error):
+                raise
             raise _unknown(folder, error) from error
     _require_all_weights(folder, loading)
     if not quantised:
@@ -126,15 +150,45 @@ def empty_model(folder: Path) -> PreTrainedModel:
         try:
             with torch.device("meta"):
                 return _auto_class(config).from_config(config, trust_remote_code=False)
-        except (ValueError, KeyError) as error:
+        except FAILURES as error:
             raise _unknown(folder, error) from error
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:
     try:
-        return AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    except (ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    except FAILURES as error:
         raise _unknown(folder, error) from error
+    # Code that is not needed, and that would not stand beside what is saved of the model.
+    config.__dict__.pop("auto_map", None)
+    for part in (config, config.get_text_config()):
+        for name, value in _OFF.items():
+            if getattr(part, name, None):
+                setattr(part, name, value)
+    return config
+
+
+@dataclass(frozen=True, slots=True)
+class Configured:
+    """What transformers makes of a configuration that leaves fields out."""
+
+    vocab_size: int | None
+    max_positions: int | None
+    decoder_start_token_id: int | None
+
+
+def configured(folder: Path) -> Configured:
+    """Return sizes and start of a model by the defaults of its configuration's class; takes transformers' import.
+
+    Raises:
+        RecipeError: transformers cannot read the configuration.
+    """
+    with _silent_transformers():
+        config = _read_config(folder)
+        text = config.get_text_config(decoder=True)
+        start = getattr(config, "decoder_start_token_id", None)
+        vocab_size = getattr(text, "vocab_size", None)
+    return Configured(vocab_size, declared_positions({**text.to_dict(), "model_type": config.model_type}), start)
 
 
 def _auto_class(config: PreTrainedConfig) -> Any:
@@ -142,7 +196,7 @@ def _auto_class(config: PreTrainedConfig) -> Any:
 
 
 def _unknown(folder: Path, error: Exception) -> RecipeError:
-    reason = str(error).strip().splitlines()[0]
+    reason = " ".join(str(error).split())[:300].rstrip(".") or type(error).__name__
     return RecipeError(
         f"{folder}: found a model that transformers cannot load as a language model ({reason}); expected a "
         "decoder-only or encoder-decoder one. Choose another model, or install a transformers that knows it."

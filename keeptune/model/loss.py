@@ -20,9 +20,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from keeptune.model.attention import base_of, packed_attention, uses_virtual_tokens
+from keeptune.model.attention import base_of, packed_attention, uses_virtual_tokens, vocab_size
 from keeptune.model.device import computes_short
 from keeptune.model.linear_loss import LinearCrossEntropy, row_losses
+from keeptune.model.memory import lacks_memory
 from keeptune.model.modes import evaluating
 from keeptune.model.soft_targets import RowDivergences, SoftTargets
 from keeptune.text.batches import NOT_TRAINED, Batch
@@ -95,7 +96,7 @@ def loss_is_exact(model: nn.Module, *, tolerance: float | None = None) -> bool:
     if tolerance is None:
         tolerance = 0.02 if computes_short(base.device, base.dtype) else 1e-4
     generator = np.random.Generator(np.random.Philox(0))
-    input_ids = generator.integers(base.config.get_text_config().vocab_size, size=(2, 9))
+    input_ids = generator.integers(vocab_size(base), size=(2, 9))
     lengths = np.array([9, 6])
     labels = np.where(np.arange(9) < lengths[:, None], input_ids, NOT_TRAINED)
     pairs = base.config.is_encoder_decoder
@@ -103,7 +104,13 @@ def loss_is_exact(model: nn.Module, *, tolerance: float | None = None) -> bool:
         labels[:, 0] = NOT_TRAINED
     batch = Batch(input_ids, labels, lengths=lengths, packed=False, label_lengths=lengths if pairs else None)
     with evaluating(model):
-        ours = target_losses(model, batch)
+        try:
+            ours = target_losses(model, batch)
+        # ProphetNet's output layer, for one, does not take a batch without rows.
+        except (RuntimeError, ValueError, TypeError, IndexError, AttributeError, AssertionError) as error:
+            if lacks_memory(error):
+                raise
+            return False
         reference = target_losses(model, batch, through_logits=True)
     return bool(torch.allclose(ours, reference, rtol=tolerance, atol=tolerance))
 

@@ -20,7 +20,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from keeptune.errors import RecipeError, raise_collected
-from keeptune.model.folder import Quantization
+from keeptune.model.declared import Quantization
 from keeptune.model.memory import lacks_memory
 from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.served import config_class, method_problems, nearest
@@ -44,6 +44,7 @@ _PEFT_ERRORS = (
     ImportError,
     AssertionError,
 )
+_WITH_MAMBA_KERNEL = {"falcon_h1", "falcon_mamba", "mamba", "mamba2", "nemotron_h"}
 # What PEFT only warns of and goes on: a name that would have no effect.
 _WITHOUT_EFFECT = "target_(modules|parameters)=.* were set but no (module|parameter) was matched"
 
@@ -215,7 +216,8 @@ def _freeze(model: PreTrainedModel, method: Method) -> None:
 
 def _check_depth(model: PreTrainedModel, method: Method) -> None:
     """Refuse another number of layers than the model's: of a prefix, PEFT would train parts that no layer reads."""
-    number, depth = method.arguments.get("num_layers"), model.config.num_hidden_layers
+    number = method.arguments.get("num_layers")
+    depth = getattr(model.config.get_text_config(decoder=True), "num_hidden_layers", None)
     if "num_virtual_tokens" in method.arguments and number not in (None, depth):
         raise RecipeError(
             f"methods.{method.name}.num_layers: found {number}; expected {depth}, the number of the model's layers, "
@@ -240,14 +242,36 @@ def _wrap(model: PreTrainedModel, method: Method, *, seed: int) -> PeftModel:
 
 
 def _model_defaults(model: PreTrainedModel, method: Method) -> dict[str, Any]:
-    """Return what PEFT would find out by itself with a warning, or show as a progress bar."""
+    """Return what PEFT would find out by itself with a warning, or show as a progress bar, and what it cannot adapt."""
     known = {field.name for field in dataclasses.fields(config_class(method))}
     defaults: dict[str, Any] = {}
+    if "exclude_modules" in known and method.arguments.get("target_modules", "all-linear") == "all-linear":
+        defaults["exclude_modules"] = _not_plainly_linear(model) or None
     if "fan_in_fan_out" in known and _has_conv1d(model):
         defaults["fan_in_fan_out"] = True
     if "progressbar" in known:
         defaults["progressbar"] = False
     return defaults
+
+
+def _not_plainly_linear(model: PreTrainedModel) -> list[str]:
+    """Return the linear layers that no adapter can stand beside: routers that return several tensors, Mamba's last."""
+    found = {
+        name.rpartition(".")[2]
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear)
+        and type(module).__module__.startswith("transformers.models.")
+        and type(module).forward is not nn.Linear.forward
+        and not _returns_a_product(module)
+    }
+    # Mamba's kernel reads this layer's weight and never calls it; PEFT refuses to adapt it.
+    return sorted(found | ({"out_proj"} if model.config.model_type in _WITH_MAMBA_KERNEL else set()))
+
+
+@torch.no_grad()
+def _returns_a_product(layer: nn.Linear) -> bool:
+    out = layer(layer.weight.new_zeros(1, layer.in_features))
+    return isinstance(out, torch.Tensor) and out.shape == (1, layer.out_features)
 
 
 def _has_conv1d(model: nn.Module) -> bool:

@@ -15,7 +15,7 @@ from peft import PeftConfig
 from peft.mapping import PEFT_TYPE_TO_CONFIG_MAPPING
 
 from keeptune.errors import RecipeError
-from keeptune.model.folder import Quantization
+from keeptune.model.declared import Quantization
 
 if TYPE_CHECKING:
     from keeptune.model.methods import Method

@@ -54,6 +54,10 @@ class Base:
     tokenizer: Tokenizer
     tokenizer_folder: Path
     template: Template
+    longest_record: int
+    """The most tokens that a record has by the recipe."""
+    longest_answered: int
+    """The most tokens that a prompt has with its answer, as far as the recipe tells."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,6 +143,7 @@ def prepare(run: Run) -> Data:
     progress = run.progress
     base = read_base(run.recipe, cache=run.folder)
     note_facts(run, {"base": {"model_type": base.facts.model_type, "sha256": base.facts.sha256}})
+    say_ignored_code(base, progress=progress)
     sources = source_hashes(run.recipe)
     key = _data_key(run.recipe, base, sources=sources)
     folder = run.folder / "data"
@@ -277,7 +282,19 @@ def read_base(recipe: Recipe, *, cache: Path) -> Base:
         encoder_decoder=facts.encoder_decoder,
         enable_thinking=recipe.data.enable_thinking,
     )
-    return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template)
+    longest, limit = recipe.data.max_length, recipe.evaluation.max_new_tokens
+    # An automatic limit is little above the train completions, and these are parts of records.
+    longest_answered = longest + (longest if limit == "auto" else limit)
+    return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template, longest, longest_answered)
+
+
+def say_ignored_code(base: Base, *, progress: Progress) -> None:
+    """Say that the model's folder brings code, where it does: it is not run."""
+    if base.facts.ignored_code:
+        progress.say(
+            f"{base.folder}: brings Python code of its own, which is not run: transformers knows "
+            f"{base.facts.model_type} models itself"
+        )
 
 
 def rendering(recipe: Recipe, base: Base) -> dict[str, Any]:
@@ -318,19 +335,10 @@ def source_hashes(recipe: Recipe) -> list[str]:
     """
     from keeptune.data.source import source_sha256
 
-    hashes = []
+    hashes, names = [], {"path", "revision", "validation", "test", "config", "split"}
     for i, task in enumerate(recipe.data.tasks):
         with _under_its_key(i, task):
-            hashes.append(
-                source_sha256(
-                    task.path,
-                    revision=task.revision,
-                    validation=task.validation,
-                    test=task.test,
-                    config=task.config,
-                    split=task.split,
-                )
-            )
+            hashes.append(source_sha256(**task.model_dump(include=names)))
     return hashes
 
 

@@ -13,7 +13,7 @@ from keeptune.stages.data import Data, max_new_tokens
 if TYPE_CHECKING:
     from torch import nn
 
-    from keeptune.evaluation.generate import Decoding
+    from keeptune.evaluation.generate import Decoding, SideBySide
     from keeptune.model.device import Policy
     from keeptune.stages.training import Fit
     from keeptune.text.tokens import Examples
@@ -53,7 +53,13 @@ def _never() -> bool:
 
 
 def make_decoding(
-    recipe: Recipe, data: Data, model: nn.Module, *, max_new_tokens: int, tokens_per_batch: int | None = None
+    recipe: Recipe,
+    data: Data,
+    model: nn.Module,
+    *,
+    max_new_tokens: int,
+    side_by_side: SideBySide,
+    tokens_per_batch: int | None = None,
 ) -> Decoding:
     """Return how a model's answers are made; `tokens_per_batch` defaults to the recipe's."""
     from keeptune.evaluation.generate import Decoding
@@ -67,6 +73,7 @@ def make_decoding(
         tokens_per_batch=tokens_per_batch or recipe.evaluation.tokens_per_batch,
         encoder_decoder=base.facts.encoder_decoder,
         max_positions=base.facts.max_positions,
+        side_by_side=side_by_side,
     )
 
 
@@ -91,7 +98,8 @@ def estimate(recipe: Recipe, data: Data, intended: Intended) -> MemoryEstimate |
         chosen = validation_positions(validation.record_ids, num_records=recipe.evaluation.num_validation_records)
         lengths = (validation.lengths - validation.num_targets)[chosen].tolist()
         limit = max_new_tokens(recipe, data)
-        decoding = make_decoding(recipe, data, intended.model, max_new_tokens=limit)
+        side_by_side = intended.fit.side_by_side
+        decoding = make_decoding(recipe, data, intended.model, max_new_tokens=limit, side_by_side=side_by_side)
         answer = partial(_first_answers, lengths=lengths, decoding=decoding, policy=policy_of(recipe))
     # Each epoch packs its steps anew, and alike.
     steps = plan_steps(table, settings=settings, epoch=0)

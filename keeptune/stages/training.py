@@ -12,13 +12,15 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.errors import RecipeError
 from keeptune.progress import UNCHANGED
+from keeptune.stages.asking import ask
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.estimate import Intended, estimate, make_decoding
 from keeptune.stages.keep import KeepTexts, Kept, keep, make_drift_meter, own_facts, require_texts
 from keeptune.stages.methods import check_methods, method_of
 from keeptune.stages.mixture import mixture_facts, mixture_key, task_scores, tokens_per_step, train_examples
-from keeptune.stages.run import EVENTS, TRAINING, Run, intact_record, is_done, note_facts, stage_key
+from keeptune.stages.rehearsal import rehearse
+from keeptune.stages.run import EVENTS, TRAINING, Run, begun_methods, intact_record, is_done, note_facts, stage_key
 from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 
 if TYPE_CHECKING:
@@ -26,8 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from keeptune.evaluation.evaluate import Bench
+    from keeptune.evaluation.generate import SideBySide
     from keeptune.model.device import Policy
-    from keeptune.model.methods import Method
+    from keeptune.model.methods import Method, ParameterCounts
     from keeptune.text.batches import Batch, Layout
     from keeptune.text.tokens import Example, Examples
     from keeptune.training.settings import TrainingResult, TrainingSettings
@@ -38,6 +41,11 @@ _LAYOUTS = {
     "packed": "whole records packed one behind the other",
     "padded": "records padded to the longest beside them",
     "pairs": "pairs of prompt and completion, padded to the longest beside them",
+    "single": "one record each, because this model's loss on a record depends on the records beside it",
+}
+_ANSWERS = {
+    "equal": "prompts of one length are answered together, because padding before a prompt changes this model's answer",
+    "single": "prompts are answered one at a time, because the prompts beside one change this model's answer",
 }
 
 
@@ -56,15 +64,22 @@ class Fit:
     device: torch.device
     autocast: torch.dtype | None
     through_logits: bool
+    side_by_side: SideBySide
 
 
 def train(
-    run: Run, *, data: Data | None = None, methods: Sequence[str] | None = None, texts: KeepTexts | None = None
+    run: Run,
+    *,
+    data: Data | None = None,
+    methods: Sequence[str] | None = None,
+    texts: KeepTexts | None = None,
+    dry_run: bool = True,
 ) -> list[Path]:
     """Train the methods (default: all) of the recipe, each from the base model; return their folders.
 
     `data` is what `prepare` returned for this run; without it, data are prepared here. `texts` are what methods replay,
-    and what the drift of each is measured on.
+    and what the drift of each is measured on. With `dry_run`, one record first goes through all that a method's run
+    does with it, unless its training has begun.
 
     Raises:
         RecipeError: a method is not in the recipe, does not fit the model, or replays texts where there are none.
@@ -84,7 +99,7 @@ def train(
     folders = []
     for name in chosen:
         with memory_errors(f"methods.{name}: {TOO_LITTLE_MEMORY}"):
-            folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts))
+            folders.append(_train_method(run, data, method_of(run.recipe, name), texts=texts, dry_run=dry_run))
             gc.collect()
     return folders
 
@@ -97,43 +112,60 @@ def artifact_folder(folder: Path, method: Method) -> Path:
 def fit_model(
     model: nn.Module, *, data: Data, device: torch.device, autocast: torch.dtype | None, has_weights: bool = True
 ) -> Fit:
-    """Choose packed batches and the chunked loss where the model is exact under them, else padding and logits.
+    """Choose layout and loss such that a record's loss and answer are those that it has alone.
 
-    Both are tried as they will be computed, under `autocast`. A model without weights cannot be tried: it is taken for
+    They are tried as they will be computed, under `autocast`. A model without weights cannot be tried: it is taken for
     exact.
+
+    Raises:
+        NonFiniteError: the loss of a random record is NaN or infinite.
+        RecipeError: the model sees the tokens that it is to predict, or fails on a record.
     """
     from keeptune.model.device import autocasting
     from keeptune.model.divergence import pair_divergences
-    from keeptune.model.loss import batch_loss, loss_is_exact, target_losses
+    from keeptune.model.loss import batch_loss, target_losses
 
     with autocasting(device, autocast):
-        layout, collate = _layout(model, data=data, has_weights=has_weights)
-        through_logits = has_weights and not loss_is_exact(model)
+        layout, through_logits, side_by_side = _batching(model, data=data, has_weights=has_weights)
     return Fit(
         layout=layout,
-        collate=collate,
+        collate=_collate(layout, data=data),
         batch_loss=partial(batch_loss, through_logits=through_logits),
         target_losses=partial(target_losses, through_logits=through_logits),
         pair_divergences=partial(pair_divergences, through_logits=through_logits),
         device=device,
         autocast=autocast,
         through_logits=through_logits,
+        side_by_side=side_by_side,
     )
 
 
-def _layout(model: nn.Module, *, data: Data, has_weights: bool) -> tuple[Layout, Callable[[Sequence[Example]], Batch]]:
-    from keeptune.model.attention import can_pack, uses_virtual_tokens
+def _batching(model: nn.Module, *, data: Data, has_weights: bool) -> tuple[Layout, bool, SideBySide]:
+    """Return the layout of batches, whether losses take the model's own logits, and what is answered side by side."""
+    from keeptune.evaluation.generate import prompts_side_by_side
+    from keeptune.model.attention import uses_virtual_tokens
+    from keeptune.model.loss import loss_is_exact
+    from keeptune.model.neighbours import layout_of, model_errors
+
+    base = data.base
+    if not has_weights:
+        alone: Layout = "padded" if uses_virtual_tokens(model) else "packed"
+        return "pairs" if base.facts.encoder_decoder else alone, False, "padded"
+    with model_errors(model):
+        through_logits = not loss_is_exact(model)
+    layout = layout_of(model, through_logits=through_logits, longest=base.longest_record)
+    return layout, through_logits, prompts_side_by_side(model, layout=layout, longest=base.longest_answered)
+
+
+def _collate(layout: Layout, *, data: Data) -> Callable[[Sequence[Example]], Batch]:
     from keeptune.text.batches import pack, pad, pad_pairs
 
-    pad_id = data.base.tokenizer.pad_id
-    if data.base.facts.encoder_decoder:
-        return "pairs", partial(pad_pairs, pad_id=pad_id)
-    if not uses_virtual_tokens(model) and (not has_weights or can_pack(model)):
-        return "packed", pack
-    return "padded", partial(pad, pad_id=pad_id)
+    if layout == "packed":
+        return pack
+    return partial(pad_pairs if data.base.facts.encoder_decoder else pad, pad_id=data.base.tokenizer.pad_id)
 
 
-def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | None) -> Path:
+def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | None, dry_run: bool) -> Path:
     """Train one method into its folder, unless the same training is finished there."""
     import torch
 
@@ -158,19 +190,18 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     adapted = apply_method(model, method, seed=run.recipe.seed)
     fit = fit_model(adapted, data=data, device=device, autocast=policy.compute)
     counts = count_parameters(adapted)
-    dtype = "bfloat16" if fit.autocast is not None else "float32"
+    dtype = policy.trains_in[1]
     note_facts(run, {"device": device.type, "dtype": dtype, "num_threads": torch.get_num_threads()})
-    progress.say(
-        f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
-        f"({100 * counts.trained / counts.total:.2f} %) on {policy.why}; batches hold {_LAYOUTS[fit.layout]}"
-    )
+    _say_fit(run, method, fit=fit, counts=counts, where=policy.why)
     own = own_facts(method, counts) | mixture_facts(run, method.name, table=kept.train_table)
     if method.l2_base:
         progress.say(f"{method.name}: the base model's weights stay beside it, {own['start_weight_bytes']:,} bytes")
     intended = intend(run.recipe, data, method, model=adapted, fit=fit, table=kept.train_table)
+    if dry_run and method.name not in begun_methods(run.folder):
+        rehearse(run, data, method, intended=intended)
     memory = _expected_memory(run, data, intended, name=method.name)
     result, scores = _run_loop(run, data, intended, name=method.name, key=key, kept=kept)
-    artifact_bytes = _save(run, data, method, model=adapted, key=key)
+    artifact_bytes = save_method(run, data, method, model=adapted, key=key)
     facts = {name: value for name, value in asdict(result).items() if name != "validation"}
     write_record(
         done,
@@ -194,6 +225,17 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
         },
     )
     return folder
+
+
+def _say_fit(run: Run, method: Method, *, fit: Fit, counts: ParameterCounts, where: str) -> None:
+    """Say what trains, and how records share batches."""
+    say = run.progress.say
+    say(
+        f"{method.name}: {counts.trained:,} of {counts.total:,} parameters train "
+        f"({100 * counts.trained / counts.total:.2f} %) on {where}; batches hold {_LAYOUTS[fit.layout]}"
+    )
+    if fit.side_by_side in _ANSWERS:
+        say(f"{method.name}: {_ANSWERS[fit.side_by_side]}")
 
 
 def training_key(recipe: Recipe, data: Data, method: Method, *, texts: KeepTexts | None = None) -> str:
@@ -241,9 +283,10 @@ def make_bench(
     fit = fit or fit_model(model, data=data, device=policy.device, autocast=autocast)
     limits = {"max_new_tokens": max_new_tokens, "tokens_per_batch": tokens_per_batch}
     return Bench(
-        tokenizer=data.base.tokenizer,
-        decoding=make_decoding(run.recipe, data, model, **limits),
+        template=data.base.template,
+        decoding=make_decoding(run.recipe, data, model, side_by_side=fit.side_by_side, **limits),
         collate=fit.collate,
+        losses_alone=fit.layout == "single",
         target_losses=fit.target_losses,
         pair_divergences=fit.pair_divergences,
         autocast=autocast,
@@ -334,7 +377,7 @@ def training_settings(recipe: Recipe, data: Data, method: Method, *, layout: Lay
     )
 
 
-def _save(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -> int:
+def save_method(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -> int:
     """Write the artifact, prove that it gives the trained answers when loaded alone, and return its bytes."""
     from keeptune.model.artifact import save_artifact, verify_artifact
 
@@ -349,5 +392,6 @@ def _save(run: Run, data: Data, method: Method, *, model: nn.Module, key: str) -
         max_new_tokens=max_new_tokens(run.recipe, data),
         facts={"key": key} if quantization is None else {"key": key, "quantization": quantization},
     )
-    verify_artifact(model, target, base=data.base.folder, quantization=quantization)
+    asked = ask(run, data, model)
+    verify_artifact(model, target, base=data.base.folder, quantization=quantization, asked=asked)
     return sum(facts["bytes"] for facts in read_record(target / MANIFEST)["files"].values())

@@ -17,7 +17,8 @@ from keeptune.data.ngrams import batches
 from keeptune.data.on_demand import OnDemand
 from keeptune.text.tokens import Example, Teacher
 
-Layout = Literal["packed", "padded", "pairs"]
+# "single": every micro-batch holds one example.
+Layout = Literal["packed", "padded", "pairs", "single"]
 NOT_TRAINED = -100
 
 
@@ -88,7 +89,8 @@ class EpochPlan(OnDemand[Step]):
         inner = step.tolist()
         if self.layout != "packed":
             inner.sort(key=lambda i: (*sides[i], i), reverse=True)
-        groups = _groups(inner, sides=sides, padded=self.layout != "packed", budget=self.tokens_per_micro_batch)
+        budget = 0 if self.layout == "single" else self.tokens_per_micro_batch
+        groups = _groups(inner, sides=sides, padded=self.layout != "packed", budget=budget)
         return Step(tuple(tuple(group) for group in groups), num_tokens=sum(sizes), num_targets=sum(targets))
 
 
@@ -113,7 +115,8 @@ def plan_epoch(
 
     A step takes consecutive examples of `epoch_order` while their tokens fit `tokens_per_step`; one that is longer
     stands alone. A last step under half the budget joins the one before it, which may then hold up to one and a half
-    budgets. Micro-batches hold at most `tokens_per_micro_batch` tokens, padding counted, or a single example.
+    budgets. Micro-batches hold at most `tokens_per_micro_batch` tokens, padding counted, or a single example; in the
+    layout "single" always that.
     """
     members = np.arange(len(lengths), dtype=np.int64) if members is None else members
     order = members[epoch_order(len(members), seed=seed, epoch=epoch)].astype(np.int32)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
+from keeptune.text.batches import Layout
 from keeptune.training.schedule import ScheduleKind
 
 
@@ -30,7 +30,7 @@ class TrainingSettings:
     save_steps: int | None
     patience: int | None
     seed: int
-    layout: Literal["packed", "padded", "pairs"]
+    layout: Layout
     select_by: str
 
 

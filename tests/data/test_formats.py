@@ -226,7 +226,7 @@ def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
         (
             {"messages": [{"role": "assistant", "tool_calls": [1]}]},
             "not_text",
-            "found tool calls in messages[0]; expec",
+            "found tool calls in messages[0] withou",
         ),
     ],
 )

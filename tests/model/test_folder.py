@@ -41,25 +41,91 @@ def test_the_facts_of_a_folder(tmp_path: Path) -> None:
 
 
 def test_t5_is_an_encoder_decoder_without_a_limit_of_positions(tmp_path: Path) -> None:
-    facts = check_model_folder(model_folder(tmp_path / "m", model_type="t5", n_positions=512))
+    start: dict[str, Any] = {"decoder_start_token_id": 0}
+    facts = check_model_folder(model_folder(tmp_path / "m", model_type="t5", n_positions=512, **start))
     assert facts.encoder_decoder
-    assert check_model_folder(model_folder(tmp_path / "n", model_type="x", is_encoder_decoder=True)).encoder_decoder
+    other = model_folder(tmp_path / "n", model_type="x", is_encoder_decoder=True, **start)
+    assert check_model_folder(other).encoder_decoder
     t5 = model_folder(tmp_path / "t5", model_type="t5", n_positions=512)
-    (t5 / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 5, "n_positions": 512}))
+    (t5 / "config.json").write_text(json.dumps({"model_type": "t5", "vocab_size": 5, "n_positions": 512, **start}))
     assert check_model_folder(t5).max_positions is None
+
+
+@pytest.mark.parametrize(("kind", "start"), [("mbart", None), ("t5", None), ("bart", 2)])
+def test_an_encoder_decoder_that_names_no_start_token_is_refused(tmp_path: Path, kind: str, start: int | None) -> None:
+    path = model_folder(tmp_path / "m", model_type=kind, is_encoder_decoder=True)
+    if start is None:
+        with pytest.raises(RecipeError, match=r"config.json: found an encoder-decoder model without decoder_start_tok"):
+            check_model_folder(path)
+        # generation_config.json may name it too.
+        (path / "generation_config.json").write_text('{"decoder_start_token_id": 4}', encoding="utf-8")
+    # BART's configuration class has a default.
+    assert check_model_folder(path).encoder_decoder
 
 
 def test_a_quantised_model_and_a_nested_text_configuration_are_seen(tmp_path: Path) -> None:
     text = {"vocab_size": 7, "n_positions": 9}
     path = tmp_path / "m"
     model_folder(path)
-    nested = {"model_type": "gemma3", "text_config": text, "quantization_config": {}}
+    nested = {"model_type": "gemma3", "text_config": text}
     (path / "config.json").write_text(json.dumps(nested), encoding="utf-8")
     facts = check_model_folder(path)
-    assert (facts.vocab_size, facts.max_positions, facts.quantised) == (7, 9, True)
+    assert (facts.vocab_size, facts.max_positions, facts.quantised) == (7, 9, False)
     stored = {**nested, "quantization_config": {"load_in_4bit": False, "load_in_8bit": True}}
     (path / "config.json").write_text(json.dumps(stored), encoding="utf-8")
     assert check_model_folder(path).quantised == "8bit"
+
+
+@pytest.mark.parametrize(
+    ("config", "vocab_size", "max_positions"),
+    [
+        # T5Gemma 2: the decoder says it, and the encoder's text part.
+        (
+            {
+                "model_type": "t5gemma2",
+                "is_encoder_decoder": True,
+                "decoder_start_token_id": 2,
+                "encoder": {"text_config": {"vocab_size": 30, "max_position_embeddings": 40}, "vision_config": {}},
+                "decoder": {"vocab_size": 30, "max_position_embeddings": 40},
+            },
+            30,
+            40,
+        ),
+        # FSMT: one vocabulary a side.
+        (
+            {
+                "model_type": "fsmt",
+                "is_encoder_decoder": True,
+                "decoder_start_token_id": 2,
+                **{"src_vocab_size": 9, "tgt_vocab_size": 8, "max_position_embeddings": 40},
+            },
+            8,
+            40,
+        ),
+        # Gemma 3 leaves out what its configuration class has as a default.
+        ({"model_type": "gemma3", "text_config": {"hidden_size": 64}}, 262_208, 131_072),
+    ],
+)
+def test_sizes_are_found_wherever_a_configuration_has_them(
+    tmp_path: Path, config: dict[str, Any], vocab_size: int, max_positions: int
+) -> None:
+    path = model_folder(tmp_path / "m")
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    facts = check_model_folder(path)
+    assert (facts.vocab_size, facts.max_positions) == (vocab_size, max_positions)
+
+
+@pytest.mark.parametrize(
+    "method", ["gptq", "awq", "compressed-tensors", "hqq", "torchao", "fp8", "mxfp4", "aqlm", "quanto", "nobody-knows"]
+)
+def test_weights_that_another_library_has_quantised_are_refused_with_the_way_out(tmp_path: Path, method: str) -> None:
+    path = model_folder(tmp_path / "m", quantization_config={"quant_method": method})
+    remedy = r"python -c .*dequantize=True" if method == "fp8" else "Name the model that it was made from"
+    with pytest.raises(RecipeError, match=f"stored quantised by '{method}', which .*; expected unquantised.*{remedy}"):
+        check_model_folder(path)
+    inner = model_folder(tmp_path / "n", text_config={"vocab_size": 3, "quantization_config": {"quant_method": method}})
+    with pytest.raises(RecipeError, match=f"stored quantised by '{method}'"):
+        check_model_folder(inner)
 
 
 def test_the_hash_follows_configuration_and_weights(tmp_path: Path) -> None:
@@ -171,7 +237,8 @@ def test_the_hash_of_a_linked_file_is_that_of_what_it_leads_to(tmp_path: Path) -
 @pytest.mark.parametrize(
     ("extra", "key"),
     [
-        ({"auto_map": {"AutoModel": "m.M"}}, "auto_map"),
+        ({"auto_map": {"AutoModel": "m.M"}, "model_type": "someones"}, "auto_map"),
+        ({"text_config": {"auto_map": {"AutoModel": "m.M"}, "vocab_size": 3}}, "text_config.auto_map"),
         ({"_attn_implementation_internal": "someone/kernel"}, "_attn_implementation_internal"),
         ({"text_config": {"trust_remote_code": True, "vocab_size": 3}}, "text_config.trust_remote_code"),
         ({"parts": [{"custom_pipelines": {}}]}, "parts.0.custom_pipelines"),
@@ -182,10 +249,46 @@ def test_a_configuration_that_asks_for_code_is_refused(tmp_path: Path, extra: di
         check_model_folder(model_folder(tmp_path / "m", **extra))
 
 
-def test_a_folder_with_python_files_is_refused(tmp_path: Path) -> None:
-    path = model_folder(tmp_path / "m")
+def test_code_that_transformers_does_not_need_is_left_alone(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "m", auto_map={"AutoModelForCausalLM": "modeling_own.Own"})
     (path / "modeling_own.py").write_text("raise SystemExit", encoding="utf-8")
-    with pytest.raises(RecipeError, match=r"found the Python file 'modeling_own.py'; .*runs no model's code"):
+    assert check_model_folder(path).ignored_code
+    assert not check_model_folder(model_folder(tmp_path / "n")).ignored_code
+
+
+@pytest.mark.parametrize("depth", [10**7, float("inf"), -1])
+def test_more_layers_than_the_weights_can_hold_are_refused_before_any_is_built(tmp_path: Path, depth: float) -> None:
+    configs: list[dict[str, Any]] = [
+        {"num_hidden_layers": depth},
+        {"text_config": {"vocab_size": 3, "n_layer": depth}},
+    ]
+    for config in configs:
+        with pytest.raises(RecipeError, match=r"(num_hidden_layers|n_layer): .*, and weight files of 1 tensors in all"):
+            check_model_folder(model_folder(tmp_path / "m", **config))
+
+
+def test_a_configuration_without_end_is_refused(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "m")
+    for depth, problem in ((100, "nested more than 16 levels deep"), (100_000, "found broken JSON")):
+        deep = '{"a":' * depth + "1" + "}" * depth
+        (path / "config.json").write_text(f'{{"model_type": "llama", "x": {deep}}}', encoding="utf-8")
+        with pytest.raises(RecipeError, match=problem):
+            check_model_folder(path)
+
+
+def test_weights_that_overlap_are_refused(tmp_path: Path) -> None:
+    places = [[0, 8], [4, 12]]
+    tensors = {f"w{i}": {"dtype": "F32", "shape": [2], "data_offsets": place} for i, place in enumerate(places)}
+    header = json.dumps(tensors).encode()
+    weights = struct.pack("<Q", len(header)) + header + bytes(12)
+    with pytest.raises(RecipeError, match=r"damaged safetensors file \(its tensors overlap"):
+        check_model_folder(model_folder(tmp_path / "m", weights=weights))
+
+
+def test_a_folder_with_python_files_is_refused(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "m", model_type="someones")
+    (path / "modeling_own.py").write_text("raise SystemExit", encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"found the Python file 'modeling_own.py' .*runs no model's code"):
         check_model_folder(path)
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedModel
 from keeptune.errors import RecipeError
 from keeptune.model.artifact import load_artifact, verify_artifact
 from keeptune.model.attention import can_pack
-from keeptune.model.folder import Quantization, check_model_folder
+from keeptune.model.declared import Quantization
+from keeptune.model.folder import check_model_folder
 from keeptune.model.load import load_model, require_quantization
 from keeptune.model.loss import loss_is_exact
 from keeptune.model.merge import merge_adapter

@@ -483,7 +483,7 @@ def test_answers_that_choose_keep_to_what_the_train_completions_need(
     on_test = math.ceil(1.1 * tokens["untrained_completion"]["p99"])
     assert limits["evaluation"] == [on_test, on_test]
     assert limits["training"] == [8] and on_test > 8
-    assert read_json(tmp_path / "run" / "lora" / "adapter" / "generation_config.json")["max_new_tokens"] == 8
+    assert read_json(tmp_path / "run" / "lora" / "adapter" / "manifest.json")["max_new_tokens"] == 8
 
 
 def test_a_task_that_is_scored_only_fills_no_split_of_the_others(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from torch import nn
 from keeptune.errors import Interrupted
 from keeptune.model.artifact import verify_artifact
 from keeptune.model.attention import can_pack
-from keeptune.model.folder import Quantization
+from keeptune.model.declared import Quantization
 from keeptune.model.load import load_model
 from keeptune.model.loss import batch_loss
 from keeptune.model.methods import apply_method, check_method
