@@ -43,7 +43,7 @@ _MOST = 255
 
 @dataclass(frozen=True, slots=True)
 class Texts:
-    """The words of all texts, hashed: those of text i are `lengths[i]` of `words` from `starts[i]` on."""
+    """The words of all texts, hashed. Those of text i are `lengths[i]` of `words` from `starts[i]` on."""
 
     words: DiskArray[np.uint32]
     starts: Indices
@@ -88,7 +88,7 @@ def grams_of(texts: Texts, rows: Indices, *, n: int) -> Grams:
 
 
 def row_batches(texts: Texts, rows: Indices) -> list[Indices]:
-    """Return the texts `rows` in batches of at most 131,072 words, or of one longer text."""
+    """Return the rows in parts, each with as many words as memory may hold at a time."""
     return [rows[part] for part in batches(texts.lengths[rows], at_most=WORDS_PER_BATCH)]
 
 

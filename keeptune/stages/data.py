@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune import __version__
 from keeptune.config import Recipe
+from keeptune.config_data import TaskFields
 from keeptune.data.record import PartName, Record, SplitName, record_from_json
 from keeptune.errors import DataError, FolderInUseError, RecipeError
 from keeptune.progress import UNCHANGED, Progress
@@ -334,12 +335,10 @@ def source_hashes(recipe: Recipe) -> list[str]:
     """
     from keeptune.data.source import source_sha256
 
-    hashes = []
+    hashes, names = [], {"path", "revision", "validation", "test", "config", "split"}
     for i, task in enumerate(recipe.data.tasks):
-        own = {"validation": task.validation, "test": task.test}
-        named = {"revision": task.revision, "config": task.config, "split": task.split}
-        with _under_its_key(i, own):
-            hashes.append(source_sha256(task.path, **own, **named))
+        with _under_its_key(i, task):
+            hashes.append(source_sha256(**task.model_dump(include=names)))
     return hashes
 
 
@@ -352,19 +351,19 @@ def check_sources(recipe: Recipe) -> None:
     from keeptune.data.source import check_source
 
     for i, task in enumerate(recipe.data.tasks):
-        own = {"validation": task.validation, "test": task.test}
-        with _under_its_key(i, own):
+        with _under_its_key(i, task):
             check_source(task.path, validation=task.validation, test=task.test)
 
 
 @contextmanager
-def _under_its_key(task: int, own: Mapping[str, str | None]) -> Iterator[None]:
+def _under_its_key(number: int, task: TaskFields) -> Iterator[None]:
     """Put the recipe's key before an error about a task's path or own file."""
     try:
         yield
     except (DataError, RecipeError) as error:
+        own = {"validation": task.validation, "test": task.test}
         key = next((key for key, path in own.items() if path and str(error).startswith(path)), "path")
-        raise type(error)(f"data.tasks.{task}.{key}: {error}") from error
+        raise type(error)(f"data.tasks.{number}.{key}: {error}") from error
 
 
 def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:

@@ -565,7 +565,8 @@ def test_methods_that_do_not_fit_the_model_are_all_refused_before_any_data_are_p
         "second": {"peft_type": "LORA", "target_modules": ["q_proj", "v_porj"]},
         "third": {"peft_type": "LORA", "lora_alhpa": 4},
     }
-    path = world.recipe_file(tmp_path, model=base, data=tmp_path / "none.jsonl", methods=methods)
+    (tmp_path / "unread.jsonl").write_text("no data", encoding="utf-8")
+    path = world.recipe_file(tmp_path, model=base, data=tmp_path / "unread.jsonl", methods=methods)
     with pytest.raises(RecipeError) as caught:
         stages.check_methods(world.recipe(path))
     first, second, third = str(caught.value).splitlines()
