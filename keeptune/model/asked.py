@@ -50,8 +50,8 @@ def require_same_prompts(folder: Path, asked: Sequence[Asked], *, chat_template:
     for question in asked:
         if difference := _difference(tokenizer, question):
             raise RecipeError(
-                f"{folder}: found that transformers reads the prompt of {question.origin} as other tokens than keeptune "
-                f"({difference}); expected the same, since the tuned model will be served with transformers' tokens. "
+                f"{folder}: found that transformers reads the prompt of {question.origin} as other tokens than "
+                f"keeptune ({difference}); expected the same, since servers read transformers' tokens. "
                 "Choose another template (data.template) or model, and report this with the model's name."
             )
 
