@@ -92,7 +92,7 @@ class TaskFields(Section):
     fits. A list of columns makes one prompt, each behind its name."""
     labels: dict[str, str] | None = None
     """What completions are called: a list for the numbers 0, 1 …, or value → name."""
-    ignore: tuple[str, ...] = ()
+    ignore: tuple[str, ...] | None = None
     """Columns that need not be read, such as pictures that the text does not speak of."""
     instruction: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """A line put before every prompt of the named columns; of a list the one that the prompt's hash chooses."""

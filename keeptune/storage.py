@@ -23,7 +23,7 @@ from keeptune.errors import FolderInUseError, StorageError
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
 # The key of the hash that a record has of its own content.
-_SEAL = "content_sha256"
+SEAL = "content_sha256"
 # Exactly the names that this project gives: a user's own `x.tmp-backup` is none of them.
 _LEFTOVER = re.compile(r".+\.tmp-([a-z]+-)?[0-9a-f]{8}")
 _REMEDIES = {
@@ -144,7 +144,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def write_record(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object together with a hash of its content, atomically; `read_record` checks it."""
-    write_json(path, {**value, _SEAL: _content_sha256(json.loads(json.dumps(value)))})
+    write_json(path, {**value, SEAL: _content_sha256(json.loads(json.dumps(value)))})
 
 
 def read_record(path: Path, *, again: str = "`keeptune run`") -> dict[str, Any]:
@@ -158,7 +158,7 @@ def read_record(path: Path, *, again: str = "`keeptune run`") -> dict[str, Any]:
         value = _parsed(path) if exists else None
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict) or value.pop(_SEAL, None) != _content_sha256(value):
+    if not isinstance(value, dict) or value.pop(SEAL, None) != _content_sha256(value):
         found = "content that differs from its hash" if exists else "no such file"
         raise StorageError(
             f"{path}: found {found}; expected the file as keeptune wrote it. Put it back from a copy, or remove it "
@@ -169,14 +169,14 @@ def read_record(path: Path, *, again: str = "`keeptune run`") -> dict[str, Any]:
 
 def write_sealed_text(path: Path, text: str) -> None:
     """Write lines with a hash of them as the last one, a comment that begins with #; `read_sealed_text` checks it."""
-    write_atomic(path, f"{text}# {_SEAL}: {hashlib.sha256(text.encode('utf-8')).hexdigest()}\n")
+    write_atomic(path, f"{text}# {SEAL}: {hashlib.sha256(text.encode('utf-8')).hexdigest()}\n")
 
 
 def is_sealed_text(path: Path) -> bool:
     """Tell whether a file holds what `write_sealed_text` wrote, unchanged."""
     with storage_errors(path):
         content = path.read_bytes() if path.is_file() else b""
-    text, _, seal = content.rpartition(f"# {_SEAL}: ".encode())
+    text, _, seal = content.rpartition(f"# {SEAL}: ".encode())
     return seal.decode("ascii", "replace") == f"{hashlib.sha256(text).hexdigest()}\n"
 
 
@@ -192,7 +192,7 @@ def read_sealed_text(path: Path) -> str:
             "`keeptune run` with the recipe again, which writes it anew."
         )
     with storage_errors(path):
-        return path.read_text(encoding="utf-8").rpartition(f"# {_SEAL}: ")[0]
+        return path.read_text(encoding="utf-8").rpartition(f"# {SEAL}: ")[0]
 
 
 def _content_sha256(value: Any) -> str:
@@ -276,7 +276,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         value = _parsed(path) if path.is_file() else {}
-        is_foreign = isinstance(value, dict) and not value.keys() & {"files", "versions", _SEAL}
+        is_foreign = isinstance(value, dict) and not value.keys() & {"files", "versions", SEAL}
     except (ValueError, RecursionError):
         is_foreign = False
     return {} if is_foreign else read_record(path)

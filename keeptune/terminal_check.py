@@ -34,6 +34,8 @@ def show_check(console: Console, outcome: CheckOutcome) -> None:
     ]
     header = ("method", "trains", "learning rate", "steps, about", "tokens a step")
     show_table(console, "Methods", header, rows=rows)
+    if outcome.computes_on:
+        console.print(visible(f"Training will compute on {outcome.computes_on}."), highlight=False, soft_wrap=True)
     if outcome.budgets:
         rows = [
             (b.suite, b.budget, *("counted by run" if n is None else f"{n:,}" for n in (b.num_records, b.num_needed)))

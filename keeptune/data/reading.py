@@ -48,7 +48,7 @@ class TaskSource:
     split: str | None = None
     columns: Columns | None = None
     labels: Labels | None = None
-    ignore: Sequence[str] = ()
+    ignore: Sequence[str] | None = None
     instruction: str | Sequence[str] | None = None
     max_records: int | None = None
     trained: bool = True
@@ -255,7 +255,8 @@ def _valid(source: TaskSource, *, ledger: Ledger, progress: Progress) -> Iterato
         drop(problem.origin, reason="unreadable", problem=problem.message)
 
     before, num_valid = ledger.rows_in, 0
-    form = {"columns": source.columns, "labels": source.labels, "ignore": source.ignore}
+    ignored = source.ignore or ()
+    form = {"columns": source.columns, "labels": source.labels, "ignore": ignored}
     for row in _rows(source, skip=skip, say=ledger.remarks.append):
         ledger.rows_in += 1
         if ledger.rows_in % _ROWS_PER_REPORT == 0:
@@ -267,7 +268,7 @@ def _valid(source: TaskSource, *, ledger: Ledger, progress: Progress) -> Iterato
             continue
         num_valid += 1
         read = columns_read(row.value, source.columns)
-        columns = unread_columns(row.value, read=read, ignored=source.ignore)
+        columns = unread_columns(row.value, read=read, ignored=ignored)
         ledger.note_columns(source.name, [*columns, *sorted(unread_fields(row.value, columns=read))])
         ledger.labels.setdefault(source.name, LabelCounts()).add(record.completion)
         yield record, row.split

@@ -88,6 +88,7 @@ def grams_of(texts: Texts, rows: Indices, *, n: int) -> Grams:
 
 
 def row_batches(texts: Texts, rows: Indices) -> list[Indices]:
+    """Return the texts `rows` in batches of at most 131,072 words, or of one longer text."""
     return [rows[part] for part in batches(texts.lengths[rows], at_most=WORDS_PER_BATCH)]
 
 

@@ -10,13 +10,13 @@ import itertools
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, fields
-from typing import Literal
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.evaluation.metrics import DIVERGENCE, LOSS_METRICS, Answer
 from keeptune.evaluation.words import plain, unicode_words
 
@@ -31,6 +31,8 @@ _MAX_LOOP_CHARACTERS = 4096
 _LEAST_WORDS, _LAST_WORDS = 12, 64
 _MOST_DISTINCT_WORDS, _MOST_DISTINCT_PAIRS = 1 / 3, 1 / 2
 _MOST_NEW_TRIPLES = 0.2
+# Of a label that is shown.
+_MAX_SHOWN = 80
 _NUMBER = re.compile(r"[-+]?\d[\d.,]*")
 # A quoted word or a formula is no change of language.
 _OTHER_SCRIPT_SHARE = 0.2
@@ -43,7 +45,9 @@ class Canaries:
     """How many of a task's answers are not ended, empty, loops, in another script or not in the references' form.
 
     `num_other_script` is None where no reference has a letter, `num_broken_format` where the references have no form in
-    common: all JSON objects or arrays, or a few labels.
+    common: all JSON objects or arrays, or a few labels. Of a choice among labels, `top_answer` is the most frequent
+    answer, given `num_top_answer` times and expected `num_top_expected` times; always giving the most frequent
+    reference would be right `num_majority` times.
     """
 
     task: str
@@ -54,6 +58,10 @@ class Canaries:
     num_other_script: int | None
     num_broken_format: int | None
     format: Literal["json", "labels"] | None
+    top_answer: str | None = None
+    num_top_answer: int | None = None
+    num_top_expected: int | None = None
+    num_majority: int | None = None
 
 
 def canaries(answers: Sequence[Answer]) -> dict[str, Canaries]:
@@ -68,28 +76,6 @@ def canaries(answers: Sequence[Answer]) -> dict[str, Canaries]:
     return {task: _canaries(task, mine) for task, mine in members.items()}
 
 
-def degeneration(answers: Sequence[Answer], *, untrained_tasks: Collection[str] = ()) -> list[Canaries]:
-    """Return each task's counts, then the sums over the tasks that were trained on ("all") and the others ("others").
-
-    What is None of a task adds nothing to a sum; where it is None of all, the sum is None.
-    """
-    by_task = canaries(answers)
-    found = list(by_task.values())
-    for name, untrained in ((ALL_TASKS, False), (OTHER_TASKS, True)):
-        together = [counts for task, counts in by_task.items() if (task in untrained_tasks) == untrained]
-        if together:
-            found.append(_sum(name, together))
-    return found
-
-
-def _sum(name: str, together: Sequence[Canaries]) -> Canaries:
-    numbers: dict[str, int | None] = {}
-    for field in (field.name for field in fields(Canaries) if field.name.startswith("num_")):
-        known = [count for count in (getattr(counts, field) for counts in together) if count is not None]
-        numbers[field] = sum(known) if known else None
-    return Canaries(task=name, format=None, **numbers)  # pyright: ignore[reportArgumentType]
-
-
 def _canaries(task: str, answers: Sequence[Answer]) -> Canaries:
     format_, num_broken = _broken_format(answers)
     return Canaries(
@@ -101,7 +87,20 @@ def _canaries(task: str, answers: Sequence[Answer]) -> Canaries:
         num_other_script=_other_script(answers),
         num_broken_format=num_broken,
         format=format_,
+        **(_labelled(answers) if format_ == "labels" else {}),
     )
+
+
+def _labelled(answers: Sequence[Answer]) -> dict[str, Any]:
+    given = Counter(plain(answer.prediction) for answer in answers)
+    expected = Counter(label for answer in answers for label in {plain(text) for text in answer.references})
+    top, number = given.most_common(1)[0]
+    return {
+        "top_answer": top[:_MAX_SHOWN],
+        "num_top_answer": number,
+        "num_top_expected": expected[top],
+        "num_majority": max(expected.values()),
+    }
 
 
 def _looping(answer: Answer) -> bool:

@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import ALL_TASKS, PartName, Record, SplitName
 from keeptune.errors import NonFiniteError, stopped
-from keeptune.evaluation.canaries import degeneration
 from keeptune.evaluation.generate import Decoding, Generated, generate
 from keeptune.evaluation.metrics import (
     DIVERGENCE,
@@ -150,7 +149,6 @@ def evaluate_model(
             "num_left_out": split.num_left_out,
             "untrained_tasks": sorted(split.untrained_tasks),
             "cut_fraction": sum(not answer.ended for answer in answers) / max(1, len(answers)),
-            "degeneration": [asdict(counts) for counts in degeneration(answers, untrained_tasks=split.untrained_tasks)],
             "metrics": _described(names, answers),
             **(exemplars.header() if exemplars else {}),
         }

@@ -6,7 +6,7 @@ Records with the same input form a cluster: their values are not independent, so
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -108,17 +108,6 @@ def difference(mine: Sequence[Answer], theirs: Sequence[Answer], *, metric: str)
         _standard_error(_left_out(here_GS, judged) - _left_out(there_GS, judged)),
         num_clusters,
     )
-
-
-def still_metrics(means: Mapping[str, Mapping[str, float]]) -> list[str]:
-    """Return the metrics in which every model has the same score, so that they tell no model from another.
-
-    `means` holds each model's scores by metric; a metric that some model lacks is left out. Of fewer than two models
-    nothing can be said.
-    """
-    models = list(means.values())
-    shared = [name for name in models[0] if all(name in scores for scores in models)] if len(models) > 1 else []
-    return [name for name in shared if len({scores[name] for scores in models}) == 1]
 
 
 def macro_mean(scores: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:

@@ -35,7 +35,14 @@ from keeptune.model.modes import evaluating
 from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.ranks import note_ranks_
 from keeptune.model.served import refuse_unserved_adapter
-from keeptune.storage import read_json, require_unchanged, staged_folder, storage_errors, write_atomic, write_json
+from keeptune.storage import (
+    read_json_object,
+    require_unchanged,
+    staged_folder,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
 
@@ -201,7 +208,7 @@ def _save_tokenizer(source: Path, folder: Path, *, chat_template: str) -> None:
         if name in {"chat_template.jinja", "generation_config.json"} or not (source / name).exists():
             continue
         if name == "tokenizer_config.json":
-            config = read_json(source / name)
+            config = read_json_object(source / name)
             write_json(folder / name, {**config, "chat_template": chat_template})
         else:
             write_atomic(folder / name, (source / name).read_bytes())
@@ -239,7 +246,7 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         StorageError: weights are missing, or are not those that the adapter's config asks for.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_json_object(folder / ADAPTER_CONFIG)
     tensors = adapter_weights(folder)
     refuse_unserved_adapter(config, where=str(folder / ADAPTER_CONFIG))
     refuse_endless_patterns(config, model, prefix=f"{folder / ADAPTER_CONFIG}: ")

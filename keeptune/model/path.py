@@ -40,7 +40,7 @@ from keeptune.model.served import refuse_unserved_adapter
 from keeptune.storage import (
     MANIFEST,
     file_sha256,
-    read_json,
+    read_json_object,
     read_record,
     require_unchanged,
     staged_folder,
@@ -223,7 +223,7 @@ def open_path(
         ends = _whole_ends(artifact, base)
         model = load_artifact(artifact, base=base, device=device, dtype=dtype)
         return ModelPath(model, artifact, source_sha256, None, _moved(_weights(model), ends))
-    config = read_json(artifact / ADAPTER_CONFIG)
+    config = read_json_object(artifact / ADAPTER_CONFIG)
     refuse_unserved_adapter(config, where=str(artifact / ADAPTER_CONFIG))
     no_path = why_no_path(config["peft_type"], config)
     # PEFT draws weights before it reads the trained ones; the global random state stays as it was.

@@ -21,7 +21,7 @@ _PARTS = {
     "untrained_completion": "completion, tasks not trained on",
 }
 _SHOWN = frozenset({"rows_in", "kept", "kept_whole", "truncated", "dropped", "tasks", "splits", "leaks", "tokens"})
-_SHOWN |= {"untrained_tasks", "parts", "remarks", "unread_columns"}
+_SHOWN |= {"untrained_tasks", "parts", "references", "remarks", "unread_columns"}
 _LEAKS = {
     "exact": "Same prompt",
     "near": "Near-duplicate prompt",

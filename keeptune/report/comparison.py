@@ -150,6 +150,8 @@ def _scores(value: Mapping[str, Any]) -> Table:
     header = ("metric", "model", *(scored if len(together) > 1 else ["score"]))
     records = f"{count(value['test']['num_records'])} {noun(value['test']['num_records'], 'records')}"
     title = f"Test set of {value['test']['run']}: {records}; ± and [ ] show the 95 % interval"
+    if any("(" in cell for row in rows for cell in row[2:]):
+        title += "; ( ): all records agree, and this bounds the true mean"
     return Table(title, header, rows, num_left=2)
 
 
@@ -172,7 +174,7 @@ def _bound(score: Mapping[str, Any]) -> str:
     """Return what follows for the true mean where all records have one value, as the page says it; empty if nothing."""
     known: dict[str, Any] = {field.name: score.get(field.name) for field in fields(Score)}
     _, _, bound = Score(**known).agreement.partition("; ")
-    return bound
+    return bound.removeprefix("true mean ")
 
 
 def _pairs(value: Mapping[str, Any], metric: str, *, task: str = ALL_TASKS, wide: bool) -> Table:

@@ -123,9 +123,9 @@ def forgot_more_sentence(report: Report) -> str:
     lost = " against ".join(decimal(r.forgetting, places) for r in (row, of_full))
     rates = _rates(cost, full)
     return (
-        f"{cost.model} forgot more than {full.model} on {suite_label(suite)} ({lost} {unit_label(row.metric)}). That a "
-        f"PEFT method changes few parameters does not bound how far the model moves: its learning rate does{rates}. "
-        "Compare methods at learning rates that learn the task equally well."
+        f"{cost.model} forgot more than {full.model} on {suite_label(suite)} ({lost} {unit_label(row.metric)} lost). "
+        f"Few trained parameters do not by themselves keep a model near its base; the learning rate{rates} and the "
+        "number of steps decide how far it moves. Compare methods at learning rates that learn the task equally well."
     )
 
 

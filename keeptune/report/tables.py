@@ -93,14 +93,14 @@ class Decoding:
 class Selection:
     """Which method was chosen, by which metric on which split; `values` holds (method, value).
 
-    `notes` say what the metric left to the validation loss.
+    `note` says that the validation loss chose among methods with the same value.
     """
 
     selected: str | None
     metric: str | None
     split: str | None
     values: tuple[tuple[str, float | None], ...]
-    notes: tuple[str, ...] = ()
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -315,7 +315,7 @@ def _selection(value: Mapping[str, Any]) -> Selection:
         metric=string(value.get("metric")),
         split=string(value.get("split")),
         values=tuple((name, number(v)) for name, v in mapping(value.get("values")).items()),
-        notes=strings(value.get("notes")),
+        note=string(value.get("note")) or "",
     )
 
 

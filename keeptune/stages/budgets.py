@@ -26,21 +26,37 @@ def main_metric(recipe: Recipe) -> str:
     return evaluation.metrics[0] if evaluation.select_by == "loss" else evaluation.select_by
 
 
+def budget_texts(recipe: Recipe, harness: Harness | None) -> dict[str, str]:
+    """Return the budgets in the recipe's words; that of a harness group is one of each suite that stands for it."""
+    asked = recipe.retention.budget
+    if harness is None:
+        return dict(asked)
+    return {suite: text for name, text in asked.items() for suite in harness.named(name) or [name]}
+
+
 def budgets_of(recipe: Recipe, *, harness: Harness | None = None) -> dict[str, Budget]:
     """Return the recipe's budgets, each in its metric's units; those of harness suites only with `harness`.
 
     Raises:
-        RecipeError: one of them cannot be read, or is in points where a suite of text has a loss alone.
+        RecipeError: one of them cannot be read, is in points where a suite of text has a loss alone, or is of a metric
+            that is no mean over documents.
     """
+    from keeptune.evaluation.metrics import LABEL_METRICS
     from keeptune.retention.budget import parse_budget
 
     texts = {SELF_TEXTS, *(text.name for text in recipe.retention.texts)}
     own = {**dict.fromkeys(texts, "loss"), **(harness.metrics if harness is not None else {})}
     unread = recipe.retention.harness.tasks if harness is None else ()
     budgets = {}
-    for suite, text in recipe.retention.budget.items():
+    for suite, text in budget_texts(recipe, harness).items():
         if suite in unread:
             continue
+        if own.get(suite) in LABEL_METRICS:
+            raise RecipeError(
+                f"retention.budget: found {text!r} for {suite}, which is judged by {own[suite]}; expected a suite with "
+                "a metric that is a mean over documents, as no other can be certified. Leave it without a budget: of a "
+                "group, name the other tasks one by one in retention.harness.tasks."
+            )
         budget = parse_budget(text, suite=suite, main_metric=own.get(suite, main_metric(recipe)))
         scored = (own[suite],) if suite in own and suite not in texts else (*recipe.evaluation.metrics, "loss")
         if suite in texts and budget.metric != "loss":
@@ -113,20 +129,24 @@ def counted(
     recipe: Recipe, data: Data, texts: Mapping[str, int] | None = None, *, harness: Harness | None = None
 ) -> list[CheckedBudget]:
     """Return for each suite under a budget what there is to certify on, and what is needed."""
-    asked = recipe.retention.budget
+    asked = budget_texts(recipe, harness)
     if not asked:
         return []
     budgets = budgets_of(recipe, harness=harness)
     inputs: dict[str, Counter[str]] = {**_of_tasks(data, asked), **_of_texts(recipe, texts), **_of_harness(harness)}
-    return [_counted(recipe, suite, budget=budgets.get(suite), inputs=inputs.get(suite)) for suite in asked]
+    return [
+        _counted(recipe, suite, text, budget=budgets.get(suite), inputs=inputs.get(suite))
+        for suite, text in asked.items()
+    ]
 
 
-def _counted(recipe: Recipe, suite: str, *, budget: Budget | None, inputs: Counter[str] | None) -> CheckedBudget:
+def _counted(
+    recipe: Recipe, suite: str, text: str, *, budget: Budget | None, inputs: Counter[str] | None
+) -> CheckedBudget:
     from keeptune.retention.drops import Drops, metric_scale
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.pvalues import p_value, records_needed_for_any_verdict
 
-    text = recipe.retention.budget[suite]
     if budget is None:
         return CheckedBudget(suite, text, None, None)
     delta = confidence_left(1.0 - recipe.retention.confidence, opening=1) / len(recipe.methods)

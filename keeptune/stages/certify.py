@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.errors import DataError
-from keeptune.stages.budgets import budgets_of, check_budgets, require_budget
+from keeptune.stages.budgets import budget_texts, budgets_of, check_budgets, require_budget
 from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_stands
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, prepare
@@ -195,6 +195,7 @@ def _write_certificate(
 def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening: Opening) -> dict[str, Any]:
     """Return what every certificate says of a walk and its verdict."""
     retention = session.run.recipe.retention
+    texts = budget_texts(session.run.recipe, session.harness)
     return {
         "key": session.key,
         "verdict": found.kind,
@@ -204,9 +205,7 @@ def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening
         "confidence": retention.confidence,
         "opening": opening.number,
         "delta": walked.delta,
-        "budgets": {
-            suite: {"text": retention.budget[suite], **asdict(budget)} for suite, budget in session.tested.items()
-        },
+        "budgets": {suite: {"text": texts[suite], **asdict(budget)} for suite, budget in session.tested.items()},
         "left_out_at_chance": {one.name: asdict(one) for one in session.left_out},
         "cells": [asdict(cell) for cell in walked.cells],
         "items": {cell.suite: cell.measured.num_records for cell in walked.cells if cell.suite in session.tested},

@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import Record
+from keeptune.progress import noun
 from keeptune.stages.budgets import CheckedBudget, budgets_of, counted
-from keeptune.stages.data import Data, check_metrics, read_base, rendering, source_hashes
-from keeptune.stages.methods import learning_rate
+from keeptune.stages.computing import policy_of
+from keeptune.stages.data import Data, check_metrics, read_base, rendering, say_ignored_code, source_hashes
+from keeptune.stages.methods import learning_rate, method_of
 from keeptune.stages.mixture import idle_temperature, tokens_per_step, train_examples
-from keeptune.stages.run import Context
+from keeptune.stages.rehearsal import is_small, rehearse
+from keeptune.stages.run import Context, Run
 from keeptune.stages.splits import write_data
 from keeptune.stages.texts import certify_texts, read_general
 
@@ -40,8 +43,9 @@ class CheckOutcome:
 
     `others` are the trained tasks of which no record is among the previews, with the number of their train records.
     `budgets` are what suites may lose, and whether the records at hand could certify that of any model. `mixture` says
-    what an epoch shows of each task, where that is not each record once, and `idle` what has no effect in it. `remarks`
-    are on metrics that say less of a task than they seem to.
+    what an epoch shows of each task, where that is not each record once, and `idle` what has no effect in it.
+    `computes_on` is the device with its number format and the reason. `remarks` are on metrics that say less of a task
+    than they seem to.
     """
 
     audit: Mapping[str, Any]
@@ -52,6 +56,7 @@ class CheckOutcome:
     budgets: Sequence[CheckedBudget]
     mixture: Sequence[Share] = ()
     idle: str = ""
+    computes_on: str = ""
     remarks: Sequence[str] = ()
 
 
@@ -61,7 +66,9 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
     The `num_shown` previews are one record of each task in turn, then further ones.
 
     Raises:
-        RecipeError: a budget cannot be read, a method is none, or a metric cannot read a task's references.
+        NonFiniteError: the loss of a record is NaN or infinite before any training.
+        RecipeError: a budget cannot be read, a method is none, a metric cannot read a task's references, or a step of
+            the run fails on a record.
     """
     from keeptune.text.mixture import shares_of
     from keeptune.text.tokens import preview
@@ -81,6 +88,8 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         not_missing = {record.task for record in shown} | data.untrained_tasks
         others = {task: number for task, number in tasks.items() if task not in not_missing}
         mixture = shares_of(train_examples(recipe, data))
+        say_ignored_code(base, progress=context.progress)
+        _dry_run(Run(recipe, folder, context), data)
         return CheckOutcome(
             data.audit,
             base.template.name,
@@ -90,8 +99,20 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
             counted(recipe, data, certify_texts(read_general(recipe, data)[1])),
             mixture,
             idle_temperature(recipe, mixture),
+            policy_of(recipe).why,
             remarks,
         )
+
+
+def _dry_run(run: Run, data: Data) -> None:
+    """Take one record through what each method's run does with it, where that takes seconds."""
+    if not is_small(data):
+        run.progress.say("Dry run: left to `keeptune run`, as the model has more than 300 MB of weights")
+        return
+    for name in run.recipe.methods:
+        rehearse(run, data, method_of(run.recipe, name))
+    number = len(run.recipe.methods)
+    run.progress.say(f"Dry run: one record went through every step of {number} {noun(number, 'methods')}")
 
 
 def _in_turn(records: Sequence[Record]) -> list[Record]:

@@ -142,6 +142,7 @@ def prepare(run: Run) -> Data:
     progress = run.progress
     base = read_base(run.recipe, cache=run.folder)
     note_facts(run, {"base": {"model_type": base.facts.model_type, "sha256": base.facts.sha256}})
+    say_ignored_code(base, progress=progress)
     sources = source_hashes(run.recipe)
     key = _data_key(run.recipe, base, sources=sources)
     folder = run.folder / "data"
@@ -284,6 +285,15 @@ def read_base(recipe: Recipe, *, cache: Path) -> Base:
     # An automatic limit is little above the train completions, and these are parts of records.
     longest_answered = longest + (longest if limit == "auto" else limit)
     return Base(recipe.model, folder, facts, tokenizer, tokenizer_folder, template, longest, longest_answered)
+
+
+def say_ignored_code(base: Base, *, progress: Progress) -> None:
+    """Say that the model's folder brings code, where it does: it is not run."""
+    if base.facts.ignored_code:
+        progress.say(
+            f"{base.folder}: brings Python code of its own, which is not run: transformers knows "
+            f"{base.facts.model_type} models itself"
+        )
 
 
 def rendering(recipe: Recipe, base: Base) -> dict[str, Any]:

@@ -148,7 +148,7 @@ def _card_scores(run: Run, data: Data, point: Point) -> Iterator[CardScore]:
 
 
 def _directions(value: Mapping[str, Any]) -> dict[str, bool]:
-    return {name: facts["higher_is_better"] for name, facts in value["metrics"].items()}
+    return {name: facts["higher_is_better"] for name, facts in value.get("metrics", {}).items()}
 
 
 def _few_shot(run: Run, *, higher_is_better: Mapping[str, bool]) -> dict[tuple[str, str], str]:

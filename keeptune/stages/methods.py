@@ -35,7 +35,7 @@ def check_methods(recipe: Recipe) -> None:
 
     policy_of(recipe)
     quantised = recipe.quantization or facts.quantised
-    if recipe.quantization is not None:
+    if quantised:
         require_quantization()
     problems = []
     if recipe.quantization is not None and facts.quantised:

@@ -24,7 +24,7 @@ from keeptune.stages.run import Run, intact_record, stage_key
 from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import certify_texts, write_texts
 from keeptune.stages.way import load_at
-from keeptune.storage import MANIFEST, read_record, write_record
+from keeptune.storage import MANIFEST, read_record, require_unchanged, write_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,8 +58,10 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     Raises:
         DataError: the recipe has no budget, or one of suites alone that the base answers at chance.
         RecipeError: the folder is no model, or reads the records otherwise than the run's models.
+        StorageError: a file in the folder is not as its manifest says.
     """
     require_budget(run.recipe)
+    require_unchanged(folder)
     data = prepare(run)
     _refuse_unlike(folder, run=run, data=data)
     check_budgets(run.recipe, data)

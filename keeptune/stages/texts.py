@@ -29,7 +29,7 @@ from keeptune.stages.data import Data, open_table, read_records
 from keeptune.stages.mixture import train_examples
 from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.storage import MANIFEST, read_json, staged_folder, storage_errors, write_json, write_jsonl
+from keeptune.storage import MANIFEST, read_json, read_record, staged_folder, storage_errors, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from keeptune.evaluation.evaluate import Split
@@ -102,7 +102,7 @@ def write_texts(run: Run, data: Data, *, for_training: bool = False) -> Texts | 
     folder = run.folder / "texts"
     texts = Texts(folder, key)
     stands = is_done(folder, key)
-    waiting = set(read_json(folder / MANIFEST).get("waiting", ())) if stands else {*_LATE, *_EARLY}
+    waiting = set(read_record(folder / MANIFEST).get("waiting", ())) if stands else {*_LATE, *_EARLY}
     wanted = waiting - (_LATE if for_training and counts.keys() & _LATE else set())
     if not wanted:
         run.context.progress.say(f"{folder}: written before and unchanged")

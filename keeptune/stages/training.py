@@ -190,7 +190,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     adapted = apply_method(model, method, seed=run.recipe.seed)
     fit = fit_model(adapted, data=data, device=device, autocast=policy.compute)
     counts = count_parameters(adapted)
-    dtype = "bfloat16" if fit.autocast is not None else "float32"
+    dtype = policy.trains_in[1]
     note_facts(run, {"device": device.type, "dtype": dtype, "num_threads": torch.get_num_threads()})
     _say_fit(run, method, fit=fit, counts=counts, where=policy.why)
     own = own_facts(method, counts) | mixture_facts(run, method.name, table=kept.train_table)

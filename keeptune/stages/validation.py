@@ -32,30 +32,15 @@ def higher_is_better(recipe: Recipe) -> bool:
     return METRICS[recipe.evaluation.select_by].higher_is_better
 
 
-def selection_notes(
-    selected: str, *, metric: str, values: Mapping[str, float | None], still: Sequence[str]
-) -> list[str]:
-    """Return sentences on what the metric that selects left to the validation loss; none where it decided all.
-
-    `values` are the methods' best ones, `still` the methods with one value at every validation.
-    """
-    if metric == "loss":
-        return []
-    notes = []
-    if still:
-        each = ", ".join(f"{name} ({values[name]:.3f})" for name in still)
-        notes.append(f"{metric} was the same at every validation of {each}: the validation loss chose the checkpoint.")
+def describe_tie(selected: str, *, metric: str, values: Mapping[str, float | None]) -> str:
+    """Return in words that the validation loss chose among methods with the same value; "" where it did not."""
     tied = [name for name, value in values.items() if value is not None and value == values[selected]]
-    if len(tied) > 1:
-        notes.append(
-            f"{', '.join(tied)} have the same {metric} on validation, {values[selected]:.3f}: {selected} has the "
-            "lowest validation loss of these."
-        )
-    if notes:
-        notes.append(
-            "Set evaluation.select_by to loss, or to a metric that gives credit for part of an answer, such as chrf."
-        )
-    return notes
+    if metric == "loss" or len(tied) < 2:
+        return ""
+    return (
+        f"{', '.join(tied)} have the same {metric} on validation, {values[selected]:.3f}: {selected} has the lowest "
+        "validation loss of these."
+    )
 
 
 def certified_values(

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from keeptune.evaluation.canaries import Canaries, canaries, degeneration, loops
+from keeptune.evaluation.canaries import Canaries, canaries, loops
 from keeptune.evaluation.metrics import Answer
 
 
@@ -106,6 +106,16 @@ def test_where_references_are_few_labels_other_answers_break_the_format() -> Non
     assert of_task([answer("x", reference=f"label {i % 20}") for i in range(42)]).num_broken_format == 42
 
 
+def test_of_a_choice_among_labels_the_most_frequent_answer_and_the_majority_are_counted() -> None:
+    labels = ["billing"] * 14 + ["login"] * 20 + ["bug"] * 26
+    given = ["Billing."] * 33 + ["bug"] * 27
+    found = of_task([answer(p, reference=r) for p, r in zip(given, labels, strict=True)])
+    assert (found.top_answer, found.num_top_answer, found.num_top_expected) == ("billing", 33, 14)
+    assert (found.num_majority, found.num_records) == (26, 60)
+    free = of_task([answer("x", reference=str(i)) for i in range(60)])
+    assert (free.top_answer, free.num_top_answer, free.num_majority) == (None, None, None)
+
+
 def test_the_references_as_answers_trip_no_canary() -> None:
     texts = ["Paris is the capital of France.", "В Москве", "badger " * 9, '{"a": 1}', "7"]
     found = of_task([answer(text, reference=text) for text in texts])
@@ -121,8 +131,7 @@ def test_answers_that_were_never_generated_are_left_out() -> None:
 # Greedy answers of a small model that was tuned on dialogue summaries, all cut at the limit: no fixed period.
 WANDERING = [
     "#Person1# and #Person1# and #Person1# and #Person1# and #Person1#s #Person1# and #Person1# to #Person2# to "
-    "#Person1# to #Person1# and #Person1# to #Person1# to #Person1# to #Person1# and #Person1# to #Person1# and "
-    "#Person1# and",
+    "#Person1# to #Person1# and #Person1# to #Person1# to #Person1# to #Person1# and #Person1# to #Person1# and",
     "#Person1# and #Person1# and #Person1# and #Person2# to #Person2# to #Person1# and #Person2# to #P",
     "#Person1# and #Person1# to the#s #Person1# to the#s #Person1# to the#s #Person2# to the#s #Person1# to #Person1#",
     "1. I like the red house. 2. I like the red house. 3. I like the red house. 4. I like the red house. 5. I like the",
@@ -190,19 +199,3 @@ def test_what_repeats_itself_for_a_reason_is_no_loop_whole_or_cut(text: str) -> 
     assert not loops(text)
     if len(text) > 40:
         assert not loops(text, ended=False)
-
-
-def test_the_counts_of_tasks_add_up_to_those_of_the_trained_and_of_the_other_ones() -> None:
-    looping = "the cat sat " * 8
-    answers = [
-        answer(looping, task="a", ended=False),
-        answer("", task="a"),
-        answer("yes", task="b"),
-        answer(looping, task="c", reference="5"),
-    ]
-    found = degeneration(answers, untrained_tasks={"c"})
-    assert [row.task for row in found] == ["a", "b", "c", "all", "others"]
-    together, others = found[3:]
-    assert together == Canaries("all", 3, 1, 1, 1, 0, None, None)
-    assert (others.num_records, others.num_looping, others.num_other_script) == (1, 1, None)
-    assert degeneration([]) == []

@@ -10,7 +10,7 @@ from sacrebleu.metrics.bleu import BLEU
 
 from keeptune.errors import DataError
 from keeptune.evaluation.metrics import METRICS, Answer
-from keeptune.evaluation.scores import Paired, Score, paired_differences, score_answers, still_metrics
+from keeptune.evaluation.scores import Paired, Score, paired_differences, score_answers
 
 
 def answer(
@@ -210,17 +210,6 @@ def test_answers_to_other_records_are_refused() -> None:
         "lora and base: found answers to different records (2 and 2); expected the same ones in the same order. "
         "Evaluate both again."
     )
-
-
-def test_metrics_in_which_all_models_have_one_score_are_still() -> None:
-    means = {
-        "base": {"exact_match": 0.0, "chrf": 8.9, "loss": 3.0},
-        "full": {"exact_match": 0.0, "chrf": 83.7, "loss": 1.0},
-        "lora": {"exact_match": 0.0, "chrf": 83.7, "loss": 1.0, "bleu": 2.0},
-    }
-    assert still_metrics(means) == ["exact_match"]
-    assert still_metrics({"full": means["full"], "lora": means["lora"]}) == ["exact_match", "chrf", "loss"]
-    assert still_metrics({"base": means["base"]}) == still_metrics({}) == []
 
 
 def test_every_metric_has_scores_and_differences() -> None:

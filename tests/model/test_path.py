@@ -24,7 +24,7 @@ from keeptune.model.load import load_model
 from keeptune.model.merge import merge_adapter
 from keeptune.model.methods import Method, apply_method
 from keeptune.model.path import ModelPath, open_path, why_no_path
-from keeptune.storage import file_sha256, verify_folder
+from keeptune.storage import file_sha256, read_record, verify_folder, write_record
 from keeptune.text.template import Template, make_template
 from keeptune.text.tokenizer import Tokenizer
 from tests.model.tiny import CONFIGS, T5, make_model, trained_state
@@ -402,8 +402,9 @@ def test_a_saved_folder_says_what_it_is_and_keeps_the_artifacts_text_files(
     manifest = json.loads((tmp_path / "third" / "manifest.json").read_text())
     source = json.loads((artifact / "manifest.json").read_text())
     expected = {"alpha": 0.3, "source_sha256": file_sha256(artifact / "manifest.json"), "key": "of the path"}
-    assert {name: value for name, value in manifest.items() if name != "files"} == {
-        **{name: value for name, value in source.items() if name != "files"},
+    own = {"files", "content_sha256"}
+    assert {name: value for name, value in manifest.items() if name not in own} == {
+        **{name: value for name, value in source.items() if name not in own},
         **expected,
     }
     assert manifest["files"].keys() == source["files"].keys()
@@ -514,12 +515,22 @@ def test_a_head_or_rows_that_one_end_lacks_are_refused(bases: Callable[[str], Ba
         path_of(train(longer, tmp_path / "rows", None), bases("llama-tied"))
 
 
+def write_manifest(folder: Path) -> None:
+    """Write the manifest that a folder would have if its files had been written as they are."""
+    facts = read_record(folder / "manifest.json")
+    files = {
+        name: {"bytes": (folder / name).stat().st_size, "sha256": file_sha256(folder / name)} for name in facts["files"]
+    }
+    write_record(folder / "manifest.json", {**facts, "files": files})
+
+
 def test_a_tensor_that_the_methods_table_does_not_know_is_refused(
     bases: Callable[[str], Base], adapters: Callable[..., Path], tmp_path: Path
 ) -> None:
     folder = shutil.copytree(adapters("llama", "LORA", {}), tmp_path / "adapter")
     name = "base_model.model.model.layers.0.self_attn.q_proj.lora_C.weight"
     save_file({**weights(folder), name: torch.zeros(2)}, folder / "adapter_model.safetensors")
+    write_manifest(folder)
     with pytest.raises(RecipeError, match=rf"found '{name}', whose value at the base model is unknown; expected only"):
         path_of(folder, bases("llama"))
 
@@ -530,6 +541,7 @@ def test_an_adapter_that_would_load_more_than_weights_is_refused(
     folder = shutil.copytree(adapters("llama", "LORA", {"modules_to_save": ["lm_head"]}), tmp_path / "adapter")
     file = folder / "adapter_config.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "megatron_config": {"a": 1}}))
+    write_manifest(folder)
     with pytest.raises(RecipeError, match="found megatron_config"):
         path_of(folder, bases("llama"))
 
@@ -538,7 +550,7 @@ def test_an_adapter_that_would_load_more_than_weights_is_refused(
     ("file", "message"),
     [
         ("manifest.json", "manifest.json: no such file or folder; expected a place to read"),
-        ("adapter_model.safetensors", "adapter: found no adapter_model.safetensors; expected an adapter's weights"),
+        ("adapter_model.safetensors", "adapter_model.safetensors: found a file that differs from what manifest.json"),
     ],
 )
 def test_an_artifact_that_is_not_whole_is_refused(

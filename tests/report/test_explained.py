@@ -114,5 +114,5 @@ def test_a_peft_method_that_forgot_more_points_to_the_learning_rates(tmp_path: P
         row["forgetting"] *= 3 if row["model"] == "lora" else 1
     write_json(run / "forgetting.json", value)
     words = page_of(run).words
-    assert "lora forgot more than full on all other tasks (0.420 against 0.210 ROUGE-L)." in words
-    assert "its learning rate does (0.0002 against 2e-05)." in words
+    assert "lora forgot more than full on all other tasks (0.420 against 0.210 ROUGE-L lost)." in words
+    assert "the learning rate (0.0002 against 2e-05) and the number of steps decide" in words

@@ -89,7 +89,9 @@ def test_any_values_have_an_axis_that_holds_them(values: list[float], with_zero:
 
 
 def test_scores_that_are_all_zero_have_the_axis_of_their_metric() -> None:
-    assert axis_for([0.0, 0.0], bounds=(0.0, 1.0)).ticks == (0.0, 0.5, 1.0)
+    axis = axis_for([0.0, 0.0], bounds=(0.0, 1.0))
+    assert axis.ticks == (0.0, 0.5, 1.0)
+    assert axis.place(0.0) < 10 and axis.place(1.0) > 90
     assert axis_for([0.02, 0.0], bounds=(0.0, 1.0)).ticks[0] == 0.0
     assert axis_for([100.0, 99.0], bounds=(0.0, 100.0)).ticks[-1] == 100.0
     assert axis_for([0.3, 0.3]).ticks[0] > 0.25

@@ -288,7 +288,7 @@ def test_the_first_sentence_speaks_of_the_delivered_model_and_not_of_the_whole_t
     words = page_of(a_run(tmp_path, verdict="CERTIFIED")).words.replace("\u00a0", " ")
     # 0.8 of the whole training's 0.431, which the run folder holds at alpha 0.3.
     assert (
-        "and taken 30 % of the way there, reaches ROUGE-L 0.345 on 100 test records of the same task (base 0.118; "
+        "and scaled to 30 % of its change, reaches ROUGE-L 0.345 on 100 test records of the same task (base 0.118; "
         "95 % interval" in words
     )
     assert (

@@ -106,7 +106,7 @@ def test_the_page_says_in_one_sentence_whether_tuning_beats_examples_in_the_prom
         "base, 1 shot 0.180 0.160 to 0.200 of 3 draws 100",
         "base, 4 shots 0.250 0.210 to 0.300 of 3 draws 100",
         "lora − base, 4 shots, draw 3 +0.191 +0.141 to +0.241 50 10 ▲ better",
-        "With shots, the base has as many solved examples of the train split in its prompt",
+        "With shots, the base’s prompt contains as many solved examples from the train split",
         "answers of base, 4 shots, draw 1 2.00 % cut at the limit",
     ):
         assert words in page.words, words

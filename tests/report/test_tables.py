@@ -73,7 +73,7 @@ def test_the_test_records_that_no_score_is_from_are_counted_apart(tmp_path: Path
     words = page_of(run).words
     assert "boolq 19 38 0" in words and "Parts: " not in words
     # 96 of each task, without the 57 that were set aside.
-    assert "test (135 records: 96 of what was trained on, 39 of other tasks) was kept from both" in words
+    assert "test (135 records: 96 of what was trained on, 39 of other tasks) was used for neither" in words
 
 
 def test_methods_stand_in_the_order_of_the_selection(tmp_path: Path) -> None:

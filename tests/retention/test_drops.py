@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_a_suite_without_a_record_is_refused() -> None:
 )
 def test_a_record_without_a_finite_value_is_refused(metrics: dict[str, Any]) -> None:
     base = [answer(i, exact_match=1.0) for i in range(3)]
-    tuned = [answer(0, exact_match=1.0), answer(1, **metrics), answer(2, exact_match=1.0)]
+    tuned = [answer(0, exact_match=1.0), replace(answer(1), metrics=metrics), answer(2, exact_match=1.0)]
     for one, other in ((base, tuned), (tuned, base)):
         with pytest.raises(DataError) as error:
             paired_drops(one, other, metric="exact_match", suite="sst2")

@@ -11,6 +11,10 @@ import pytest
 from keeptune import stages
 from keeptune.config import Recipe
 from keeptune.errors import RecipeError
+from keeptune.retention.budget import Budget
+from keeptune.stages.budgets import budget_texts, budgets_of
+from keeptune.stages.harness import Harness
+from keeptune.storage import write_json
 from tests.stages.test_retention import WORDS, general_text, written_recipe
 from tests.stages.world import Keeptune, context, llama
 
@@ -115,3 +119,23 @@ def test_an_evaluation_writes_the_texts_that_a_training_left_out(tmp_path: Path,
         assert (run.folder / "texts" / "test.jsonl").is_file()
         rows = json.loads((run.folder / "forgetting.json").read_text(encoding="utf-8"))["rows"]
         assert "self" in {row["suite"] for row in rows}
+
+
+@pytest.mark.parametrize("cola", [False, True])
+def test_a_budget_on_a_group_of_the_harness_is_one_on_each_of_its_tasks(tmp_path: Path, cola: bool) -> None:
+    harness = {"tasks": ["some-glue"]}
+    recipe = written_recipe(tmp_path, model=tmp_path, harness=harness, budget={"some-glue": "2 points"})
+    metrics = {"boolq": "acc", "record": "f1"} | ({"cola": "mcc"} if cola else {})
+    audit = {suite: {"metric": metric, "group": "some-glue", "parts": {}} for suite, metric in metrics.items()}
+    write_json(tmp_path / "audit.json", audit)
+    found = Harness(tmp_path, "", ("some-glue",), None)
+    if cola:
+        with pytest.raises(
+            RecipeError, match="found '2 points' for cola, which is judged by mcc; expected a suite with"
+        ):
+            budgets_of(recipe, harness=found)
+        return
+    assert budgets_of(recipe, harness=found) == {
+        "boolq": Budget(0.02, "points", "acc"), "record": Budget(0.02, "points", "f1")
+    }  # fmt: skip
+    assert budget_texts(recipe, found) == {"boolq": "2 points", "record": "2 points"}

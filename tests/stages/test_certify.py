@@ -92,7 +92,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
             for place in ("test", "path/0.5/test"):
                 scores = run.folder / method / place / "scores.json"
                 scores.parent.mkdir(parents=True, exist_ok=True)
-                write_json(scores, {"scores": []})
+                write_json(scores, {"scores": [], "metrics": {}})
         write_record(run.folder / FORGETTING, {"rows": [{"model": method} for method in recipe.methods]})
     report_base(run.folder, knows_nothing_of={"riddles"})
     return Scripted(recipe, run.folder)

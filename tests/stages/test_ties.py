@@ -43,15 +43,13 @@ def test_where_the_metric_never_moves_the_loss_chooses_checkpoint_and_method_and
     broken = read_json(run / "forgetting.json")["canaries"]
     assert [row["model"] for row in broken] == ["base", "full", "lora"]
     assert all(row["num_unended"] == row["num_records"] for row in broken if row["model"] == "full")
-    expected = [
-        "exact_match was the same at every validation of full (0.000), lora (0.000): the validation loss chose the "
-        "checkpoint.",
-        f"full, lora have the same exact_match on validation, 0.000: {selection['selected']} has the lowest validation "
-        "loss of these.",
-        "Set evaluation.select_by to loss, or to a metric that gives credit for part of an answer, such as chrf.",
-    ]
-    assert selection["notes"] == expected
     assert "exact_match was 0.000 at all 2 validations, so the validation loss chose step" in said
-    for note in expected:
-        assert note in said
-        assert note in (run / "report.html").read_text(encoding="utf-8")
+    note = (
+        f"full, lora have the same exact_match on validation, 0.000: {selection['selected']} has the lowest validation "
+        "loss of these."
+    )
+    assert selection["note"] == note
+    assert note in said
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert note in page
+    assert "The lowest validation loss decided which weights are kept." in page
