@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import GenerationConfig
 
-from keeptune.errors import StorageError
+from keeptune.errors import RecipeError, StorageError
 from keeptune.model.attention import base_of
 from keeptune.model.load import load_tokenizer
 from keeptune.model.modes import evaluating
@@ -39,6 +39,23 @@ class Asked:
     max_new_tokens: int
 
 
+def require_same_prompts(folder: Path, asked: Sequence[Asked], *, chat_template: str) -> None:
+    """Hold the ids of prompts against those of transformers with the tokenizer in `folder`.
+
+    Raises:
+        RecipeError: they differ.
+    """
+    tokenizer: Any = load_tokenizer(folder)
+    tokenizer.chat_template = with_fixed_date(chat_template)
+    for question in asked:
+        if difference := _difference(tokenizer, question):
+            raise RecipeError(
+                f"{folder}: found that transformers reads the prompt of {question.origin} as other tokens than "
+                f"keeptune ({difference}); expected the same, since servers read transformers' tokens. "
+                "Choose another template (data.template) or model, and report this with the model's name."
+            )
+
+
 def require_same_answers(model: nn.Module, folder: Path, asked: Sequence[Asked], *, tolerance: float) -> None:
     """Ask a model that was loaded from `folder` by plain transformers' means, greedily.
 
@@ -51,17 +68,10 @@ def require_same_answers(model: nn.Module, folder: Path, asked: Sequence[Asked],
     tokenizer.chat_template = with_fixed_date(tokenizer.chat_template)
     how = GenerationConfig.from_pretrained(folder)
     for question in asked:
-        ids: list[int] = tokenizer.apply_chat_template(
-            [dict(message) for message in question.messages],
-            tools=question.tools,
-            add_generation_prompt=True,
-            return_dict=False,
-        )
-        if ids != list(question.prompt_ids):
+        if difference := _difference(tokenizer, question):
             raise StorageError(
                 f"{folder}: found that transformers reads the prompt of {question.origin} as other tokens than "
-                f"training and evaluation did ({_difference(tokenizer, ids, question.prompt_ids)}); expected the same. "
-                f"{_REMEDY}"
+                f"training and evaluation did ({difference}); expected the same. {_REMEDY}"
             )
         found = _generated(model, question, how=how)
         if found != list(question.answer_ids) and not _is_tie(model, question, found, tolerance=tolerance):
@@ -110,8 +120,17 @@ def _is_tie(model: nn.Module, question: Asked, found: Sequence[int], *, toleranc
     return bool((logits[found[place]] - logits[own[place]]).abs() <= tolerance * max(1.0, logits.abs().max().item()))
 
 
-def _difference(tokenizer: Any, found: Sequence[int], expected: Sequence[int]) -> str:
-    """Say where two rows of ids part."""
+def _difference(tokenizer: Any, question: Asked) -> str:
+    """Say where the ids of a prompt and those that transformers gives it part; "" where they are the same."""
+    found: list[int] = tokenizer.apply_chat_template(
+        [dict(message) for message in question.messages],
+        tools=question.tools,
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    expected = list(question.prompt_ids)
+    if found == expected:
+        return ""
     place = next((i for i, (a, b) in enumerate(zip(found, expected, strict=False)) if a != b), None)
     place = min(len(found), len(expected)) if place is None else place
     theirs, ours = (tokenizer.convert_ids_to_tokens(list(row[place : place + 3])) for row in (found, expected))

@@ -15,11 +15,13 @@ from keeptune.config import Recipe
 from keeptune.data.record import PART_NAMES, SPLIT_NAMES, PartName, SplitName
 from keeptune.errors import DataError
 from keeptune.progress import Progress
+from keeptune.stages.asking import require_prompts_of_transformers
 from keeptune.stages.data import (
     Base,
     length_policy,
     max_length,
     max_positions,
+    read_records,
     rendering,
     require_embeddings,
 )
@@ -34,11 +36,16 @@ if TYPE_CHECKING:
     from keeptune.text.tokens import Tokenized
 
 
+# Prompts that are held against what transformers reads.
+_NUM_HELD_AGAINST = 20
+
+
 def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) -> Audit:
     """Write records, tokens and audit of every split into `folder`.
 
     Raises:
         DataError: a split is empty.
+        RecipeError: transformers reads the prompts as other tokens.
     """
     from keeptune.data.prepare import TaskSource, prepare_records
 
@@ -67,6 +74,7 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
         ]
     audit = _with_tokens(prepared.audit, counts=counts, fates=fates)
     _require_every_split(audit)
+    require_prompts_of_transformers(base, read_records(folder, "train", at_most=_NUM_HELD_AGAINST))
     for task, of_task in audit.tasks.items():
         wanted = ("test",) if task in audit.untrained_tasks else SPLIT_NAMES
         empty = [split for split in wanted if not getattr(of_task, split)]

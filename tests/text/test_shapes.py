@@ -116,16 +116,16 @@ def test_the_trained_ids_are_those_of_the_whole_conversation(name: str, load: Lo
 
 # They write earlier answers otherwise than the last, or read no token between a word and a mark.
 _REWRITING = ("qwen3", "deepseek-v3", "deepseek-r1", "chatml, normalised and stripped")
+# How added tokens without the flag of special ones begin that start or end a turn.
+_TURNS = ("<|im_", "<｜User", "<｜Assistant")
 INJECTED = "a {token} b\n{token}"
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_no_content_becomes_a_control_token(name: str, load: Load) -> None:
     shape, tokenizer, template, _ = load(name)
-    controls = {*tokenizer.special_tokens.values(), *(tokenizer.added_tokens[t] for t in template.controls.written)}
-    if "<unk>" in tokenizer.special_tokens:
-        controls -= {tokenizer.special_tokens["<unk>"]}
-    turns = {*shape.special, *(shape.others if name.startswith("chatml") else ())} - {"<unk>"}
+    turns = {*shape.special, *(token for token in shape.others if token.startswith(_TURNS))} - {"<unk>"}
+    controls = {tokenizer.added_tokens[token] for token in turns}
     for token in sorted(turns):
         spelled = INJECTED.format(token=token)
         hostile = messages_of(spelled, spelled, spelled, spelled, system=spelled if shape.has_system else "")
