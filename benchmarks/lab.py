@@ -39,6 +39,7 @@ from keeptune.model.loss import target_losses
 from keeptune.progress import Silent
 from keeptune.text.batches import pack
 from keeptune.text.table import Table
+from keeptune.text.template import make_template
 from keeptune.text.tokenizer import Tokenizer
 from keeptune.text.tokens import Example
 
@@ -130,7 +131,7 @@ def prompted(lab: Path, *, shots: int) -> dict[str, Any]:
     model = load_model(folder, device=torch.device("cpu"), dtype=torch.float32)
     records = [record for task in TASKS for record in few_shot_records(task, shots=shots)]
     bench = Bench(
-        tokenizer=tokenizer,
+        template=make_template("plain", tokenizer=tokenizer, encoder_decoder=False),
         decoding=decoding(tokenizer),
         collate=pack,
         target_losses=target_losses,

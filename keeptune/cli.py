@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import sys
 import time
-import traceback
 from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Annotated
@@ -13,8 +12,8 @@ from typing import Annotated
 import typer
 
 from keeptune import __version__
-from keeptune.errors import KeeptuneError
 from keeptune.invocation import (
+    Output,
     command_line,
     count_of,
     end_with_driver,
@@ -22,8 +21,9 @@ from keeptune.invocation import (
     load_with_ranges,
     make_console,
     make_context,
+    next_steps,
     open_recipe,
-    program,
+    report_fault,
     trial_launcher,
 )
 
@@ -75,6 +75,8 @@ def check(
         terminal_check.show_check(make_console(), outcome)
     splits = ", ".join(f"{count:,} {split}" for split, count in outcome.audit["splits"].items())
     print(f"Checked: {outcome.audit['rows_in']:,} rows, {outcome.audit['kept']:,} records kept ({splits})")
+    with stages.naming_recipe(recipe, loaded):
+        stages.refuse_budgets(outcome.budgets)
     if not quiet:
         overrides = [part for override in set_ or [] for part in ("--set", override)]
         if ranges:
@@ -107,6 +109,7 @@ def prepare(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False)
         prepared = stages.prepare(run)
         if not quiet:
             terminal.show_audit(make_console(), prepared.audit)
+        stages.check_budgets(run.recipe, prepared)
         print(f"Data: {run.folder / 'data'}")
 
 
@@ -125,9 +128,9 @@ def train(
 
     with open_recipe(recipe, set_, quiet=quiet, check=stages.check_methods) as run:
         prepared = stages.prepare(run)
-        harness = stages.write_harness(run, prepared)
-        texts = stages.write_texts(run, prepared)
-        stages.check_budgets(run.recipe, prepared, texts, harness=harness)
+        stages.check_budgets(run.recipe, prepared)
+        stages.check_budgets(run.recipe, prepared, harness=stages.write_harness(run, prepared))
+        texts = stages.write_texts(run, prepared, for_training=True)
         kept = stages.keep_texts(run.recipe, prepared, texts)
         for folder in stages.train(run, data=prepared, methods=method, texts=kept):
             print(f"Trained: {folder}")
@@ -187,12 +190,13 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         prepared = stages.prepare(opened)
         if not quiet and not prepared.made_before:
             terminal.show_audit(make_console(), prepared.audit)
+        stages.check_budgets(opened.recipe, prepared)
         harness = stages.write_harness(opened, prepared)
-        texts = stages.write_texts(opened, prepared)
-        stages.check_budgets(opened.recipe, prepared, texts, harness=harness)
+        stages.check_budgets(opened.recipe, prepared, harness=harness)
+        texts = stages.write_texts(opened, prepared, for_training=True)
         kept = stages.keep_texts(opened.recipe, prepared, texts)
         stages.train(opened, data=prepared, texts=kept)
-        delivered = stages.evaluate(opened, data=prepared, texts=texts, harness=harness)
+        delivered = stages.evaluate(opened, data=prepared, harness=harness)
         certificate = stages.certify(opened, data=prepared) if delivered is None else None
         page = stages.report(opened)
     terminal.show_scores(make_console(), page.with_name("report.json"))
@@ -201,6 +205,8 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
     else:
         print(f"Instruct model: {delivered}")
     print(f"Report: {page}")
+    if not quiet:
+        print("\n".join(["Next:", *next_steps(page.parent)]))
 
 
 @app.command()
@@ -364,15 +370,11 @@ def main() -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # PEFT imports bitsandbytes where that is installed, which tells at once of a kernel that it can do without.
     getLogger("bitsandbytes").setLevel(ERROR)
+    output = Output()
     try:
         # typer returns the code of an exit of its own, 130 after Ctrl-C among them.
         returned = app(standalone_mode=False)
         code = returned if isinstance(returned, int) else 0
-    except KeeptuneError as error:
-        # A remedy names a command that works here.
-        message = str(error).replace("`keeptune ", f"`{program()} ")
-        sys.stderr.write(f"keeptune: {message}\n")
-        code = error.exit_code
     except typer.Exit as stop:
         code = stop.exit_code
     except typer.Abort:
@@ -380,15 +382,11 @@ def main() -> None:
     except Exception as error:
         show = getattr(error, "show", None)
         if show is None:
-            traceback.print_exc()
-            sys.stderr.write("keeptune: this is a fault of keeptune's own; please report it with the lines above.\n")
-            code = 1
+            code = report_fault(error)
         else:
             show()
             code = 2
-    sys.stdout.flush()
-    sys.stderr.flush()
-    sys.exit(code)
+    sys.exit(output.end(code))
 
 
 if __name__ == "__main__":

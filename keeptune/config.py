@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,7 @@ from keeptune.config_data import (
     TextFields,
 )
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
-from keeptune.errors import RecipeError, raise_collected
+from keeptune.errors import RecipeError, printable, raise_collected
 from keeptune.evaluation.metrics import metric_problems
 from keeptune.recipe_text import apply_override, describe_problem, existing_key, read_yaml, write_yaml
 from keeptune.search.space import range_keys
@@ -48,6 +48,7 @@ LEARNING_RATES: Mapping[str | None, float] = {
     "PREFIX_TUNING": 7e-3,
     "P_TUNING": 2e-3,
 }
+_MAX_DESCRIBED = 10
 ADAPTER_LEARNING_RATE = 2e-4
 """That of a method which has none of its own."""
 
@@ -108,7 +109,7 @@ class MethodFields(BaseModel):
 class TrainingFields(Section):
     """The training loop."""
 
-    num_train_epochs: Positive = 3
+    num_train_epochs: Annotated[int, Field(ge=1, le=10_000)] = 3
     """Passes over the train split at most."""
     tokens_per_step: Positive | Literal["auto"] = "auto"
     """Tokens of one optimizer update; auto: 8,192, or fewer so that small data give enough steps."""
@@ -134,7 +135,7 @@ class TrainingFields(Section):
     """Compute in bf16 while the trained weights stay fp32; null: on a GPU, not on a CPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, about a third more time."""
-    evals_per_epoch: Positive = 2
+    evals_per_epoch: Annotated[int, Field(ge=1, le=1_000)] = 2
     """Validation losses in an epoch."""
     eval_steps: Positive | None = None
     """Steps between validations, in place of `evals_per_epoch`."""
@@ -168,7 +169,7 @@ class EvaluationFields(Section):
     """The base model's answers set beside the tuned ones: alone, after solved examples, after the most similar ones."""
     num_shots: Annotated[tuple[Positive, ...], Field(min_length=1)] = (1, 4)
     """Solved examples of the train split in a few-shot prompt, a row each; `nearest` shows the largest number."""
-    num_draws: Positive = 3
+    num_draws: Annotated[int, Field(ge=1, le=100)] = 3
     """Random choices of these examples for each of `num_shots`, to see how much the choice matters."""
     max_new_tokens: Positive | Literal["auto"] = "auto"
     """Tokens of an answer at most; auto: the 99th percentile of the train completions, and a little more."""
@@ -231,6 +232,15 @@ class Recipe(Section):
     """Decides splits, order, initial adapters and dropout."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where the model runs; auto: an NVIDIA or AMD GPU if there is one. mps is an Apple GPU."""
+
+    @field_validator("model", "output_dir")
+    @classmethod
+    def _without_control_characters(cls, path: str) -> str:
+        if printable(path) != path or "\n" in path:
+            raise ValueError(f"found {path!r:.80}, which has a control character in it; expected a path. Remove it")
+        if not path.strip():
+            raise ValueError("found an empty text; expected a path. Name one")
+        return path
 
     @field_validator("methods")
     @classmethod
@@ -314,10 +324,11 @@ def make_recipe(value: Mapping[str, Any], *, path: Path) -> Recipe:
         for problem in error.errors():
             place = str(problem["loc"]) if problem["type"] == "missing" else existing_key(problem["loc"], value)
             by_place.setdefault(place, []).append(problem)
-        raise_collected(
-            RecipeError,
-            [describe_problem(path, problems, value=value, known_keys=_known_keys) for problems in by_place.values()],
-        )
+        inner = list(_inner_ones(by_place))
+        # To look for the nearest key of each of thousands would take minutes.
+        described = [describe_problem(path, problems, value=value, keys=_KEYS) for problems in inner[:_MAX_DESCRIBED]]
+        more = [f"and {len(inner) - _MAX_DESCRIBED:,} more."] if len(inner) > _MAX_DESCRIBED else []
+        raise RecipeError("\n".join(described + more)) from error
 
 
 def is_fractional(key: str) -> bool:
@@ -327,17 +338,24 @@ def is_fractional(key: str) -> bool:
     return field is not None and "float" in str(field.annotation)
 
 
-def _known_keys(section: Sequence[Any]) -> list[str]:
-    sections: dict[str, type[BaseModel]] = {
-        "data": DataFields,
-        "training": TrainingFields,
-        "evaluation": EvaluationFields,
-        "tasks": TaskFields,
-        "retention": RetentionFields,
-        "mixture": MixtureFields,
-        "harness": HarnessFields,
-        "texts": TextFields,
-        "methods": MethodFields,
-    }
-    known = next((sections[part] for part in reversed(section) if part in sections), Recipe)
-    return list(known.model_fields)
+# Where each section of a recipe stands; `*` is a number or a name that the recipe chooses.
+_SECTIONS: Mapping[str, type[BaseModel]] = {
+    "": Recipe,
+    "data": DataFields,
+    "data.tasks.*": TaskFields,
+    "data.mixture": MixtureFields,
+    "methods.*": MethodFields,
+    "training": TrainingFields,
+    "evaluation": EvaluationFields,
+    "retention": RetentionFields,
+    "retention.texts.*": TextFields,
+    "retention.harness": HarnessFields,
+}
+_KEYS = {section: tuple(fields.model_fields) for section, fields in _SECTIONS.items()}
+
+
+def _inner_ones(by_place: Mapping[str, list[Mapping[str, Any]]]) -> Iterator[list[Mapping[str, Any]]]:
+    """Yield the problems without those of a place inside which there is another: they only follow from it."""
+    parts = [place.split(".") for place in by_place]
+    outer = {".".join(part[:i]) for part in parts for i in range(1, len(part))}
+    yield from (problems for place, problems in by_place.items() if place not in outer)

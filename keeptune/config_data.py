@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
 
+from keeptune.data.columns import label_key
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _MEAN_ROWS = frozenset({ALL_TASKS, OTHER_TASKS, SELF_TEXTS})
 Fraction = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[int, Field(ge=1)]
+PathText = Annotated[str, Field(min_length=1)]
 LEAST_LENGTH = 8
 """Tokens that an example has room for at least."""
 
@@ -48,28 +51,68 @@ def _checked_name(given: str, *, path: str | tuple[str, ...]) -> str:
     return name
 
 
+def _check_columns(columns: Mapping[str, str | Sequence[str]]) -> None:
+    """Refuse columns that make no record.
+
+    Raises:
+        ValueError: they are neither prompt and completion nor messages, or several stand where one is expected.
+    """
+    if set(columns) not in ({"prompt", "completion"}, {"messages"}):
+        found = ", ".join(columns) or "nothing"
+        raise ValueError(
+            f"found columns for {found}; expected both prompt and completion, or messages alone. Name them"
+        )
+    for part in ("completion", "messages"):
+        if not isinstance(columns.get(part, ""), str):
+            raise ValueError(f"found a list of columns for {part}; expected one. Lists are for the prompt alone")
+
+
 class TaskFields(Section):
     """One source of rows; a task is scored on its own."""
 
-    path: str | Annotated[tuple[str, ...], Field(min_length=1)]
-    """File (.json, .jsonl, .csv, .parquet; .gz accepted), folder, or hub id `owner/name`; or several files as one task:
-    a list, or a pattern such as `ag_news_*.jsonl`."""
+    path: PathText | Annotated[tuple[PathText, ...], Field(min_length=1)]
+    """File (.json, .jsonl, .csv, .tsv, .parquet, .arrow; .gz accepted), folder or hub id `owner/name`; or several files
+    as one task: a list, or a pattern such as `ag_news_*.jsonl`."""
     name: str = ""
     """The task's name in scores and reports; default: the file's name without its suffixes."""
     revision: str | None = None
     """Commit, tag or branch of a hub id."""
+    config: str | None = None
+    """Configuration of a hub id, such as `sst2` of `nyu-mll/glue`; needed where it has several and no default."""
+    split: str | None = None
+    """The one split of a hub id to read, which keeptune splits; default: train, validation and test as they are."""
     validation: str | None = None
     """Own validation file, taken as it is."""
     test: str | None = None
     """Own test file, taken as it is."""
-    columns: dict[Literal["prompt", "completion"], str] | None = None
-    """Names of the two columns that hold prompt and completion, where no known format fits."""
+    columns: (
+        dict[Literal["prompt", "completion", "messages"], str | Annotated[tuple[str, ...], Field(min_length=1)]] | None
+    ) = None
+    """Names of the columns that hold prompt and completion, or of the one that holds messages, where no known format
+    fits. A list of columns makes one prompt, each behind its name."""
+    labels: dict[str, str] | None = None
+    """What completions are called: a list for the numbers 0, 1 …, or value → name."""
+    ignore: tuple[str, ...] | None = None
+    """Columns that need not be read, such as pictures that the text does not speak of."""
     instruction: str | Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """A line put before every prompt of the named columns; of a list the one that the prompt's hash chooses."""
     max_records: Positive | None = None
     """Keep at most this many records, chosen by hash; default: all."""
     train: bool = True
     """Train on it; false: score it only, to see what tuning on the others changed there."""
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _by_value(cls, value: Any) -> Any:
+        """Return labels by the text of their value; YAML reads `no` and `1` as other things than text."""
+        if isinstance(value, list | tuple):
+            value = dict(enumerate(value))
+        if not isinstance(value, dict):
+            return value
+        names = [str(name) if isinstance(name, int) and not isinstance(name, bool) else name for name in value.values()]
+        if any(isinstance(name, bool) for name in names):
+            raise ValueError("found true or false in labels, as YAML reads yes and no; expected text. Quote the names")
+        return {label_key(key): name for key, name in zip(value, names, strict=True)}
 
     @model_validator(mode="after")
     def _named(self) -> TaskFields:
@@ -79,8 +122,8 @@ class TaskFields(Section):
                 "found validation beside train: false; expected test alone, because a task that is not trained on "
                 "chooses nothing. Remove validation"
             )
-        if self.columns is not None and set(self.columns) != {"prompt", "completion"}:
-            raise ValueError("found columns with one key; expected both prompt and completion. Add the other")
+        if self.columns is not None:
+            _check_columns({part: named for part, named in self.columns.items()})
         if self.instruction is not None and self.columns is None:
             raise ValueError(
                 "found instruction without columns, where it has no effect; expected both. Add columns, or remove it"
@@ -134,8 +177,9 @@ class DataFields(Section):
     """Count and drop rows that cannot be read or are no valid record, instead of stopping."""
     duplicates: Literal["drop", "keep"] = "drop"
     """What happens to an exact copy of a record."""
-    leaks: Literal["drop", "keep"] = "drop"
-    """What happens to train records that overlap with validation or test."""
+    leaks: Literal["auto", "drop", "keep"] = "auto"
+    """What happens to train records that overlap with validation or test. auto: they are dropped, but for those of a
+    task that brings along the validation or test file that they overlap with."""
     mixture: (
         Annotated[
             Annotated[MixtureFields, Tag("section")] | Annotated[Literal["equal"], Tag("equal")],

@@ -6,16 +6,20 @@ A message has the form `where: found; expected. remedy.`
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import ClassVar, NoReturn
 
 _MAX_LISTED = 10
+_NUMBER = re.compile(r"\d+")
+# A line of a file, or an element of it.
+_ROW = re.compile(r"(:\d+|\[\d+\])$")
 
 
 class KeeptuneError(Exception):
-    """A fault that the user can mend; its message says where, what was found, what was expected and how to mend it."""
+    """A fault that the user can fix; its message says where, what was found, what was expected and how to fix it."""
 
     exit_code: ClassVar[int] = 1
 
@@ -76,12 +80,58 @@ def stopped(unfinished: str) -> Interrupted:
     )
 
 
-def raise_collected(kind: type[KeeptuneError], problems: Sequence[str]) -> NoReturn:
-    """Raise one error that lists the first ten problems and counts the rest."""
-    listed = list(problems[:_MAX_LISTED])
-    if len(problems) > _MAX_LISTED:
-        listed.append(f"and {len(problems) - _MAX_LISTED} more.")
-    raise kind("\n".join(listed))
+class Complaints:
+    """Problems of one kind: the first ten different ones are listed, others and equal ones are counted.
+
+    Two about different rows that say the same, but for numbers, are equal.
+    """
+
+    def __init__(self) -> None:
+        self._first: dict[str, str] = {}
+        self._last: dict[str, str] = {}
+        self._counts: dict[str, int] = {}
+        self._num_others = 0
+
+    def __len__(self) -> int:
+        return sum(self._counts.values()) + self._num_others
+
+    def add(self, problem: str) -> None:
+        """Take in a problem of the form `where: found …`."""
+        where, _, found = problem.partition(": found")
+        kind = _NUMBER.sub("0", found) if _ROW.search(where) else problem
+        if kind not in self._counts and len(self._counts) == _MAX_LISTED:
+            self._num_others += 1
+            return
+        self._first.setdefault(kind, problem)
+        self._last[kind] = where
+        self._counts[kind] = self._counts.get(kind, 0) + 1
+
+    @property
+    def only(self) -> str | None:
+        """The first problem where all are equal."""
+        return next(iter(self._first.values())) if len(self._first) == 1 and not self._num_others else None
+
+    def lines(self) -> list[str]:
+        """Return a line for each different problem, with how often and where last it was met, and a count of others."""
+        listed = []
+        for kind, first in self._first.items():
+            more, last = self._counts[kind] - 1, self._last[kind]
+            again = f"The same at {last}." if more == 1 else f"The same {more:,} times more, the last at {last}."
+            listed.append(f"{first} {again}" if more else first)
+        return [*listed, *([f"and {self._num_others:,} more."] if self._num_others else [])]
+
+
+def raise_collected(kind: type[KeeptuneError], problems: Iterable[str]) -> NoReturn:
+    """Raise one error that lists the first ten different problems and counts equal ones and the rest."""
+    complaints = Complaints()
+    for problem in problems:
+        complaints.add(problem)
+    raise kind("\n".join(complaints.lines()))
+
+
+def printable(text: str) -> str:
+    """Return text in which control characters, as names of files and columns may hold, cannot steer a terminal."""
+    return "".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def relative_start(path: Path) -> str:

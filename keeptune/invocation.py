@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import shlex
 import shutil
@@ -9,20 +11,102 @@ import signal
 import subprocess
 import sys
 import threading
+import time
+import traceback
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
+
+from keeptune.errors import KeeptuneError, OutOfMemoryError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from keeptune.config import Recipe
     from keeptune.stages import Context, Run
+    from keeptune.terminal import PlainProgress
 
 # As after SIGKILL: 143 says that the state was saved.
 _KILLED = 137
+# What libraries repeat of the system's refusals in errors of their own.
+_MACHINE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EMFILE, errno.ENFILE, errno.EROFS)
+
+
+class _LastingFile(io.FileIO):
+    """A file that takes whatever is written; what the system refuses is dropped, and the first reason kept."""
+
+    refused: OSError | None = None
+
+    def write(self, data: Any) -> int | None:
+        try:
+            return super().write(data)
+        except OSError as error:
+            self.refused = self.refused or error
+            return len(data)
+
+
+class Output:
+    """Standard output and error, on which a command may say what it did without failing by it.
+
+    A reader that has gone, a full disk behind a redirection, a closed descriptor or a character that the terminal has
+    no code for must not end hours of work.
+    """
+
+    def __init__(self) -> None:
+        for number in range(3):
+            try:
+                os.fstat(number)
+            except OSError:
+                # This takes the lowest free number, which no file of a run may get.
+                os.open(os.devnull, os.O_RDWR)
+        self._file = _LastingFile(1, "w", closefd=False)
+        # A test has others in their place.
+        if sys.stdout is sys.__stdout__:
+            sys.stdout = _text(self._file, like=sys.stdout)
+        if sys.stderr is sys.__stderr__:
+            sys.stderr = _text(_LastingFile(2, "w", closefd=False), like=sys.stderr)
+
+    def end(self, code: int) -> int:
+        """Write what is left and return the exit code: `code`, or that of an outcome that could not be written."""
+        sys.stdout.flush()
+        refused = self._file.refused
+        if refused is not None and refused.errno != errno.EPIPE and code == 0:
+            code = report_fault(OSError(refused.errno, str(refused), "standard output"))
+        sys.stderr.flush()
+        return code
+
+
+def _text(file: _LastingFile, *, like: TextIO | None) -> TextIO:
+    encoding = like.encoding if like is not None else "utf-8"
+    lines = file.isatty() or file.fileno() == 2
+    return io.TextIOWrapper(io.BufferedWriter(file), encoding, "backslashreplace", line_buffering=lines)
+
+
+def report_fault(error: Exception) -> int:
+    """Say what ended a command, and return its exit code; what the user's machine caused is no fault of ours."""
+    known = _machine_fault(error) if not isinstance(error, KeeptuneError) else error
+    if known is None:
+        traceback.print_exception(error)
+        sys.stderr.write("keeptune: this is a fault of keeptune's own; please report it with the lines above.\n")
+        return 1
+    # A remedy names a command that works here.
+    message = str(known).replace("`keeptune ", f"`{program()} ")
+    sys.stderr.write(f"keeptune: {printable(message)}\n")
+    return known.exit_code
+
+
+def _machine_fault(error: Exception) -> KeeptuneError | None:
+    from keeptune.storage import refusal
+
+    if isinstance(error, MemoryError):
+        return OutOfMemoryError("found too little memory; expected room for the work. Close other programs.")
+    if isinstance(error, OSError) and error.errno:
+        return refusal(str(error.filename or "this process"), error)
+    found = next((number for number in _MACHINE if os.strerror(number) in str(error)), None)
+    return None if found is None else refusal("this process", OSError(found, os.strerror(found)))
 
 
 class _Signals:
@@ -50,6 +134,18 @@ class _Signals:
 def command_line(*arguments: str) -> str:
     """Return a command line of keeptune's that the shell understands where this one was given."""
     return f"{program()} {shlex.join(arguments)}"
+
+
+def next_steps(run: Path) -> list[str]:
+    """Return what one may do after a run: ask the delivered model, fold its adapter, compare the run with another."""
+    steps = []
+    model = run / "instruct-model"
+    if (model / "README.md").is_file():
+        steps.append(("ask the model", f"see the code in {model / 'README.md'}"))
+    if (model / "adapter_config.json").is_file():
+        steps.append(("fold the adapter", command_line("export", str(model), "--merged", "FOLDER")))
+    steps.append(("compare", command_line("compare", str(run), "OTHER_RUN")))
+    return [f"  {what + ':':<17}{how}" for what, how in steps]
 
 
 def program() -> str:
@@ -124,14 +220,31 @@ def make_context(*, quiet: bool, signals: bool = True) -> Context:
     if signals:
         received.install()
     console = make_console(stderr=True)
-    live = console.is_terminal and not quiet
-    listener = terminal.LiveProgress(console) if live else terminal.PlainProgress(console, quiet=quiet)
+    if console.is_terminal and not quiet:
+        listener = terminal.LiveProgress(console)
+    else:
+        listener = terminal.PlainProgress(console, quiet=quiet)
+        if not quiet:
+            _keep_telling(listener)
     return stages.Context(
         progress=Joined(listener),
         stop_requested=received.stop_requested,
         command=shlex.join(["keeptune", *sys.argv[1:]]),
-        now=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        now=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
     )
+
+
+def _keep_telling(listener: PlainProgress) -> None:
+    """Let a thread call the listener's `beat` once a second, for as long as anything holds the listener."""
+    held = weakref.ref(listener)
+
+    def beat() -> None:
+        while (progress := held()) is not None:
+            progress.beat()
+            del progress
+            time.sleep(1.0)
+
+    threading.Thread(target=beat, daemon=True).start()
 
 
 def trial_launcher(*, num_jobs: int) -> Callable[..., subprocess.Popen[bytes]]:

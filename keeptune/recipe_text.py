@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from yaml.error import MarkedYAMLError
 from keeptune.data.lines import json_kind
 from keeptune.errors import RecipeError
 
-_MAX_RECIPE_BYTES = 1 << 20
+_MAX_RECIPE_BYTES = 1 << 18
 # pydantic's kinds of problem, by the beginning of their names, in the words of a recipe.
 _EXPECTED = {"int_": "a whole number", "float_": "a number", "bool_": "true or false", "string_type": "text"}
 _EXPECTED |= {
@@ -22,7 +22,11 @@ _EXPECTED |= {
     "dict_type": "a section",
     "model_": "a section",
     "too_short": "at least one entry",
+    "string_too_short": "text that is not empty",
 }
+# How alike two keys must be, from 0 to 1, for one to be proposed; those of the same section are preferred a little.
+_LIKE_A_SIBLING, _LIKE_ANOTHER, _OWN_SECTION = 0.5, 0.75, 0.1
+_YAML_FAULTS = (yaml.YAMLError, UnicodeDecodeError, RecursionError)
 _YAML_WORDS = {"None": "null", "True": "true", "False": "false"}
 _DATA_FILE = re.compile(r"\.(jsonl|ndjson|csv|parquet|gz)$", re.IGNORECASE)
 _DATA_REMEDY = "Data are named in a recipe: `data: {tasks: [{path: ...}]}`."
@@ -43,15 +47,15 @@ def read_yaml(path: Path) -> dict[str, Any]:
             "Check the path, or start from one of those in keeptune/recipes."
         ) from error
     if len(raw) > _MAX_RECIPE_BYTES:
-        raise RecipeError(f"{path}: found {len(raw)} bytes; expected a recipe of at most 1 MiB. Name the right file.")
+        raise RecipeError(f"{path}: found {len(raw)} bytes; expected a recipe of at most 256 KiB. Name the right file.")
     try:
         value = yaml.load(raw.decode("utf-8-sig"), Loader=_RecipeLoader)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except _YAML_FAULTS as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
         detail = str(getattr(error, "problem", None) or error).replace(' in "<unicode string>",', " at")
         detail = " ".join(detail.split())[:300]
-        raise RecipeError(f"{where}: found no valid YAML ({detail}); expected a recipe. Mend that place.") from error
+        raise RecipeError(f"{where}: found no valid YAML ({detail}); expected a recipe. Fix that place.") from error
     if not isinstance(value, dict):
         found = "an empty file" if value is None else json_kind(value)
         remedy = f" {_DATA_REMEDY}" if isinstance(value, list) else ""
@@ -77,6 +81,14 @@ def write_yaml(value: Mapping[str, Any]) -> str:
 class _RecipeLoader(yaml.SafeLoader):
     """YAML without aliases and duplicate keys, and with `1e-5` a number as in YAML 1.2."""
 
+    def construct_object(self, node: Any, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep=deep)
+        except (ValueError, OverflowError) as error:
+            # A date such as 2026-13-45, 0x_, thousands of digits.
+            problem = f"{node.value!s:.40} is no valid {node.tag.rpartition(':')[2]}"
+            raise MarkedYAMLError(problem=problem, problem_mark=node.start_mark) from error
+
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
@@ -84,11 +96,14 @@ class _RecipeLoader(yaml.SafeLoader):
         return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
-        twice = [i for i, key in enumerate(keys) if key in keys[:i]]
-        if twice:
-            problem, mark = f"the key {keys[twice[0]]!r} stands twice", node.value[twice[0]][0].start_mark
-            raise MarkedYAMLError(problem=problem, problem_mark=mark)
+        keys: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise MarkedYAMLError(problem="a key that is no plain value", problem_mark=key_node.start_mark)
+            if key in keys:
+                raise MarkedYAMLError(problem=f"the key {key!r} stands twice", problem_mark=key_node.start_mark)
+            keys.add(key)
         return super().construct_mapping(node, deep=deep)
 
 
@@ -113,7 +128,7 @@ def apply_override(recipe: dict[str, Any], override: str) -> None:
         )
     try:
         value = yaml.load(text, Loader=_RecipeLoader)
-    except yaml.YAMLError as error:
+    except _YAML_FAULTS as error:
         raise RecipeError(f"--set {override!r}: found no valid YAML after `=`; expected a value. Quote it.") from error
     place: Any = recipe
     for part in parts[:-1]:
@@ -141,20 +156,20 @@ def _list_index(place: list[Any], part: str, *, override: str) -> int:
 
 
 def describe_problem(
-    path: Path, problems: Sequence[Mapping[str, Any]], *, value: Any, known_keys: Callable[[Sequence[Any]], list[str]]
+    path: Path, problems: Sequence[Mapping[str, Any]], *, value: Any, keys: Mapping[str, Sequence[str]]
 ) -> str:
     """Return pydantic's problems with one place of a recipe in the form `where: found; expected. remedy.`
 
-    `known_keys` returns the keys of a section, given its place.
+    `keys` are those of each section, which is written as `methods.*`, "" being the whole recipe.
     """
     problem = problems[0]
     key = existing_key(problem["loc"], value)
     where = f"{path}: {key}" if key else f"{path}"
     if problem["type"] == "extra_forbidden":
-        *section, last = problem["loc"]
-        known = known_keys(section)
-        near = difflib.get_close_matches(str(last), known, n=1, cutoff=0.5)
-        hint = f"Did you mean {near[0]!r}?" if near else f"Known keys here: {', '.join(known)}."
+        *place, last = problem["loc"]
+        section = _section(place, keys)
+        near = _nearest(str(last), section=section, keys=keys)
+        hint = f"Did you mean {near!r}?" if near else f"Known keys here: {', '.join(keys[section])}."
         return f"{where}: found an unknown key; expected one that keeptune knows. {hint}"
     if problem["type"] == "missing":
         missing = ".".join(map(str, problem["loc"]))
@@ -166,7 +181,25 @@ def describe_problem(
     found = json_kind(given) if isinstance(given, dict) else _YAML_WORDS.get(str(given), f"{given!r:.80}")
     words = [next((w for k, w in _EXPECTED.items() if p["type"].startswith(k)), p["msg"]) for p in problems]
     expected = " or ".join(dict.fromkeys(word.removeprefix("Input should be ") for word in words))
-    return f"{where}: found {found}; expected {expected}. Mend this value."
+    return f"{where}: found {found}; expected {expected}. Fix this value."
+
+
+def _section(place: Sequence[Any], keys: Mapping[str, Sequence[str]]) -> str:
+    """Return the section that pydantic's place of a problem lies in."""
+    names = {section.removesuffix(".*").rpartition(".")[2]: section for section in keys}
+    return next((names[part] for part in reversed(place) if part in names), "")
+
+
+def _nearest(key: str, *, section: str, keys: Mapping[str, Sequence[str]]) -> str | None:
+    """Return the known key that is most like an unknown one: one of its own section, or by its full name another's."""
+    alike: list[tuple[float, str]] = []
+    for name, known in keys.items():
+        for other in known:
+            likeness = difflib.SequenceMatcher(None, key.lower(), other).ratio()
+            if likeness >= (_LIKE_A_SIBLING if name == section else _LIKE_ANOTHER):
+                is_own = name == section
+                alike.append((likeness + (_OWN_SECTION if is_own else 0.0), other if is_own else f"{name}.{other}"))
+    return max(alike, default=(0.0, None))[1]
 
 
 def existing_key(location: Sequence[Any], value: Any) -> str:
@@ -175,7 +208,7 @@ def existing_key(location: Sequence[Any], value: Any) -> str:
     for part in location:
         in_list = isinstance(value, list) and isinstance(part, int) and part < len(value)
         if not in_list and not (isinstance(value, dict) and part in value):
-            if isinstance(value, dict):
+            if isinstance(value, dict | list):
                 continue
             break
         value = value[part]

@@ -23,7 +23,7 @@ from keeptune.errors import FolderInUseError, StorageError
 MANIFEST = "manifest.json"
 _TEMPORARY = ".tmp-"
 # The key of the hash that a record has of its own content.
-_SEAL = "content_sha256"
+SEAL = "content_sha256"
 # Exactly the names that this project gives: a user's own `x.tmp-backup` is none of them.
 _LEFTOVER = re.compile(r".+\.tmp-([a-z]+-)?[0-9a-f]{8}")
 _REMEDIES = {
@@ -36,7 +36,11 @@ _REMEDIES = {
     errno.EEXIST: ("a file stands where a folder is expected", "move that file, or choose another output_dir"),
     errno.ENOTDIR: ("a file stands where a folder is expected", "move that file, or choose another output_dir"),
     errno.EISDIR: ("a folder stands where a file is expected", "move that folder, or choose another output_dir"),
+    errno.ELOOP: ("a symbolic link stands where a file is expected", "remove it, then give the same command again"),
     errno.ENOENT: ("no such file or folder", "check that nothing removed it, then give the same command again"),
+    errno.EIO: ("the disk reports an input/output error", "check the disk, then give the same command again"),
+    errno.EMFILE: ("too many open files", "raise the limit of this process (ulimit -n), then go on"),
+    errno.ENFILE: ("too many open files on this machine", "close other programs, then go on"),
 }
 
 
@@ -46,9 +50,14 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        unknown = (str(error), "check the disk, then give the same command again")
-        found, remedy = _REMEDIES.get(error.errno or 0, unknown)
-        raise StorageError(f"{path}: {found}; expected a place to read and write. Remedy: {remedy}.") from error
+        raise refusal(str(path), error) from error
+
+
+def refusal(where: str, error: OSError) -> StorageError:
+    """Return what says that the disk, or the machine, refused something."""
+    unknown = (str(error), "check the disk, then give the same command again")
+    found, remedy = _REMEDIES.get(error.errno or 0, unknown)
+    return StorageError(f"{where}: {found}; expected a place to read and write. Remedy: {remedy}.")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:
@@ -135,7 +144,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
 
 def write_record(path: Path, value: Mapping[str, Any]) -> None:
     """Write a JSON object together with a hash of its content, atomically; `read_record` checks it."""
-    write_json(path, {**value, _SEAL: _content_sha256(json.loads(json.dumps(value)))})
+    write_json(path, {**value, SEAL: _content_sha256(json.loads(json.dumps(value)))})
 
 
 def read_record(path: Path, *, again: str = "`keeptune run`") -> dict[str, Any]:
@@ -149,7 +158,7 @@ def read_record(path: Path, *, again: str = "`keeptune run`") -> dict[str, Any]:
         value = _parsed(path) if exists else None
     except (ValueError, RecursionError):
         value = None
-    if not isinstance(value, dict) or value.pop(_SEAL, None) != _content_sha256(value):
+    if not isinstance(value, dict) or value.pop(SEAL, None) != _content_sha256(value):
         found = "content that differs from its hash" if exists else "no such file"
         raise StorageError(
             f"{path}: found {found}; expected the file as keeptune wrote it. Put it back from a copy, or remove it "
@@ -160,14 +169,14 @@ def read_record(path: Path, *, again: str = "`keeptune run`") -> dict[str, Any]:
 
 def write_sealed_text(path: Path, text: str) -> None:
     """Write lines with a hash of them as the last one, a comment that begins with #; `read_sealed_text` checks it."""
-    write_atomic(path, f"{text}# {_SEAL}: {hashlib.sha256(text.encode('utf-8')).hexdigest()}\n")
+    write_atomic(path, f"{text}# {SEAL}: {hashlib.sha256(text.encode('utf-8')).hexdigest()}\n")
 
 
 def is_sealed_text(path: Path) -> bool:
     """Tell whether a file holds what `write_sealed_text` wrote, unchanged."""
     with storage_errors(path):
         content = path.read_bytes() if path.is_file() else b""
-    text, _, seal = content.rpartition(f"# {_SEAL}: ".encode())
+    text, _, seal = content.rpartition(f"# {SEAL}: ".encode())
     return seal.decode("ascii", "replace") == f"{hashlib.sha256(text).hexdigest()}\n"
 
 
@@ -183,7 +192,7 @@ def read_sealed_text(path: Path) -> str:
             "`keeptune run` with the recipe again, which writes it anew."
         )
     with storage_errors(path):
-        return path.read_text(encoding="utf-8").rpartition(f"# {_SEAL}: ")[0]
+        return path.read_text(encoding="utf-8").rpartition(f"# {SEAL}: ")[0]
 
 
 def _content_sha256(value: Any) -> str:
@@ -267,7 +276,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     path = folder / MANIFEST
     try:
         value = _parsed(path) if path.is_file() else {}
-        is_foreign = isinstance(value, dict) and not value.keys() & {"files", "versions", _SEAL}
+        is_foreign = isinstance(value, dict) and not value.keys() & {"files", "versions", SEAL}
     except (ValueError, RecursionError):
         is_foreign = False
     return {} if is_foreign else read_record(path)
@@ -334,7 +343,10 @@ def locked_folder(folder: Path) -> Iterator[None]:
         except FileNotFoundError as error:
             # Of a file system that lets nobody make a folder, such as /proc.
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM)) from error
-        file = (folder / ".lock").open("a+")
+    lock = folder / ".lock"
+    with storage_errors(lock):
+        # A link would let whoever set it choose which file is made or opened.
+        file = os.fdopen(os.open(lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666), "r+")
     with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

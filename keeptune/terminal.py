@@ -6,8 +6,9 @@ On a terminal, long work shows one live line with rate and time left; elsewhere,
 from __future__ import annotations
 
 import json
+import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from rich.text import Text
 
 from keeptune.data.audit import unused_and_removed
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.errors import printable
 from keeptune.progress import noun
 from keeptune.report import comparison
 from keeptune.report.certificate import read_certificate
@@ -26,14 +28,14 @@ from keeptune.report.scores import Score
 from keeptune.report.wording import decimal, decimals_for
 from keeptune.storage import read_json
 
-_PLAIN_SECONDS = 15.0
+_PLAIN_SECONDS = 10.0
 _LIVE_SECONDS = 0.1
 _SPEED_SECONDS = 3600.0
 _OVERLAPS = {
     "exact": "the same prompt",
     "near": "a near-duplicate prompt",
     "ngram_cover": "more than half of its words, in runs of 8",
-    "ngram_13": "others, with no more than a run of 13 words",
+    "ngram_13": "a short phrase only (13 words in a row)",
 }
 # The rows of means in the table of tasks.
 _MEANS = {ALL_TASKS: "all together", OTHER_TASKS: "others together"}
@@ -91,45 +93,72 @@ class LiveProgress:
 
 
 class PlainProgress:
-    """A `keeptune.progress.Progress` for files and pipes: a line at the start, at the end and now and then between."""
+    """A `keeptune.progress.Progress` for files and pipes: a line at the start, at the end and now and then between.
 
-    def __init__(self, console: Console, *, quiet: bool) -> None:
+    `beat`, which a thread calls every now and then, says how long work has been going on that tells nothing by itself.
+    """
+
+    def __init__(self, console: Console, *, quiet: bool, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
         self._quiet = quiet
+        self._clock = clock
+        self._lock = threading.Lock()
         self._title = ""
+        self._shown = self._last = clock()
 
     def start(self, title: str, *, total: int, unit: str) -> None:
         self.finish()
-        self._title, self._unit, self._total = title, unit, total
-        self._done, self._note = 0, ""
-        self._begun = self._shown = time.monotonic()
+        with self._lock:
+            self._title, self._unit, self._total = title, unit, total
+            self._done, self._note = 0, ""
+            self._begun = self._clock()
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
-        self._done += count
-        self._note = note or self._note
-        now = time.monotonic()
-        # The last unit needs no line of its own: that of the end follows.
-        if now - self._shown >= _PLAIN_SECONDS and not self._quiet and self._done < self._total:
-            self._shown, seconds = now, now - self._begun
-            if not self._done:
-                self._print(f"{self._title}: {self._total:,} {noun(self._total, self._unit)}, {seconds:,.0f} s so far")
-                return
-            rate = self._done / seconds
-            left = (self._total - self._done) / rate
-            done = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}"
-            self._print(", ".join(filter(None, (done, _rate(rate), f"{left:,.0f} s left"))))
+        with self._lock:
+            self._done += count
+            self._note = note or self._note
+            # The last unit needs no line of its own: that of the end follows.
+            if self._done < self._total:
+                self._show()
+
+    def beat(self) -> None:
+        """Show how far the open work is, or that work without a count goes on, where nothing was said for a while."""
+        with self._lock:
+            self._show()
 
     def finish(self) -> None:
-        if self._title and not self._quiet:
-            # Work that was cut short says of how much.
-            of = "" if self._done == self._total else f"/{self._total:,}"
-            unit = noun(self._total, self._unit)
-            self._print(f"{self._title}: {self._done:,}{of} {unit} in {time.monotonic() - self._begun:,.1f} s")
-        self._title = ""
+        with self._lock:
+            if self._title and not self._quiet:
+                # Work that was cut short says of how much.
+                of = "" if self._done == self._total else f"/{self._total:,}"
+                unit = noun(self._total, self._unit)
+                self._print(f"{self._title}: {self._done:,}{of} {unit} in {self._clock() - self._begun:,.1f} s")
+                self._shown = self._last = self._clock()
+            self._title = ""
 
     def say(self, text: str) -> None:
         if not self._quiet:
-            self._console.print(visible(text), highlight=False, soft_wrap=True)
+            with self._lock:
+                self._console.print(visible(text), highlight=False, soft_wrap=True)
+                self._shown = self._last = self._clock()
+
+    def _show(self) -> None:
+        now = self._clock()
+        if self._quiet or now - self._shown < _PLAIN_SECONDS:
+            return
+        self._shown = now
+        if not self._title:
+            line = f"Still at work, {now - self._last:,.0f} s after the line above"
+            self._console.print(visible(line), highlight=False, soft_wrap=True)
+            return
+        seconds = now - self._begun
+        if not self._done or not seconds:
+            self._print(f"{self._title}: {self._total:,} {noun(self._total, self._unit)}, {seconds:,.0f} s so far")
+            return
+        rate = self._done / seconds
+        left = max(0, self._total - self._done) / rate
+        done = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}"
+        self._print(", ".join(filter(None, (done, _rate(rate), f"{left:,.0f} s left"))))
 
     def _print(self, line: str) -> None:
         note = f", {self._note}" if self._note else ""
@@ -142,7 +171,7 @@ def _rate(units_per_second: float) -> str:
 
 def visible(text: str) -> Text:
     """Return text in which control characters cannot steer the terminal."""
-    return Text("".join(c if c in "\n\t" or c.isprintable() else repr(c)[1:-1] for c in text))
+    return Text(printable(text))
 
 
 def show_table(
@@ -168,7 +197,7 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
         *((f"removed: {reason}", f"{count:,}") for reason, count in removed.items()),
         ("exact duplicates", f"{audit['exact_duplicates']:,}"),
         ("near-duplicate pairs", f"{near['num_pairs']:,}"),
-        ("groups kept in one split", f"{groups['num_groups']:,}, the largest of {groups['largest_group']:,}"),
+        ("groups of similar prompts", f"{groups['num_groups']:,}; the largest has {groups['largest_group']:,}"),
         ("shortened to the limit", f"{audit['truncated']:,} ({100 * audit['tokens']['truncated_fraction']:.1f} %)"),
         ("completions cut", f"{audit['tokens']['completion_cut']:,}"),
         ("target tokens, all splits", f"{audit['tokens']['supervised_tokens']:,}"),
@@ -176,8 +205,7 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     overlaps = {kind: leak for kind, leak in audit["leaks"].items() if leak["num_train_records"]}
     rows += [("train records that share with a held-out record", "")] if overlaps else []
     rows += [
-        (f"  {_OVERLAPS[kind]}", f"{leak['num_train_records']:,}, {'removed' if leak['num_removed'] else 'kept'}")
-        for kind, leak in overlaps.items()
+        (f"  {_OVERLAPS[kind]}", f"{leak['num_train_records']:,}, {_fate(leak)}") for kind, leak in overlaps.items()
     ]
     show_table(console, "Audit", ("", ""), rows=rows)
     tasks = {**audit["tasks"], **({ALL_TASKS: audit["splits"]} if len(audit["tasks"]) > 1 else {})}
@@ -190,6 +218,14 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
     lengths = [(part, *(f"{audit['tokens'][part][q]:,}" for q in quantiles)) for part in parts]
     title = "Tokens of a record" + (", before cutting" if audit["truncated"] else "")
     show_table(console, title, ("", *quantiles.values()), rows=lengths)
+    for remark in audit.get("remarks", ()):
+        console.print(visible(remark), highlight=False, soft_wrap=True, style="yellow")
+
+
+def _fate(leak: Mapping[str, Any]) -> str:
+    """Return what became of the records of an overlap."""
+    removed = leak["num_removed"]
+    return f"{removed:,} removed" if 0 < removed < leak["num_train_records"] else "removed" if removed else "kept"
 
 
 def show_scores(console: Console, report: Path) -> None:
@@ -341,7 +377,7 @@ def _choice(value: Mapping[str, Any]) -> str:
         f"{method} {'no finite value' if number is None else f'{number:.4f}'}"
         for method, number in selection["values"].items()
     )
-    return f"Selected on validation: {value['selected']} ({selection['metric']}: {reached})"
+    return f"Selected on validation: {value['selected']} ({selection['metric']}: {reached}; the tables above show test)"
 
 
 def show_certificate(console: Console, path: Path) -> None:

@@ -34,6 +34,8 @@ def show_check(console: Console, outcome: CheckOutcome) -> None:
     ]
     header = ("method", "trains", "learning rate", "steps, about", "tokens a step")
     show_table(console, "Methods", header, rows=rows)
+    if outcome.computes_on:
+        console.print(visible(f"Training will compute on {outcome.computes_on}."), highlight=False, soft_wrap=True)
     if outcome.budgets:
         rows = [
             (b.suite, b.budget, *("counted by run" if n is None else f"{n:,}" for n in (b.num_records, b.num_needed)))
@@ -70,7 +72,7 @@ def show_tokens(console: Console, title: str, *, tokens: Sequence[PreviewToken])
         previous = token.trained
     if previous and not colour:
         line.append("⟧")
-    console.print(Text(title, style="bold"))
+    console.print(visible(title), style="bold")
     console.print(line, soft_wrap=True)
 
 

@@ -83,11 +83,11 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ),
         ("evaluation: {metrics: [rougeL], select_by: rouge_l}\n", "evaluation: found 'rouge_l'; expected one of"),
         ("methods: {full: {learning_rte: 1}}\n", "fine-tuning. Did you mean 'learning_rate'?"),
-        ("methods: {lora: 3}\n", "methods.lora: found 3; expected a section. Mend"),
-        ("training: {tokens_per_step: aut}\n", "found 'aut'; expected a whole number or 'auto'. Mend this value."),
-        ("training: {bf16: maybe}\n", "training.bf16: found 'maybe'; expected true or false. Mend"),
-        ("training: {num_train_epochs: null}\n", "found null; expected a whole number. Mend this value."),
-        ("evaluation: {metrics: rougeL}\n", "evaluation.metrics: found 'rougeL'; expected a list. Mend this value."),
+        ("methods: {lora: 3}\n", "methods.lora: found 3; expected a section. Fix"),
+        ("training: {tokens_per_step: aut}\n", "found 'aut'; expected a whole number or 'auto'. Fix this value."),
+        ("training: {bf16: maybe}\n", "training.bf16: found 'maybe'; expected true or false. Fix"),
+        ("training: {num_train_epochs: null}\n", "found null; expected a whole number. Fix this value."),
+        ("evaluation: {metrics: rougeL}\n", "evaluation.metrics: found 'rougeL'; expected a list. Fix this value."),
         ("methods: {lora: {peft_type: LORA, lr: 1e-3}}\n", "found lr; expected learning_rate. Rename the key."),
         ("methods: {full: {r: 8}}\n", "found r without peft_type; expected only learning_rate"),
         (
@@ -148,6 +148,18 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ),
         ("evaluation: {num_shots: [2, 2]}\n", "found a number of num_shots twice; expected each once."),
         ("evaluation: {num_shots: []}\n", "evaluation.num_shots: found []; expected"),
+        (
+            "training: {num_train_epochs: 1000000000}\n",
+            "training.num_train_epochs: found 1000000000; expected less than or equal to 10000.",
+        ),
+        (
+            "training: {evals_per_epoch: 1000000000}\n",
+            "training.evals_per_epoch: found 1000000000; expected less than or equal to 1000.",
+        ),
+        (
+            "evaluation: {num_draws: 1000000}\n",
+            "evaluation.num_draws: found 1000000; expected less than or equal to 100.",
+        ),
         ("evaluation: {num_shots: [0]}\n", "evaluation.num_shots.0: found 0; expected greater than or equal to 1."),
         ("evaluation: {baselines: [five-shot]}\n", "found 'five-shot'; expected 'zero-shot', 'few-shot' or 'nearest'"),
         ("seed: .nan\n", "seed"),
@@ -170,9 +182,12 @@ def test_settings_without_effect_or_sense_are_refused(tmp_path: Path, more: str,
             "[{path: a.jsonl, train: false}, {path: b.jsonl, train: false}]",
             "data: found train: false in every task; expected one or more to train on. Remove it from one of them.",
         ),
-        ("[{path: a.jsonl, columns: {prompt: q}}]", "found columns with one key; expected both prompt and completion"),
+        (
+            "[{path: a.jsonl, columns: {prompt: q}}]",
+            "found columns for prompt; expected both prompt and completion, or messages alone",
+        ),
         ("[{path: a.jsonl, instruction: Do.}]", "found instruction without columns"),
-        ("[{path: a.jsonl, columns: {promt: q, completion: a}}]", "'prompt' or 'completion'"),
+        ("[{path: a.jsonl, columns: {promt: q, completion: a}}]", "'prompt', 'completion' or 'messages'"),
         ("[]", "data.tasks: found []; expected"),
     ],
 )
@@ -192,6 +207,12 @@ def test_bad_tasks_are_refused(tmp_path: Path, tasks: str, message: str) -> None
         ("", "found an empty file; expected `key: value` lines"),
         ("- a\n", "found a list; expected `key: value` lines"),
         ("a: &x 1\nb: *x\n", "recipe.yaml:2: found no valid YAML (aliases (*name) are not accepted)"),
+        ("a: 1\nb: 2026-13-45\n", "recipe.yaml:2: found no valid YAML (2026-13-45 is no valid timestamp)"),
+        ("a: 0x_\n", "recipe.yaml:1: found no valid YAML (0x_ is no valid int)"),
+        ("a: !!int abc\n", "recipe.yaml:1: found no valid YAML (abc is no valid int)"),
+        (f"a: {'9' * 5000}\n", f"found no valid YAML ({'9' * 40} is no valid int)"),
+        ("[a]: 1\n", "recipe.yaml:1: found no valid YAML (a key that is no plain value)"),
+        ("a: 1\n" * 60000, "found 300000 bytes; expected a recipe of at most 256 KiB"),
         ("model: a\nmodel: b\n", "recipe.yaml:2: found no valid YAML (the key 'model' stands twice)"),
         ("model: !!python/object/apply:os.system [ls]\n", "found no valid YAML"),
         ("[" * 20000, "found no valid YAML"),
@@ -315,14 +336,14 @@ def test_a_mixture_is_equal_or_a_section_and_reads_back_as_itself(
             "data.mixture: found ['a']; expected equal, {cap: K, temperature: T} or {weights: {task: number}}. "
             "Write one of these.",
         ),
-        ("{cap: 0}", "data.mixture.cap: found 0; expected greater than or equal to 1. Mend this value."),
+        ("{cap: 0}", "data.mixture.cap: found 0; expected greater than or equal to 1. Fix this value."),
         (
             "{temperature: 0.5}",
-            "data.mixture.temperature: found 0.5; expected greater than or equal to 1. Mend this value.",
+            "data.mixture.temperature: found 0.5; expected greater than or equal to 1. Fix this value.",
         ),
         ("{caps: 3}", "data.mixture.caps: found an unknown key; expected one that keeptune knows. Did you mean 'cap'?"),
-        ("{weights: {a: 0, b: 1}}", "data.mixture.weights.a: found 0; expected greater than 0. Mend this value."),
-        ("{weights: {a: 1, b: -2}}", "data.mixture.weights.b: found -2; expected greater than 0. Mend this value."),
+        ("{weights: {a: 0, b: 1}}", "data.mixture.weights.a: found 0; expected greater than 0. Fix this value."),
+        ("{weights: {a: 1, b: -2}}", "data.mixture.weights.b: found -2; expected greater than 0. Fix this value."),
         (
             "{cap: 5, weights: {a: 1, b: 1}}",
             "data.mixture: found cap beside weights, where it has no effect; expected one of them. Remove one.",
@@ -405,3 +426,73 @@ def test_a_cap_shortens_the_epoch_of_a_single_task_too(tmp_path: Path) -> None:
     path = with_mixture(tmp_path, "{cap: 5}")
     path.write_text(path.read_text().replace("{path: b.jsonl}", "{path: b.jsonl, train: false}"))
     assert load_recipe(path).data.mixture is not None
+
+
+def refused(tmp_path: Path, text: str) -> list[str]:
+    with pytest.raises(RecipeError) as caught:
+        load_recipe(write(tmp_path, text))
+    return str(caught.value).replace(f"{tmp_path}/", "").splitlines()
+
+
+@pytest.mark.parametrize(
+    ("section", "found"),
+    [
+        (
+            "data: {tasks: [{path: a.jsonl, columns: {prompt: 3, completion: b}}]}",
+            "data.tasks.0.columns.prompt: found 3",
+        ),
+        ("data: {tasks: [{path: [b.jsonl, 3], name: t}]}", "data.tasks.0.path.1: found 3; expected text."),
+        ("data: {tasks: [{path: ['']}]}", "data.tasks.0.path.0: found ''; expected text that is not empty."),
+        ("data: {tasks: [{path: a.jsonl}]}\nretention: {texts: [{path: 3}]}", "retention.texts.0.path: found 3"),
+        ("data: {tasks: [{path: a.jsonl}]}\nevaluation: {num_shots: [0]}", "evaluation.num_shots.0: found 0; expected"),
+        (
+            "data: {tasks: [{path: a.jsonl}]}\nevaluation: {metrics: [3]}",
+            "evaluation.metrics.0: found 3; expected text",
+        ),
+    ],
+)
+def test_one_fault_is_one_message(tmp_path: Path, section: str, found: str) -> None:
+    (message,) = refused(tmp_path, f"model: m\noutput_dir: o\n{section}\n")
+    assert message.startswith(f"recipe.yaml: {found}")
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"),
+    [
+        ("training: {learning_rat: 1}", "methods.*.learning_rate"),
+        ("learning_rate: 1", "methods.*.learning_rate"),
+        ("metric: [bleu]", "evaluation.metrics"),
+        ("evaluation: {num_train_epoch: 1}", "training.num_train_epochs"),
+        ("training: {warmup_ration: 0.1}", "warmup_ratio"),
+        ("modle: m", "model"),
+    ],
+)
+def test_an_unknown_key_proposes_the_nearest_of_all_sections(tmp_path: Path, text: str, meant: str) -> None:
+    (message,) = refused(tmp_path, f"model: m\noutput_dir: o\ndata: {{tasks: [{{path: a.jsonl}}]}}\n{text}\n")
+    assert message.endswith(f"Did you mean {meant!r}?")
+
+
+def test_thousands_of_unknown_keys_are_counted(tmp_path: Path) -> None:
+    text = "".join(f"zzz{i}: 1\n" for i in range(3000))
+    messages = refused(tmp_path, f"model: m\noutput_dir: o\ndata: {{tasks: [{{path: a.jsonl}}]}}\n{text}")
+    assert (len(messages), messages[-1]) == (11, "and 2,990 more.")
+
+
+def test_a_prompt_of_several_columns_and_labels_are_read(tmp_path: Path) -> None:
+    task = "{path: a.csv, columns: {prompt: [subject, body], completion: kind}, labels: %s, ignore: [image]}"
+    text = f"model: m\noutput_dir: o\ndata: {{tasks: [{task}]}}\n"
+    read = load_recipe(write(tmp_path, text % "[bad, good]")).data.tasks[0]
+    assert read.columns == {"prompt": ("subject", "body"), "completion": "kind"}
+    assert (read.labels, read.ignore) == ({"0": "bad", "1": "good"}, ("image",))
+    named = load_recipe(write(tmp_path, text % "{1: World, 2.0: 3, ' a ': b}")).data.tasks[0]
+    assert named.labels == {"1": "World", "2": "3", "a": "b"}
+    (message,) = refused(tmp_path, text % "[no, yes]")
+    assert "found true or false in labels, as YAML reads yes and no; expected text. Quote the names." in message
+    (message,) = refused(tmp_path, text.replace("kind", "[kind, other]") % "[a]")
+    assert "found a list of columns for completion; expected one" in message
+
+
+@pytest.mark.parametrize("path", ['"a\\0b"', '"a\\eb"', '"a\\nb"'])
+def test_a_path_with_control_characters_is_refused(tmp_path: Path, path: str) -> None:
+    (message,) = refused(tmp_path, f"model: m\noutput_dir: {path}\ndata: {{tasks: [{{path: a.jsonl}}]}}\n")
+    assert message.startswith("recipe.yaml: output_dir: found 'a\\")

@@ -11,6 +11,7 @@ from keeptune.errors import (
     KeeptuneError,
     RecipeError,
     import_extra,
+    printable,
     raise_collected,
     relative_start,
     stopped,
@@ -61,3 +62,24 @@ def test_a_stop_inside_work_that_is_kept_whole_says_what_is_lost_and_what_stands
         "answers: found a request to stop; those that were being made are lost, everything that was finished before "
         "stands. Give the same command again to go on."
     )
+
+
+def test_problems_about_rows_that_say_the_same_are_counted() -> None:
+    def message(problems: list[str]) -> list[str]:
+        with pytest.raises(DataError) as caught:
+            raise_collected(DataError, problems)
+        return str(caught.value).splitlines()
+
+    cells = [f"a.csv:{i}: found {i} cells; expected 1. Fix the row." for i in range(2, 1190)]
+    assert message([*cells, "a.csv: found no rows; expected one."]) == [
+        "a.csv:2: found 2 cells; expected 1. Fix the row. The same 1,187 times more, the last at a.csv:1189.",
+        "a.csv: found no rows; expected one.",
+    ]
+    assert message(["a[1]: found b. C.", "a[7]: found b. C."]) == ["a[1]: found b. C. The same at a[7]."]
+    # Keys of a recipe are no rows: each is named.
+    keys = [f"r.yaml: data.tasks.{i}: found an unknown key" for i in range(3)]
+    assert message(keys) == keys
+
+
+def test_control_characters_become_visible() -> None:
+    assert printable("a\x1b[31m\tb\n\u202e\udcffé") == "a\\x1b[31m\tb\n\\u202e\\udcffé"

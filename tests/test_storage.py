@@ -191,6 +191,17 @@ def test_a_second_process_is_refused_and_a_dead_holder_is_not_waited_for(tmp_pat
         pass
 
 
+def test_a_lock_that_is_a_link_is_not_followed(tmp_path: Path) -> None:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / ".lock").symlink_to(tmp_path / "elsewhere")
+    with (
+        pytest.raises(StorageError, match=r"\.lock: a symbolic link stands where a file"),
+        locked_folder(tmp_path / "run"),
+    ):
+        pass
+    assert not (tmp_path / "elsewhere").exists()
+
+
 def test_a_file_in_the_folders_place_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with (

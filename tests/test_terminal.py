@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from keeptune import terminal
 from keeptune.progress import Joined
 from keeptune.report.page import write_report
 from keeptune.stages import CheckOutcome
@@ -68,21 +67,69 @@ def test_one_is_not_a_plural_and_work_cut_short_says_of_how_much() -> None:
     assert second.startswith("Epoch 1 of 2: 300/900 tokens in ")
 
 
-def test_work_that_cannot_be_counted_yet_shows_its_time_and_no_rate(monkeypatch: pytest.MonkeyPatch) -> None:
-    seconds = iter([0.0, 20.0, 40.0, 60.0, 60.0])
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(seconds))
-    console = plain()
-    progress = PlainProgress(console, quiet=False)
+class Clock:
+    """A clock that a test sets."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_work_that_cannot_be_counted_yet_shows_its_time_and_no_rate() -> None:
+    console, clock = plain(), Clock()
+    progress = PlainProgress(console, quiet=False, clock=clock)
     progress.start("Reading", total=4, unit="tasks")
-    progress.advance(0, note="9,000 rows")
-    progress.advance(1)
-    progress.advance(3)
+    for seconds, count, note in ((20.0, 0, "9,000 rows"), (40.0, 1, ""), (60.0, 3, "")):
+        clock.now = seconds
+        progress.advance(count, note=note)
     progress.finish()
     assert text_of(console).splitlines() == [
         "Reading: 4 tasks, 20 s so far, 9,000 rows",
         "Reading: 1/4 tasks, 120 s left, 9,000 rows",
         "Reading: 4 tasks in 60.0 s, 9,000 rows",
     ]
+
+
+def test_no_ten_seconds_pass_without_a_line_whatever_the_work_tells() -> None:
+    console, clock = plain(), Clock()
+    progress = PlainProgress(console, quiet=False, clock=clock)
+    progress.say("full: answering the 105 records of test")
+    silent, longest, shown = 0, 0, 1
+    steps = [(None, 0)] * 25 + [("start", 0)] + [("wait", 0)] * 24 + [("advance", 30)] + [("wait", 0)] * 23
+    for kind, count in steps:
+        clock.now += 1.0
+        if kind == "start":
+            progress.start("Answers", total=105, unit="records")
+        if kind == "advance":
+            progress.advance(count)
+        progress.beat()
+        lines = len(text_of(console).splitlines())
+        silent, shown = (0, lines) if lines > shown else (silent + 1, lines)
+        longest = max(longest, silent)
+    assert longest <= 10
+    assert text_of(console).splitlines() == [
+        "full: answering the 105 records of test",
+        "Still at work, 10 s after the line above",
+        "Still at work, 20 s after the line above",
+        "Answers: 105 records, 4 s so far",
+        "Answers: 105 records, 14 s so far",
+        "Answers: 105 records, 24 s so far",
+        "Answers: 30/105 records, 0.9/s, 85 s left",
+        "Answers: 30/105 records, 0.7/s, 110 s left",
+    ]
+
+
+def test_a_quiet_run_has_no_beat() -> None:
+    console, clock = plain(), Clock()
+    progress = PlainProgress(console, quiet=True, clock=clock)
+    clock.now = 100.0
+    progress.beat()
+    progress.start("Answers", total=105, unit="records")
+    clock.now = 200.0
+    progress.beat()
+    assert text_of(console) == ""
 
 
 def test_stages_that_stood_there_are_told_in_one_line() -> None:
@@ -241,7 +288,7 @@ def test_few_shot_scores_take_a_line_for_each_number_of_examples(tmp_path: Path)
 
 def test_the_choice_says_what_each_method_reached(tmp_path: Path) -> None:
     lines = scores_of(write_run(tmp_path, num_steps=1)).splitlines()
-    assert lines[-1] == "Selected on validation: lora (rougeL: full 0.3991, lora 0.4312)"
+    assert lines[-1] == "Selected on validation: lora (rougeL: full 0.3991, lora 0.4312; the tables above show test)"
 
 
 def test_where_nothing_is_delivered_every_method_still_has_its_column(tmp_path: Path) -> None:
@@ -309,7 +356,7 @@ def test_the_audit_tells_what_was_not_asked_for_from_what_was_taken_out_and_over
     assert rows[first + 1 : first + 4] == [
         ["a near-duplicate prompt", "4, removed"],
         ["more than half of its words, in runs of 8", "2, removed"],
-        ["others, with no more than a run of 13 words", "31, kept"],
+        ["a short phrase only (13 words in a row)", "31, kept"],
     ]
     assert ["", "median", "90 % have at most", "99 % have at most", "longest"] in rows
     # What is over the limit is longest before it is cut.

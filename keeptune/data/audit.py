@@ -10,10 +10,10 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from keeptune.data.leaks import LEAK_KINDS, LeakKind
+from keeptune.data.leak_audit import LeakAudit
+from keeptune.data.leaks import LeakKind
 from keeptune.data.record import PART_NAMES, SPLIT_NAMES, PartName, SplitName
 
-MAX_EXAMPLES = 20
 TOO_LONG = "too_long"
 # Rows that the recipe does not ask for; every other reason takes out a row that was asked for.
 _UNUSED = frozenset({"max_records", "not_trained"})
@@ -106,31 +106,13 @@ class GroupAudit:
 
 
 @dataclass(frozen=True, slots=True)
-class LeakExample:
-    """A train record that overlaps with a held-out one, by their origins."""
-
-    train: str
-    held_out: str
-    split: SplitName
-    overlap_fraction: float
-
-
-@dataclass(frozen=True, slots=True)
-class LeakAudit:
-    """Train records of one kind of overlap, how many of them were removed, and the first 20."""
-
-    num_train_records: int
-    num_removed: int
-    examples: tuple[LeakExample, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Audit:
     """What became of every row: `rows_in` = `kept` + the sum of `dropped`, by reason.
 
     `exact_duplicates` counts copies, dropped or not; `tasks` the kept records, those of `untrained_tasks` all in test.
-    `parts` says how many of these were set aside from the report, task by task. `tokens` is None until they are
-    counted.
+    `parts` says how many of these were set aside from the report, task by task. `remarks` are sentences for the user;
+    `unread_columns` counts, by task, the rows that have something in a column that no record is made of. `tokens` is
+    None until they are counted.
     """
 
     rows_in: int
@@ -143,6 +125,8 @@ class Audit:
     tasks: Mapping[str, SplitCounts]
     leaks: Mapping[LeakKind, LeakAudit]
     untrained_tasks: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    unread_columns: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
     parts: Mapping[str, Mapping[PartName, int]] = field(default_factory=dict)
     tokens: TokenAudit | None = None
 
@@ -280,20 +264,3 @@ def split_counts(placed: Iterable[tuple[str, SplitName]], *, tasks: Iterable[str
     """Return the counts of each of the tasks from the (task, split) of every record."""
     counts = Counter(placed)
     return {task: SplitCounts(*(counts[task, split] for split in SPLIT_NAMES)) for task in tasks}
-
-
-def leak_audits(
-    counts: Mapping[LeakKind, int],
-    examples: Iterable[tuple[LeakKind, LeakExample]],
-    *,
-    removed: frozenset[LeakKind],
-) -> dict[LeakKind, LeakAudit]:
-    """Return the audit of each kind of overlap, those without any included, from their counts and some examples."""
-    by_kind: dict[LeakKind, list[LeakExample]] = {kind: [] for kind in LEAK_KINDS}
-    for kind, example in examples:
-        by_kind[kind].append(example)
-    return {
-        kind: LeakAudit(number, number if kind in removed else 0, tuple(shown[:MAX_EXAMPLES]))
-        for kind, shown in by_kind.items()
-        for number in [counts.get(kind, 0)]
-    }

@@ -147,7 +147,7 @@ def _column(rows: Iterator[Row], *, path: str) -> Iterator[tuple[str, str]]:
             yield text, row.origin
         else:
             found = json_kind(text) if _COLUMN in row.value else f"the columns {', '.join(sorted(row.value))[:200]}"
-            problems.append(f"{row.origin}: found {found}; expected text in the column {_COLUMN!r}. Mend or rename it.")
+            problems.append(f"{row.origin}: found {found}; expected text in the column {_COLUMN!r}. Fix or rename it.")
     if problems:
         raise_collected(DataError, problems)
 

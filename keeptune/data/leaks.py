@@ -6,7 +6,6 @@ The words of all texts, hashed, lie on the disk; memory holds a few numbers a re
 from __future__ import annotations
 
 import tempfile
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,32 +21,36 @@ from keeptune.data.heap import gives_back_freed
 from keeptune.data.ngrams import (
     Hashes,
     Indices,
-    WordHashes,
     batches,
     contained,
     distinct,
     frequent,
     joined_ranges,
     ngram_hashes,
-    normalised,
     run_starts,
-    words,
 )
 from keeptune.data.record import Record
 from keeptune.data.split import TRAIN, SplitNumbers
+from keeptune.data.word_texts import (
+    COVER_WORDS,
+    WORDS_PER_BATCH,
+    Commonness,
+    Grams,
+    GramTable,
+    Texts,
+    grams_of,
+    hashed,
+    row_batches,
+)
 
 LeakKind = Literal["exact", "near", "ngram_cover", "ngram_13"]
 LEAK_KINDS: tuple[LeakKind, ...] = get_args(LeakKind)
 
-_COVER_WORDS, _COVER_SHARE, _LONG_WORDS = 8, 0.5, 13
-_LEAST_COMPLETION_WORDS = 20
+_COVER_SHARE, _LONG_WORDS = 0.5, 13
 _STOCK_FRACTION = 0.1
 _MAX_WITNESSES = 16
-_WORDS_PER_BATCH = 1 << 17
 _WORDS_PER_CHUNK = 1 << 20
 _OVERLAPS_PER_BATCH = 1 << 19
-# A table of 16 MiB tells which n-grams train cannot share: ten million of held-out records fill a twelfth of its bits.
-_TABLE_BITS = 27
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +59,9 @@ class Leaks:
 
     `kinds` are places in `LEAK_KINDS`. exact: the same normalised prompt. near: in one group of near-duplicates; the
     overlap is the Jaccard similarity of the two prompts. ngram_cover: that fraction of the held-out record's words,
-    more than half, stands in runs of 8 words that the train record has too. ngram_13: the same for 13 words, where any
-    fraction counts; such a record is no leak to remove.
+    more than half, stands in runs of 8 words that the train record has too, each word counted by how few groups have
+    its runs (see `find_leaks`). ngram_13: the same for 13 words, where any fraction counts; such a record is no leak to
+    remove.
     """
 
     train: Members
@@ -81,15 +85,6 @@ class _Found:
 
 
 @dataclass(frozen=True, slots=True)
-class _Texts:
-    """The words of all texts, hashed: those of text i are `lengths[i]` of `words` from `starts[i]` on."""
-
-    words: DiskArray[np.uint32]
-    starts: Indices
-    lengths: Indices
-
-
-@dataclass(frozen=True, slots=True)
 class _Shared:
     """N-grams of train texts that may stand in a held-out one, each with its text."""
 
@@ -98,18 +93,9 @@ class _Shared:
 
     def blocks(self) -> Iterator[tuple[Hashes, Members]]:
         """Yield them, as many as memory may hold at a time."""
-        for start in range(0, len(self.hashes), _WORDS_PER_BATCH):
-            starts, lengths = np.array([start]), np.array([min(_WORDS_PER_BATCH, len(self.hashes) - start)])
+        for start in range(0, len(self.hashes), WORDS_PER_BATCH):
+            starts, lengths = np.array([start]), np.array([min(WORDS_PER_BATCH, len(self.hashes) - start)])
             yield self.hashes.ranges(starts, lengths), self.texts.ranges(starts, lengths)
-
-
-@dataclass(frozen=True, slots=True)
-class _Grams:
-    """The word n-grams of some texts, laid end to end: hash, number of its text there, place of its first word."""
-
-    hashes: Hashes
-    owners: Indices
-    places: Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +130,13 @@ def find_leaks(
     `keys` are those of the prompts, `groups` the group of each record. Runs of words are sought in prompts against
     prompts and in completions against completions of 20 words or more. Runs in more than a tenth of a task's texts (and
     in more than 10) are wording of its template and cover nothing; words that only they reach do not count, and a text
-    with fewer than 8 other words is not looked at. Files lie in `scratch` for as long as the search takes, by default
-    where the system has them.
+    with fewer than 8 other words is not looked at.
+
+    Wording that many records share says little about any one of them: a greeting, a signature, a disclaimer stand in
+    records whose subjects differ. So a word counts the less the more groups of train records have the wording that it
+    stands in (see `Commonness`), in what is covered and in the whole alike; a record of which nothing else is left is
+    covered whatever its words count. Files lie in `scratch` for as long as the search takes, by default where the
+    system has them.
     """
     found = _Found(len(records))
     is_train = splits == TRAIN
@@ -154,17 +145,19 @@ def find_leaks(
     _find_group_leaks(records, found, keys=keys, groups=groups, splits=splits)
     held_out = np.flatnonzero(~is_train)
     kinds: tuple[tuple[LeakKind, int, float], ...] = (
-        ("ngram_cover", _COVER_WORDS, _COVER_SHARE),
+        ("ngram_cover", COVER_WORDS, _COVER_SHARE),
         ("ngram_13", _LONG_WORDS, 0.0),
     )
     with tempfile.TemporaryDirectory(dir=scratch, prefix="leaks-") as folder:
-        sides, tasks = _hashed(records, scratch=Path(folder))
+        sides, tasks = hashed(records, scratch=Path(folder))
         for kind, n, above in kinds:
             for texts in sides:
                 train = np.flatnonzero(is_train & (found.kinds < 0))
                 stock = distinct(np.concatenate([_stock(texts, rows, n=n) for rows in tasks]))
                 shared = _shared(texts, n=n, train=train, held_out=held_out, stock=stock, scratch=Path(folder))
-                witnesses, shares = _covers(texts, shared, n=n, above=above, held_out=held_out, stock=stock)
+                common = Commonness(texts, groups=groups, train=train, held_out=held_out)
+                covers = {"n": n, "above": above, "held_out": held_out, "stock": stock, "common": common}
+                witnesses, shares = _covers(texts, shared, **covers)
                 covering = np.flatnonzero(shares > 0)
                 found.kinds[covering] = LEAK_KINDS.index(kind)
                 found.held_out[covering] = witnesses[covering]
@@ -196,49 +189,17 @@ def _find_group_leaks(
         found.held_out[i], found.overlap_fractions[i] = j, share
 
 
-def _hashed(records: Sequence[Record], *, scratch: Path) -> tuple[tuple[_Texts, _Texts], list[Indices]]:
-    """Return prompts and completions as hashed words, too short ones as empty, and the records of each task."""
-    hashes = WordHashes()
-    sides = [(_COVER_WORDS, DiskArray(scratch / "prompts.u32", np.uint32), np.zeros(len(records), np.int64))]
-    sides.append((_LEAST_COMPLETION_WORDS, DiskArray(scratch / "completions.u32", np.uint32), sides[0][2].copy()))
-    numbers: defaultdict[str, int] = defaultdict(lambda: len(numbers))
-    tasks = np.zeros(len(records), np.int32)
-    for i, record in enumerate(records):
-        tasks[i] = numbers[record.task]
-        for (least_words, stored, lengths), text in zip(sides, (record.prompt, record.completion), strict=True):
-            found = words(normalised(text))
-            if len(found) >= least_words:
-                stored.append(hashes.of(found))
-                lengths[i] = len(found)
-    prompts, completions = (_Texts(stored, np.cumsum(lengths) - lengths, lengths) for _, stored, lengths in sides)
-    by_task = np.argsort(tasks, kind="stable")
-    return (prompts, completions), np.split(by_task, run_starts(tasks[by_task])[1:])
-
-
-def _grams_of(texts: _Texts, rows: Indices, *, n: int) -> _Grams:
-    """Return the n-grams of the given texts, text after text, each text's in order."""
-    lengths = texts.lengths[rows]
-    symbols = texts.words.ranges(texts.starts[rows], lengths)
-    counts = np.maximum(lengths - n + 1, 0)
-    places = joined_ranges(np.cumsum(lengths) - lengths, counts)
-    return _Grams(ngram_hashes(symbols, n)[places], np.repeat(np.arange(len(rows)), counts), places)
-
-
-def _row_batches(texts: _Texts, rows: Indices) -> list[Indices]:
-    return [rows[part] for part in batches(texts.lengths[rows], at_most=_WORDS_PER_BATCH)]
-
-
-def _stock(texts: _Texts, rows: Indices, *, n: int) -> Hashes:
+def _stock(texts: Texts, rows: Indices, *, n: int) -> Hashes:
     """Return, ascending, the n-grams in more than a tenth of one task's texts and in more than 10.
 
     What stands in more than a tenth of all stands in more than a tenth of some batch, so only that is counted.
     """
-    parts = _row_batches(texts, rows)
-    often = [frequent(_grams_of(texts, part, n=n).hashes, above=_STOCK_FRACTION * len(part)) for part in parts]
+    parts = row_batches(texts, rows)
+    often = [frequent(grams_of(texts, part, n=n).hashes, above=_STOCK_FRACTION * len(part)) for part in parts]
     candidates = distinct(np.concatenate([np.zeros(0, np.uint64), *often]))
     counts = np.zeros(len(candidates), np.int64)
     for part in parts:
-        grams = _grams_of(texts, part, n=n)
+        grams = grams_of(texts, part, n=n)
         codes = _codes(grams.hashes, grams.owners, among=candidates, num_owners=len(part))
         counts += np.bincount(codes // len(part), minlength=len(candidates))
     return candidates[counts > max(STOCK_FLOOR, _STOCK_FRACTION * len(rows))]
@@ -250,56 +211,55 @@ def _codes(hashes: Hashes, owners: NDArray[np.integer], *, among: Hashes, num_ow
     return distinct(np.searchsorted(among, hashes[inside]) * num_owners + owners[inside])
 
 
-def _shared(texts: _Texts, *, n: int, train: Indices, held_out: Indices, stock: Hashes, scratch: Path) -> _Shared:
+def _shared(texts: Texts, *, n: int, train: Indices, held_out: Indices, stock: Hashes, scratch: Path) -> _Shared:
     """Return the n-grams that train texts share with held-out ones; a few others come with them."""
-    table = np.zeros(1 << (_TABLE_BITS - 3), np.uint8)
-    for part in _row_batches(texts, held_out):
-        places, bits = _places(_grams_of(texts, part, n=n).hashes)
-        np.bitwise_or.at(table, places, bits)
+    seen = GramTable(texts, held_out, n=n)
     shared = _Shared(DiskArray(scratch / "shared.u64", np.uint64), DiskArray(scratch / "shared.i32", np.int32))
-    for part in _row_batches(texts, train):
-        grams = _grams_of(texts, part, n=n)
-        places, bits = _places(grams.hashes)
-        kept = np.flatnonzero(table[places] & bits)
+    for part in row_batches(texts, train):
+        grams = grams_of(texts, part, n=n)
+        kept = np.flatnonzero(seen.may_hold(grams.hashes))
         kept = kept[~contained(grams.hashes[kept], stock)]
         shared.hashes.append(grams.hashes[kept])
         shared.texts.append(part[grams.owners[kept]].astype(np.int32))
     return shared
 
 
-def _places(hashes: Hashes) -> tuple[Indices, NDArray[np.uint8]]:
-    """Return the byte of the table in which an n-gram has its bit, and that bit."""
-    upper = hashes >> np.uint64(64 - _TABLE_BITS)
-    return (upper >> np.uint64(3)).astype(np.int64), np.uint8(1) << (upper & np.uint64(7)).astype(np.uint8)
-
-
 def _covers(
-    texts: _Texts, shared: _Shared, *, n: int, above: float, held_out: Indices, stock: Hashes
+    texts: Texts,
+    shared: _Shared,
+    *,
+    n: int,
+    above: float,
+    held_out: Indices,
+    stock: Hashes,
+    common: Commonness,
 ) -> tuple[Members, NDArray[np.float64]]:
     """Return for every text the held-out one that it covers best, and the share, 0 where it is not above `above`."""
     witnesses, shares = np.zeros(len(texts.lengths), np.int32), np.zeros(len(texts.lengths))
     for chunk in batches(texts.lengths[held_out], at_most=_WORDS_PER_CHUNK):
         rows = held_out[chunk]
         postings = _postings(texts, shared, n=n, held_out=rows)
-        for part in _row_batches(texts, rows):
-            grams = _grams_of(texts, part, n=n)
-            is_counted = np.ones(int(texts.lengths[part].sum()), np.bool_)
+        for part in row_batches(texts, rows):
+            grams = grams_of(texts, part, n=n)
+            weights = common.word_weights(texts, part)
             for k in range(n):
-                is_counted[grams.places[contained(grams.hashes, stock)] + k] = False
-            # Counted words before each place: the difference of two entries is their number between two places.
-            before = np.concatenate([[0], np.cumsum(is_counted)])
+                weights[grams.places[contained(grams.hashes, stock)] + k] = 0.0
+            # The weight before each place: the difference of two entries is that between two places.
+            before = np.concatenate([[0.0], np.cumsum(weights)])
             ends = np.cumsum(texts.lengths[part])
-            num_counted = before[ends] - before[ends - texts.lengths[part]]
-            for covering, owners, found in _best_shares(postings, grams, n=n, before=before, num_counted=num_counted):
+            starts = ends - texts.lengths[part]
+            num_counted = np.concatenate([[0], np.cumsum(weights > 0)])
+            totals = np.where(num_counted[ends] - num_counted[starts] >= COVER_WORDS, before[ends] - before[starts], 0)
+            for covering, owners, found in _best_shares(postings, grams, n=n, before=before, totals=totals):
                 better = found > np.maximum(above, shares[covering])
                 shares[covering[better]] = found[better]
                 witnesses[covering[better]] = part[owners[better]]
     return witnesses, shares
 
 
-def _postings(texts: _Texts, shared: _Shared, *, n: int, held_out: Indices) -> _Postings:
+def _postings(texts: Texts, shared: _Shared, *, n: int, held_out: Indices) -> _Postings:
     """Return the n-grams of held-out texts that stand in train texts, and in which."""
-    parts = [_grams_of(texts, part, n=n).hashes for part in _row_batches(texts, held_out)]
+    parts = [grams_of(texts, part, n=n).hashes for part in row_batches(texts, held_out)]
     wanted = distinct(np.concatenate([np.zeros(0, np.uint64), *parts]))
     num_texts = len(texts.lengths)
     codes = [np.zeros(0, np.int64)]
@@ -314,7 +274,7 @@ def _postings(texts: _Texts, shared: _Shared, *, n: int, held_out: Indices) -> _
     return _Postings(wanted[indices[starts]], classes, np.append(starts, len(posted)), posted)
 
 
-def _runs(postings: _Postings, grams: _Grams, *, n: int) -> _Runs:
+def _runs(postings: _Postings, grams: Grams, *, n: int) -> _Runs:
     shared = contained(grams.hashes, postings.grams)
     owners, places = grams.owners[shared], grams.places[shared]
     indices = np.searchsorted(postings.grams, grams.hashes[shared])
@@ -327,20 +287,21 @@ def _runs(postings: _Postings, grams: _Grams, *, n: int) -> _Runs:
 
 
 def _best_shares(
-    postings: _Postings, grams: _Grams, *, n: int, before: Indices, num_counted: Indices
+    postings: _Postings, grams: Grams, *, n: int, before: NDArray[np.float64], totals: NDArray[np.float64]
 ) -> Iterator[tuple[Indices, Indices, NDArray[np.float64]]]:
-    """Yield train texts, the numbers of held-out ones and the shares of their counted words covered, batch by batch.
+    """Yield train texts, the numbers of held-out ones and the shares of their weight that is covered, batch by batch.
 
-    A batch has a train text once, with the held-out text that it covers best.
+    `totals` is the weight of each held-out text, 0 where it is not to be looked at. A batch has a train
+    text once, with the held-out text that it covers best.
     """
     runs = _runs(postings, grams, n=n)
     sizes = np.diff(postings.starts)[runs.grams]
     # The runs of one held-out text stay in one batch.
     firsts = run_starts(runs.owners)
-    totals = np.add.reduceat(sizes, firsts) if len(firsts) else sizes
+    num_overlaps = np.add.reduceat(sizes, firsts) if len(firsts) else sizes
     edges = np.append(firsts, len(runs.owners))
     num_texts = int(postings.texts.max(initial=0)) + 1
-    for part in batches(totals, at_most=_OVERLAPS_PER_BATCH):
+    for part in batches(num_overlaps, at_most=_OVERLAPS_PER_BATCH):
         rows = slice(edges[part.start], edges[part.stop])
         counts = sizes[rows]
         covering = postings.texts[joined_ranges(postings.starts[runs.grams[rows]], counts)]
@@ -354,7 +315,7 @@ def _best_shares(
         begins[pairs] = starts[pairs]
         covered = np.add.reduceat(before[ends] - before[begins], pairs)
         owners, covering = keys[pairs] // num_texts, keys[pairs] % num_texts
-        shares = np.where(num_counted[owners] >= _COVER_WORDS, covered / np.maximum(num_counted[owners], 1), 0.0)
+        shares = np.where(totals[owners] > 0, np.minimum(covered / np.where(totals > 0, totals, 1.0)[owners], 1.0), 0.0)
         order = np.lexsort((owners, -shares, covering))
         best = order[run_starts(covering[order])]
         yield covering[best], owners[best], shares[best]

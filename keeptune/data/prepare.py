@@ -2,36 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
-from keeptune.data.audit import (
-    MAX_EXAMPLES,
-    Audit,
-    GroupAudit,
-    LeakAudit,
-    LeakExample,
-    NearAudit,
-    NearPair,
-    leak_audits,
-    split_counts,
-)
+from keeptune.data import remarks
+from keeptune.data.audit import Audit, GroupAudit, NearAudit, NearPair, split_counts
 from keeptune.data.clean import NearDuplicates, near_duplicates
+from keeptune.data.columns import is_label
 from keeptune.data.disk import Records, Texts, chosen
 from keeptune.data.groups import Members
 from keeptune.data.heap import gives_back_freed
+from keeptune.data.leak_audit import MAX_EXAMPLES, LeakAudit, LeakExample, leak_audits, shared_words
 from keeptune.data.leaks import LEAK_KINDS, LeakKind, Leaks, find_leaks
 from keeptune.data.ngrams import Hashes, Indices
 from keeptune.data.reading import Ledger, Placed, TaskSource, read_sources
-from keeptune.data.record import SPLIT_NAMES, SplitName
-from keeptune.data.split import SplitNumbers, assign_splits
+from keeptune.data.record import SPLIT_NAMES, Record, SplitName
+from keeptune.data.split import NO_SPLIT, SplitNumbers, assign_splits
 from keeptune.progress import Progress
 
-_REMOVED_KINDS: frozenset[LeakKind] = frozenset({"exact", "near", "ngram_cover"})
+_LEAKS: tuple[LeakKind, ...] = ("exact", "near", "ngram_cover")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +49,7 @@ def prepare_records(
     test_fraction: float,
     drop_incomplete: bool,
     duplicates: Literal["drop", "keep"],
-    leaks: Literal["drop", "keep"],
+    leaks: Literal["auto", "drop", "keep"],
     progress: Progress,
     scratch: Path,
 ) -> Prepared:
@@ -93,10 +87,11 @@ def prepare_records(
     found = find_leaks(placed.records, keys=keys, groups=assigned.groups, splits=assigned.splits, scratch=scratch)
     progress.advance(num_records)
     progress.finish()
-    removed = _REMOVED_KINDS if leaks == "drop" else frozenset[LeakKind]()
-    leaking = found.train[np.isin(found.kinds, [LEAK_KINDS.index(kind) for kind in removed])]
+    removed = _removed(found, placed, leaks=leaks)
+    leaking = found.train[removed]
     ledger.drop_records(placed.records.at(leaking), reason="leak")
     rows = _kept_rows(assigned.splits, leaking=leaking)
+    audits = _leak_audits(found, placed, splits=assigned.splits, removed=removed)
     audit = Audit(
         rows_in=ledger.rows_in,
         kept=num_records - len(leaking),
@@ -109,7 +104,9 @@ def prepare_records(
             ((names[task], split) for split, members in rows.items() for task in placed.tasks[members]), tasks=names
         ),
         untrained_tasks=tuple(source.name for source in sources if not source.trained),
-        leaks=_leak_audits(found, placed, splits=assigned.splits, removed=removed),
+        remarks=tuple(_remarks(sources, ledger, audits, leaks=leaks, num_train=len(rows["train"]) + len(leaking))),
+        unread_columns={task: dict(counts) for task, counts in ledger.unread.items() if counts},
+        leaks=audits,
     )
     return Prepared(
         {split: placed.records.at(members) for split, members in rows.items()},
@@ -165,23 +162,66 @@ def _near_audit(records: Records, *, near: NearDuplicates, keys: Hashes) -> Near
     return NearAudit(len(differ), tuple(NearPair(*link) for link in links))
 
 
+def _removed(found: Leaks, placed: Placed, *, leaks: Literal["auto", "drop", "keep"]) -> NDArray[np.bool_]:
+    """Tell of each leak whether its train record is removed.
+
+    With `auto`, a record stays whose task brings along the file that holds the other: how these files divide the data
+    was chosen by whoever made them.
+    """
+    is_leak = np.isin(found.kinds, [LEAK_KINDS.index(kind) for kind in _LEAKS])
+    if leaks != "auto":
+        return is_leak & (leaks == "drop")
+    given = placed.fixed[found.held_out] != NO_SPLIT
+    same_task = placed.tasks[found.train] == placed.tasks[found.held_out]
+    return is_leak & ~(given & same_task)
+
+
+def _remarks(
+    sources: Sequence[TaskSource],
+    ledger: Ledger,
+    audits: Mapping[LeakKind, LeakAudit],
+    *,
+    leaks: Literal["auto", "drop", "keep"],
+    num_train: int,
+) -> Iterator[str]:
+    """Yield what a user should know about the data, in sentences."""
+    yield from ledger.remarks
+    found = [audits[kind] for kind in _LEAKS]
+    num_removed = sum(audit.num_removed for audit in found)
+    num_kept = sum(audit.num_train_records for audit in found) - num_removed
+    example = next((example for audit in found for example in audit.examples), None)
+    counts = {"num_removed": num_removed, "num_kept": num_kept if leaks == "auto" else 0}
+    yield from remarks.overlaps(**counts, num_train=num_train, example=example)
+    yield from remarks.unread(ledger.unread)
+    numbered = {source.name: column for source in sources if (column := _bare_labels(source))}
+    yield from remarks.labels(ledger.labels, numbered=numbered)
+
+
+def _bare_labels(source: TaskSource) -> str | None:
+    """Return the column of the completions if it is called as one of labels is and the recipe does not name them."""
+    column = (source.columns or {}).get("completion")
+    return column if isinstance(column, str) and is_label(column) and source.labels is None else None
+
+
 def _leak_audits(
-    found: Leaks, placed: Placed, *, splits: SplitNumbers, removed: frozenset[LeakKind]
+    found: Leaks, placed: Placed, *, splits: SplitNumbers, removed: NDArray[np.bool_]
 ) -> dict[LeakKind, LeakAudit]:
     """Return the audit of each kind of overlap; listed are as many leaks as may be, by the origins of their records."""
 
-    def origin(i: int) -> str:
+    def record(i: int) -> Record:
         # A copy of a test record in train has its id, so that an id names a record only together with its split.
         first = np.flatnonzero((placed.ids == placed.ids[i]) & (splits == splits[i]))[:1]
-        return chosen(placed.records, first)[0].origin
+        return chosen(placed.records, first)[0]
 
     counts: dict[LeakKind, int] = {}
+    num_removed: dict[LeakKind, int] = {}
     examples: list[tuple[LeakKind, LeakExample]] = []
     for number, kind in enumerate(LEAK_KINDS):
         of_kind = np.flatnonzero(found.kinds == number)
-        counts[kind] = len(of_kind)
+        counts[kind], num_removed[kind] = len(of_kind), int(removed[of_kind].sum())
         for k in of_kind[:MAX_EXAMPLES]:
-            train, held_out = int(found.train[k]), int(found.held_out[k])
-            share = float(found.overlap_fractions[k])
-            examples.append((kind, LeakExample(origin(train), origin(held_out), SPLIT_NAMES[splits[held_out]], share)))
-    return leak_audits(counts, examples, removed=removed)
+            train, held_out = record(int(found.train[k])), record(int(found.held_out[k]))
+            split, share = SPLIT_NAMES[splits[found.held_out[k]]], float(found.overlap_fractions[k])
+            shared = shared_words(train, held_out)
+            examples.append((kind, LeakExample(train.origin, held_out.origin, split, share, shared)))
+    return leak_audits(counts, examples, removed=num_removed)

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from keeptune.data.audit import MAX_EXAMPLES, DroppedRow
+from keeptune.data.audit import DroppedRow
 from keeptune.data.clean import digest, key_numbers
+from keeptune.data.columns import Columns, Labels, unread_columns
 from keeptune.data.disk import DiskArray, RecordFile, Records
-from keeptune.data.formats import Reason, RowProblem, to_record
+from keeptune.data.formats import columns_read, to_record
+from keeptune.data.labels import LabelCounts
+from keeptune.data.leak_audit import MAX_EXAMPLES
 from keeptune.data.lines import Problem
+from keeptune.data.messages import Reason, RowProblem, unread_fields
 from keeptune.data.ngrams import Hashes, Indices, normalised
 from keeptune.data.paths import shown_path
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName
-from keeptune.data.source import read_rows
+from keeptune.data.source import Row, read_rows
 from keeptune.data.split import NO_SPLIT, TRAIN, SplitNumbers
-from keeptune.errors import DataError
+from keeptune.errors import Complaints, DataError
 from keeptune.progress import Progress
 
-_MAX_LISTED = 10
+_MAX_COLUMNS = 100
 _ROWS_PER_REPORT = 1000
 
 
@@ -40,7 +44,11 @@ class TaskSource:
     revision: str | None = None
     validation: str | None = None
     test: str | None = None
-    columns: Mapping[str, str] | None = None
+    config: str | None = None
+    split: str | None = None
+    columns: Columns | None = None
+    labels: Labels | None = None
+    ignore: Sequence[str] | None = None
     instruction: str | Sequence[str] | None = None
     max_records: int | None = None
     trained: bool = True
@@ -78,9 +86,12 @@ class Ledger:
         self.dropped: Counter[str] = Counter()
         self.dropped_rows: list[DroppedRow] = []
         self.problems: list[str] = []
-        self.num_problems = 0
-        # One problem a source of which no row has the columns that it needs: to drop them all is no remedy.
+        # Those of sources of which no row is a record: to drop them all is no remedy.
         self.hopeless: list[str] = []
+        # Columns that no record is made of, by task, and in how many rows they carry something.
+        self.unread: dict[str, Counter[str]] = {}
+        self.labels: dict[str, LabelCounts] = {}
+        self.remarks: list[str] = []
 
     def drop(self, origin: str, *, reason: str) -> None:
         """Count a row as dropped; the first 20 of each reason are listed."""
@@ -94,31 +105,10 @@ class Ledger:
             self.dropped_rows += [DroppedRow(record.origin, reason) for record in records[:MAX_EXAMPLES]]
             self.dropped[reason] = len(records)
 
-    def drop_invalid(self, origin: str, *, reason: Reason, problem: str) -> None:
-        """Count a row that is no valid record; the problems of the first 10 are listed."""
-        self.drop(origin, reason=reason)
-        self.num_problems += 1
-        if len(self.problems) < _MAX_LISTED:
-            self.problems.append(problem)
-
-    def mark(self) -> Mark:
-        """Return how far the ledger is written."""
-        return Mark(self.rows_in, len(self.problems), self.num_problems)
-
-    def give_up(self, problem: str, *, since: Mark) -> None:
-        """Put one problem of a whole source in the place of those of its rows."""
-        self.hopeless.append(problem)
-        del self.problems[since.num_listed :]
-        self.num_problems = since.num_problems
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """How far a ledger was written."""
-
-    rows_in: int
-    num_listed: int
-    num_problems: int
+    def note_columns(self, task: str, columns: Sequence[str]) -> None:
+        """Count columns of a row that were not read; of a task, the first 100 different ones."""
+        counts = self.unread.setdefault(task, Counter())
+        counts.update(column for column in columns if column in counts or len(counts) < _MAX_COLUMNS)
 
 
 class _Smallest:
@@ -212,17 +202,15 @@ def read_sources(
         tasks.append(np.full(len(rows[-1]), names.setdefault(source.name, len(names)), np.int32))
         progress.advance(note=f"{ledger.rows_in:,} rows")
     progress.finish()
-    if (ledger.problems or ledger.hopeless) and not drop_incomplete:
-        more = ledger.num_problems - len(ledger.problems)
-        listed = [*ledger.hopeless, *ledger.problems, *([f"and {more} more."] if more else [])]
+    if ledger.hopeless or (ledger.problems and not drop_incomplete):
         remedy = ["To drop and count such rows, set data.drop_incomplete=true."] if ledger.problems else []
-        raise DataError("\n".join([*listed, *remedy]))
+        raise DataError("\n".join([*ledger.hopeless, *([] if drop_incomplete else ledger.problems + remedy)]))
     chosen = np.concatenate(rows)
     if not len(chosen):
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in ledger.dropped.items())
         raise DataError(
             f"data.tasks: found no valid record in {ledger.rows_in:,} rows ({reasons}); expected at least one. "
-            "Mend the rows, or name their columns with `columns` in the task."
+            "Fix the rows, or name their columns with `columns` in the task."
         )
     placed = Placed(
         Records(store.file, chosen),
@@ -256,25 +244,58 @@ def _stored(
 
 def _valid(source: TaskSource, *, ledger: Ledger, progress: Progress) -> Iterator[tuple[Record, SplitName | None]]:
     """Yield the valid records of a source, each with its own file's split; count all rows, drop and note the others."""
+    complaints = Complaints()
+
+    def drop(origin: str, *, reason: Reason, problem: str) -> None:
+        ledger.drop(origin, reason=reason)
+        complaints.add(problem)
 
     def skip(problem: Problem) -> None:
         ledger.rows_in += 1
-        ledger.drop_invalid(problem.origin, reason="unreadable", problem=problem.message)
+        drop(problem.origin, reason="unreadable", problem=problem.message)
 
-    before, first, num_unknown = ledger.mark(), "", 0
-    rows = read_rows(source.path, revision=source.revision, validation=source.validation, test=source.test, skip=skip)
-    for row in rows:
+    before, num_valid = ledger.rows_in, 0
+    ignored = source.ignore or ()
+    form = {"columns": source.columns, "labels": source.labels, "ignore": ignored}
+    for row in _rows(source, skip=skip, say=ledger.remarks.append):
         ledger.rows_in += 1
         if ledger.rows_in % _ROWS_PER_REPORT == 0:
             progress.advance(0, note=f"{ledger.rows_in:,} rows")
         try:
-            record = to_record(row, task=source.name, columns=source.columns, instruction=source.instruction)
+            record = to_record(row, task=source.name, instruction=source.instruction, **form)
         except RowProblem as problem:
-            ledger.drop_invalid(row.origin, reason=problem.reason, problem=str(problem))
-            if problem.reason == "unknown_format":
-                num_unknown += 1
-                first = first or str(problem).removeprefix(f"{row.origin}: ")
+            drop(row.origin, reason=problem.reason, problem=str(problem))
             continue
+        num_valid += 1
+        read = columns_read(row.value, source.columns)
+        columns = unread_columns(row.value, read=read, ignored=ignored)
+        ledger.note_columns(source.name, [*columns, *sorted(unread_fields(row.value, columns=read))])
+        ledger.labels.setdefault(source.name, LabelCounts()).add(record.completion)
         yield record, row.split
-    if num_unknown > 1 and num_unknown == ledger.rows_in - before.rows_in:
-        ledger.give_up(f"{shown_path(source.path)}, all {num_unknown:,} rows (here the first): {first}", since=before)
+    num_rows = ledger.rows_in - before
+    if not num_valid and num_rows > 1:
+        ledger.hopeless += _of_all(complaints, source, num_rows=num_rows)
+    else:
+        ledger.problems += complaints.lines()
+
+
+def _rows(source: TaskSource, *, skip: Callable[[Problem], None], say: Callable[[str], None]) -> Iterator[Row]:
+    return read_rows(
+        source.path,
+        revision=source.revision,
+        validation=source.validation,
+        test=source.test,
+        config=source.config,
+        split=source.split,
+        max_records=source.max_records,
+        skip=skip,
+        say=say,
+    )
+
+
+def _of_all(complaints: Complaints, source: TaskSource, *, num_rows: int) -> list[str]:
+    """Return what is wrong with a source of which no row is a record."""
+    if complaints.only is None:
+        return complaints.lines()
+    _, _, found = complaints.only.partition(": found")
+    return [f"{shown_path(source.path)}, all {num_rows:,} rows (here the first): found{found}"]

@@ -2,50 +2,31 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import difflib
 import hashlib
 import re
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from keeptune.data.lines import (
-    MAX_ROW_BYTES,
-    Found,
-    Problem,
-    decoded,
-    json_line_rows,
-    json_rows,
-    read_lines,
-    reading,
-    refuse_blown_up,
-)
-from keeptune.data.paths import expanded, local_path, shown_path
+from keeptune.data.cells import csv_rows
+from keeptune.data.files import ALIASES, SUFFIX, DataFile, data_file, folder_files
+from keeptune.data.json_text import json_line_rows, json_rows
+from keeptune.data.lines import Found, Problem, reading
+from keeptune.data.paths import expanded, local_path, of_runs, shown_path
 from keeptune.data.record import SPLIT_NAMES, SplitName
-from keeptune.errors import DataError, RecipeError, import_extra, raise_collected, relative_start
+from keeptune.data.tables import arrow_rows, names_beside, names_of, parquet_rows, with_class_names
+from keeptune.errors import DataError, RecipeError, import_extra, raise_collected
 from keeptune.storage import file_sha256
 
-_ALIASES: dict[str, SplitName] = {
-    "train": "train",
-    "validation": "validation",
-    "val": "validation",
-    "valid": "validation",
-    "dev": "validation",
-    "eval": "validation",
-    "test": "test",
-}
-_SUFFIX = re.compile(r"\.(json|jsonl|ndjson|csv)(\.gz)?$|\.parquet$", re.IGNORECASE)
-_SUFFIXES = ".json, .jsonl, .ndjson, .csv (each may end with .gz) or .parquet"
-_OTHER_SUFFIX = re.compile(r"\.(txt|tsv|xlsx?|gz|zip|arrow|pkl)$", re.IGNORECASE)
-_SPLIT_FILE = re.compile(rf"({'|'.join(_ALIASES)})(-\d+-of-\d+.*)?", re.IGNORECASE)
-_PREFIXED_SPLIT_FILE = re.compile(rf"(?:.+[._-])?{_SPLIT_FILE.pattern}", re.IGNORECASE)
+_OTHER_SUFFIX = re.compile(r"\.(txt|xlsx?|gz|zip|pkl)$", re.IGNORECASE)
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _MAX_PROBLEMS = 1000
-_BATCH_ROWS = 64
+# Of a hub data set that is capped, rows are read until this many times the cap, and this many, have come.
+_ROWS_PER_RECORD, _LEAST_ROWS = 20, 10_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,21 +42,22 @@ class Row:
 
 
 @dataclass(frozen=True, slots=True)
-class _File:
-    path: Path
-    shown: str
-    split: SplitName | None
-
-
-@dataclass(frozen=True, slots=True)
 class _Hub:
+    """A hub data set at a commit; `config` and `split` are None where the recipe names none."""
+
     id: str
     commit: str
+    config: str | None
+    split: str | None
+
+    @property
+    def name(self) -> str:
+        return "/".join(filter(None, (f"{self.id}@{self.commit}", self.config)))
 
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    files: list[_File]
+    files: list[DataFile]
     hub: _Hub | None
 
 
@@ -85,24 +67,35 @@ def read_rows(
     revision: str | None,
     validation: str | None,
     test: str | None,
+    config: str | None = None,
+    split: str | None = None,
+    max_records: int | None = None,
     base_folder: Path | None = None,
     skip: Callable[[Problem], None] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> Iterator[Row]:
     """Yield the rows of a file, a list or pattern of files, a folder or a hub id, then those of the own other files.
 
     A path that exists is local; relative ones start from `base_folder` (default: the working folder). JSON lines, CSV
     and Parquet are streamed. Train rows carry the split "train" only if validation and test both have rows of their
-    own; otherwise None, since the missing split is still to be carved from them. Of a hub data set the splits train,
-    validation and test are read and no others, or its only split whatever its name. `skip` is given each row that
-    cannot be read; without it, such rows are faults like those that spoil a whole file.
+    own; otherwise None, since the missing split is still to be carved from them. Class labels that a file stores as
+    numbers with names arrive as their names.
+
+    Of a hub data set the splits train, validation and test are read and no others, or its only split whatever its
+    name, or the one called `split`. Where `max_records` is given, a hub data set is streamed, and of its train split no
+    more is read than 20 rows for each of these records, and 10,000 at least; `say` is told if that leaves some unread.
+    `skip` is given each row that cannot be read; without it, such rows are faults like those that spoil a whole file.
 
     Raises:
         RecipeError: a setting has no effect on this kind of path, or the extra `hub` is not installed.
         DataError: the path is missing or no data; or, after the last good row, all faults of single rows at once.
         StorageError: a file cannot be read.
     """
-    source = _locate(path, revision=revision, validation=validation, test=test, base_folder=base_folder)
-    return _rows(source, skip=skip)
+    named = {"revision": revision, "config": config, "split": split}
+    source = _locate(path, named=named, validation=validation, test=test, base_folder=base_folder)
+    if names := of_runs(path, base_folder=base_folder):
+        say(f"{shown_path(path)}: left out {len(names):,} matches that stand in run folders, such as {names[0]}.")
+    return _rows(source, max_records=max_records, skip=skip, say=say)
 
 
 def source_sha256(
@@ -111,6 +104,8 @@ def source_sha256(
     revision: str | None,
     validation: str | None,
     test: str | None,
+    config: str | None = None,
+    split: str | None = None,
     base_folder: Path | None = None,
 ) -> str:
     """Return what identifies the bytes that `read_rows` reads: a SHA-256, or "id@commit" for a hub id alone.
@@ -118,7 +113,8 @@ def source_sha256(
     Raises:
         the same as `read_rows`, for the path alone.
     """
-    source = _locate(path, revision=revision, validation=validation, test=test, base_folder=base_folder)
+    named = {"revision": revision, "config": config, "split": split}
+    source = _locate(path, named=named, validation=validation, test=test, base_folder=base_folder)
     name = f"{source.hub.id}@{source.hub.commit}" if source.hub else ""
     if source.hub and not source.files:
         return name
@@ -128,10 +124,28 @@ def source_sha256(
     return digest.hexdigest()
 
 
-def _rows(source: _Source, *, skip: Callable[[Problem], None] | None) -> Iterator[Row]:
+def check_source(
+    path: str | Sequence[str], *, validation: str | None, test: str | None, base_folder: Path | None = None
+) -> None:
+    """Refuse a local path or own file that is not there or has no known suffix; what may be a hub id is not looked up.
+
+    Raises:
+        the same as `read_rows`, for local paths alone.
+    """
+    _local(path, validation=validation, test=test, base_folder=base_folder)
+
+
+def _rows(
+    source: _Source,
+    *,
+    max_records: int | None,
+    skip: Callable[[Problem], None] | None,
+    say: Callable[[str], None],
+) -> Iterator[Row]:
     problems: list[str] = []
     if source.hub:
-        yield from _hub_rows(source.hub, own=[file.split for file in source.files if file.split])
+        own: list[SplitName] = [file.split for file in source.files if file.split]
+        yield from _hub_rows(source.hub, own=own, max_records=max_records, say=say)
     for file in source.files:
         for found in _found_in(file):
             if not isinstance(found, Problem):
@@ -147,132 +161,88 @@ def _rows(source: _Source, *, skip: Callable[[Problem], None] | None) -> Iterato
         raise_collected(DataError, problems)
 
 
-def _found_in(file: _File) -> Iterator[Found]:
-    match = _SUFFIX.search(file.path.name)
+def _found_in(file: DataFile) -> Iterator[Found]:
+    match = SUFFIX.search(file.path.name)
     assert match is not None
-    kind = (match[1] or "parquet").lower()
-    readers = {"json": json_rows, "csv": _csv_rows, "parquet": _parquet_rows}
-    empty = True
+    kind = (match[1] or match[3]).lower()
+    readers = {"json": json_rows, "csv": csv_rows, "tsv": csv_rows, "parquet": parquet_rows, "arrow": arrow_rows}
+    names, empty = names_beside(file.path), True
     for found in readers.get(kind, json_line_rows)(file.path, shown=file.shown):
         empty = False
-        yield found
+        yield found if isinstance(found, Problem) else (found[0], with_class_names(found[1], names))
     if empty:
         yield Problem(f"{file.shown}: found no rows; expected at least one. Name a file that holds rows.")
 
 
-def _csv_rows(path: Path, *, shown: str) -> Iterator[Found]:
-    """Yield (origin, row) for each row of a comma-separated file with a header; a fault of the quoting ends it."""
-    # The module's limit for one field is 128 KiB for the whole process; it is only ever raised here.
-    csv.field_size_limit(max(csv.field_size_limit(), MAX_ROW_BYTES))
-    faults: list[Problem] = []
-    reader = csv.reader(_csv_lines(path, shown=shown, faults=faults), strict=True)
-    header: list[str] = []
-    while not faults:
-        origin = f"{shown}:{reader.line_num + 1}"
-        try:
-            cells = next(reader, None)
-        except csv.Error as error:
-            fault = Problem(f"{origin}: found broken CSV ({error}); expected commas, quotes doubled. Mend the row.")
-            faults = faults or [fault]
-            break
-        if cells is None:
-            break
-        if not cells or faults:
-            continue
-        if not header:
-            header = cells
-            if len(set(header)) != len(header) or "" in header:
-                faults.append(
-                    Problem(f"{origin}: found the header {header!r:.200}; expected different names. Mend the header.")
-                )
-        elif len(cells) != len(header):
-            found = f"found {len(cells)} cells; expected {len(header)} as in the header. Mend the row."
-            yield Problem(f"{origin}: {found}", origin)
-        elif sum(map(len, cells)) > MAX_ROW_BYTES:
-            yield Problem(f"{origin}: found a row of more than 1 MiB; expected at most that. Shorten the row.", origin)
-        else:
-            yield origin, dict(zip(header, cells, strict=True))
-    yield from faults
-
-
-def _csv_lines(path: Path, *, shown: str, faults: list[Problem]) -> Iterator[str]:
-    """Yield the lines as text; the first that is none goes to `faults` and ends the file, for a quote may span it."""
-    for line in read_lines(path, shown=shown):
-        text = decoded(line, shown=shown)
-        if isinstance(text, Problem):
-            faults.append(text)
-            return
-        yield text
-
-
-def _parquet_rows(path: Path, *, shown: str) -> Iterator[Found]:
-    """Yield (origin, row) for each row of a Parquet file, read in small batches."""
-    import pyarrow
-    import pyarrow.parquet
-
-    with reading(shown):
-        raw = path.open("rb")
-    file_bytes, num_bytes, num_rows = path.stat().st_size, 0, 0
-    try:
-        with raw, pyarrow.parquet.ParquetFile(raw) as table:
-            groups = (table.metadata.row_group(i) for i in range(table.metadata.num_row_groups))
-            refuse_blown_up(sum(group.total_byte_size for group in groups), file_bytes=file_bytes, shown=shown)
-            for batch in table.iter_batches(batch_size=_BATCH_ROWS):
-                num_bytes += batch.nbytes
-                refuse_blown_up(num_bytes, file_bytes=file_bytes, shown=shown)
-                yield from _batch_rows(batch, start=num_rows, shown=shown)
-                num_rows += batch.num_rows
-    except (pyarrow.ArrowException, OSError, ValueError, OverflowError) as error:
-        raise DataError(
-            f"{shown}: found a broken Parquet file ({str(error)[:200]}); expected a whole one. Write or copy it again."
-        ) from error
-
-
-def _batch_rows(batch: Any, *, start: int, shown: str) -> Iterator[Found]:
-    for i, value in enumerate(batch.to_pylist()):
-        origin = f"{shown}[{start + i}]"
-        if batch.nbytes > MAX_ROW_BYTES and batch.slice(i, 1).nbytes > MAX_ROW_BYTES:
-            yield Problem(f"{origin}: found a row of more than 1 MiB; expected at most that. Shorten the row.", origin)
-        else:
-            yield origin, value
-
-
-def _hub_rows(hub: _Hub, *, own: list[SplitName]) -> Iterator[Row]:
-    datasets = import_extra("datasets", extra="hub")
-    name = f"{hub.id}@{hub.commit}"
-    try:
-        by_name = datasets.load_dataset(hub.id, revision=hub.commit)
-    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{name}: found no data set that can be loaded ({str(error)[:300]}); expected one with data files. "
-            "Check the id and the network, or download its files and name their folder."
-        ) from error
-    splits: dict[str, SplitName] = {key: _ALIASES[key] for key in by_name if key in _ALIASES}
+def _hub_rows(
+    hub: _Hub, *, own: Sequence[SplitName], max_records: int | None, say: Callable[[str], None]
+) -> Iterator[Row]:
+    by_name = _loaded(hub, streaming=max_records is not None)
+    splits: dict[str, SplitName] = {key: ALIASES[key] for key in by_name if key in ALIASES}
     if len(by_name) == 1 and "train" not in splits.values():
         splits = {next(iter(by_name)): "train"}
     names = sorted([*splits.values(), *own])
     if "train" not in names or len(set(names)) != len(names):
         raise DataError(
-            f"{name}: found the splits {', '.join(by_name)} with own files for {', '.join(own) or 'none'}; "
-            "expected train, and validation and test once each at most. Download the files and name one of them."
+            f"{hub.name}: found the splits {', '.join(by_name)} with own files for {', '.join(own) or 'none'}; "
+            "expected train, and validation and test once each at most. Name the one to read with `split` in the task."
         )
     whole = len(names) == len(SPLIT_NAMES)
     for key, split in splits.items():
-        for index, value in enumerate(by_name[key]):
-            yield Row(value, f"{name}/{key}[{index}]", split if split != "train" or whole else None)
+        rows, at_most = by_name[key], None
+        class_names = names_of(getattr(rows, "features", None))
+        if max_records is not None and split == "train":
+            at_most = max(_LEAST_ROWS, _ROWS_PER_RECORD * max_records)
+            # Rows often lie sorted by their label. The shards are shuffled, and the rows among those at hand.
+            rows = rows.shuffle(seed=int(hub.commit[:8], 16), buffer_size=_LEAST_ROWS)
+        for index, value in enumerate(rows):
+            if index == at_most:
+                say(
+                    f"{hub.name}/{key}: read {index:,} rows, as max_records is {max_records:,}, and left the others "
+                    "on the hub; without max_records all are read."
+                )
+                break
+            fixed = split if split != "train" or whole else None
+            yield Row(with_class_names(value, class_names), f"{hub.name}/{key}[{index}]", fixed)
 
 
-def _locate(
-    path: str | Sequence[str],
-    *,
-    revision: str | None,
-    validation: str | None,
-    test: str | None,
-    base_folder: Path | None,
-) -> _Source:
+def _loaded(hub: _Hub, *, streaming: bool) -> Mapping[str, Any]:
+    """Return the rows of a hub data set by the names of its splits, all of them or the one that the recipe names."""
+    datasets = import_extra("datasets", extra="hub")
+    with _hub_errors(hub, datasets=datasets):
+        found = datasets.load_dataset(
+            hub.id, name=hub.config, revision=hub.commit, split=hub.split, streaming=streaming
+        )
+    return found if hub.split is None else {hub.split: found}
+
+
+@contextlib.contextmanager
+def _hub_errors(hub: _Hub, *, datasets: Any) -> Iterator[None]:
+    """Turn what `datasets` raises inside the block into an error about the data set."""
+    try:
+        yield
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        if "scripts are no longer supported" in str(error):
+            raise DataError(
+                f"{hub.name}: found a data set that is a Python script, which `datasets` runs no longer; expected data "
+                "files. Set `revision: refs/convert/parquet` in this task to read the copy that the hub has made of "
+                "most such sets, or download its files and name their folder."
+            ) from error
+        raise DataError(
+            f"{hub.name}: found no data set that can be loaded ({str(error)[:300]}); expected one with data files. "
+            "Check the id and the network, or download its files and name their folder."
+        ) from error
+
+
+def _local(
+    path: str | Sequence[str], *, validation: str | None, test: str | None, base_folder: Path | None
+) -> tuple[list[DataFile], list[DataFile] | None]:
+    """Return the own files of validation and test, and those of the path; None for what looks like a hub id."""
     named: list[tuple[str | None, SplitName]] = [(validation, "validation"), (test, "test")]
     own = [
-        _file(local_path(given, base_folder=base_folder), shown=given, split=split) for given, split in named if given
+        data_file(local_path(given, base_folder=base_folder), shown=given, split=split)
+        for given, split in named
+        if given
     ]
     names = expanded(path, base_folder=base_folder)
     single = isinstance(path, str) and names == [path]
@@ -280,16 +250,11 @@ def _locate(
     with reading(names[0]):
         exists = local.exists()
     if single and not exists and _looks_like_hub_id(names[0]):
-        return _Source(own, _hub(names[0], revision=revision))
-    if revision is not None:
-        raise RecipeError(
-            f"{shown_path(path)}: found revision {revision!r} for a local path, where it has no effect; expected a hub "
-            "id. Remove `revision` from this task."
-        )
+        return own, None
     if single and local.is_dir():
-        files = _folder_files(local, shown=names[0])
+        files = folder_files(local, shown=names[0])
     else:
-        files = [_file(local_path(name, base_folder=base_folder), shown=name, split=None) for name in names]
+        files = [data_file(local_path(name, base_folder=base_folder), shown=name, split=None) for name in names]
     for file in own:
         if any(file.path.samefile(other.path) or file.split == other.split for other in files):
             raise DataError(
@@ -297,92 +262,94 @@ def _locate(
                 f"each split. Remove `{file.split}` from this task, or name another file."
             )
         files.append(file)
+    return own, files
+
+
+def _locate(
+    path: str | Sequence[str],
+    *,
+    named: Mapping[str, str | None],
+    validation: str | None,
+    test: str | None,
+    base_folder: Path | None,
+) -> _Source:
+    """Return the files and the hub data set that a task names; `named` are the settings that are for the hub alone."""
+    own, files = _local(path, validation=validation, test=test, base_folder=base_folder)
+    if files is None:
+        assert isinstance(path, str)
+        return _Source(own, _hub(path, **named))
+    for key, value in named.items():
+        if value is not None:
+            raise RecipeError(
+                f"{shown_path(path)}: found {key} {value!r} for a local path, where it has no effect; expected a hub "
+                f"id. Remove `{key}` from this task."
+            )
     if {"validation", "test"} <= {file.split for file in files}:
-        files = [_File(file.path, file.shown, file.split or "train") for file in files]
+        files = [DataFile(file.path, file.shown, file.split or "train") for file in files]
     return _Source(files, None)
 
 
 def _looks_like_hub_id(path: str) -> bool:
-    has_data_suffix = _SUFFIX.search(path) or _OTHER_SUFFIX.search(path)
+    has_data_suffix = SUFFIX.search(path) or _OTHER_SUFFIX.search(path)
     return bool(_HUB_ID.fullmatch(path.partition("@")[0])) and not has_data_suffix and path[0] not in ".~"
 
 
-def _hub(path: str, *, revision: str | None) -> _Hub:
-    """Return the hub id with the commit that its revision (default: the newest) stands for."""
+def _hub(path: str, *, revision: str | None, config: str | None, split: str | None) -> _Hub:
+    """Return the hub id with the commit that its revision (default: the newest) stands for.
+
+    Raises:
+        DataError: there is no such data set, configuration or split, or it has several configurations and none is
+            named.
+    """
     id_, _, pinned = path.partition("@")
     if pinned and revision not in (None, pinned):
         raise RecipeError(f"{path}: found revision {revision!r} as well; expected one of the two. Remove the other.")
     wanted = pinned or revision
     if wanted and _COMMIT.fullmatch(wanted):
-        return _Hub(id_, wanted)
-    hub = import_extra("huggingface_hub", extra="hub")
-    try:
-        return _Hub(id_, hub.HfApi().dataset_info(id_, revision=wanted).sha)
-    except (OSError, ValueError, hub.errors.HTTPError) as error:
-        raise DataError(
-            f"{path}: found no local path, and no data set on the hub ({str(error)[:300]}); expected either. "
-            "Check the spelling and the network; a full commit (id@40 digits) needs no look-up."
-        ) from error
+        found = _Hub(id_, wanted, config, split)
+    else:
+        hub = import_extra("huggingface_hub", extra="hub")
+        try:
+            found = _Hub(id_, hub.HfApi().dataset_info(id_, revision=wanted).sha, config, split)
+        except (OSError, ValueError, hub.errors.HTTPError) as error:
+            raise DataError(
+                f"{path}: found no local path, and no data set on the hub ({str(error)[:300]}); expected either. "
+                "Check the spelling and the network; a full commit (id@40 digits) needs no look-up."
+            ) from error
+    _check_hub_names(found)
+    return found
 
 
-def _file(path: Path, *, shown: str, split: SplitName | None) -> _File:
-    if not path.is_file():
-        found = "something that is no regular file" if path.exists() else "no such file or folder"
-        raise DataError(f"{shown}: found {found}; expected a data file. {_near(path)}")
-    if not _SUFFIX.search(path.name):
+def _check_hub_names(hub: _Hub) -> None:
+    """Refuse a configuration or split that the data set does not have, and a missing one that it needs."""
+    datasets = import_extra("datasets", extra="hub")
+    with _hub_errors(hub, datasets=datasets):
+        configs = datasets.get_dataset_config_names(hub.id, revision=hub.commit)
+    if hub.config is None and len(configs) > 1 and "default" not in configs:
         raise DataError(
-            f"{shown}: found the name ending {path.suffix!r}; expected {_SUFFIXES}. Convert or rename the file."
+            f"{hub.name}: found several configurations, {_some(configs)}; expected the name of one. Add it to this "
+            f"task, for instance `config: {_quoted(configs[0])}`."
         )
-    return _File(path, shown, split)
+    if hub.config is not None and hub.config not in configs:
+        raise DataError(f"{hub.name}: {_unknown('configuration', 'config', hub.config, known=configs)}")
+    if hub.split is None:
+        return
+    with _hub_errors(hub, datasets=datasets):
+        splits = datasets.get_dataset_split_names(hub.id, config_name=hub.config, revision=hub.commit)
+    if hub.split not in splits:
+        raise DataError(f"{hub.name}: {_unknown('split', 'split', hub.split, known=splits)}")
 
 
-def _near(path: Path) -> str:
-    """Return the remedy for a missing path: the nearest names in the folder where it should be."""
-    folder = path.parent
-    if not folder.is_dir():
-        return f"There is no folder {folder} either; check the path.{relative_start(path)}"
-    with reading(str(folder)):
-        names = sorted(p.name for p in folder.iterdir())
-    near = difflib.get_close_matches(path.name, names, n=3, cutoff=0.5)
-    if near:
-        return f"Did you mean {' or '.join(near)}?"
-    return f"Nothing in {folder} has a similar name; check the path.{relative_start(path)}"
+def _unknown(noun: str, key: str, given: str, *, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(given, known, n=1, cutoff=0.5)
+    remedy = f"Did you mean `{key}: {_quoted(near[0])}`?" if near else f"Name one of these as `{key}` of this task."
+    return f"found no {noun} {given!r}; expected one of {_some(known)}. {remedy}"
 
 
-def _folder_files(folder: Path, *, shown: str) -> list[_File]:
-    """Return a folder's train, validation and test files, or all of its data files as unsplit ones."""
-    with reading(shown):
-        names = sorted(p.name for p in folder.iterdir() if p.is_file() and _SUFFIX.search(p.name) and p.name[0] != ".")
-    if not names:
-        raise DataError(f"{shown}: found a folder without data files; expected files named {_SUFFIXES}. Check it.")
-    matches = {name: _SPLIT_FILE.fullmatch(_SUFFIX.sub("", name)) for name in names}
-    if not any(matches.values()):
-        # As in dialogsum.train.jsonl beside dialogsum.dev.jsonl; a train file alone, or a test file, may be any name.
-        prefixed = {name: _PREFIXED_SPLIT_FILE.fullmatch(_SUFFIX.sub("", name)) for name in names}
-        known = {_ALIASES[match[1].lower()] for match in prefixed.values() if match}
-        matches = prefixed if "train" in known and len(known) > 1 else matches
-    if not any(matches.values()):
-        return [_file(folder / name, shown=f"{shown.rstrip('/')}/{name}", split=None) for name in names]
-    others = [name for name, match in matches.items() if not match]
-    splits: dict[str, SplitName] = {name: _ALIASES[match[1].lower()] for name, match in matches.items() if match}
-    if others or "train" not in splits.values():
-        raise DataError(
-            f"{shown}: found {', '.join(splits)} beside {', '.join(others[:5]) or 'no train file'}; expected train "
-            "and perhaps validation and test files alone, or none of these names. Name one file, or move the others."
-        )
-    kinds: defaultdict[SplitName, set[str]] = defaultdict(set)
-    for name, match in matches.items():
-        assert match is not None
-        # Shards of one split share their name up to the number.
-        shard = "-0" if match[2] else ""
-        kinds[splits[name]].add(f"{name[: match.start(1)]}{match[1]}{shard}{name[match.end() :]}")
-    twice = [split for split, kind in kinds.items() if len(kind) > 1]
-    if twice:
-        raise DataError(
-            f"{shown}: found {', '.join(name for name in names if splits[name] == twice[0])} for one split; "
-            f"expected one file for {twice[0]}. Move the others."
-        )
-    return [
-        _file(folder / name, shown=f"{shown.rstrip('/')}/{name}", split=None if split == "train" else split)
-        for name, split in sorted(splits.items(), key=lambda item: SPLIT_NAMES.index(item[1]))
-    ]
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "")
+
+
+def _quoted(name: str) -> str:
+    """Return a name as YAML has it, which would read `3.0.0` as text and `2.0` as a number."""
+    return name if re.fullmatch(r"[A-Za-z_][\w.-]*", name) else f'"{name}"'

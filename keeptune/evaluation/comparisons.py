@@ -50,8 +50,9 @@ def compare_models(
     main_metric: str,
     untrained_tasks: Collection[str] = (),
     without_loss: Collection[str] = (),
+    apart: Collection[frozenset[str]] = (),
 ) -> list[Comparison]:
-    """Return the later model of every pair minus the earlier one, in each task and metric.
+    """Return the later model of every pair minus the earlier one, in each task and metric; no pair that is in `apart`.
 
     The losses of the models in `without_loss` count other tokens: they are compared with no other model's.
 
@@ -60,6 +61,8 @@ def compare_models(
     """
     found = []
     for against, model in combinations(answers, 2):
+        if frozenset((against, model)) in apart:
+            continue
         shared = [m for m in metrics if m not in LOSS_METRICS or not {against, model} & set(without_loss)]
         found += paired_differences(
             answers[model],

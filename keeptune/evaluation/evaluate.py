@@ -34,7 +34,7 @@ from keeptune.model.modes import evaluating
 from keeptune.progress import Progress
 from keeptune.storage import staged_folder, storage_errors, write_json, write_jsonl
 from keeptune.text.batches import NOT_TRAINED, Batch
-from keeptune.text.tokenizer import Tokenizer
+from keeptune.text.template import Template
 from keeptune.text.tokens import Example
 from keeptune.training.plan import Examples
 
@@ -87,12 +87,13 @@ class Exemplars:
 class Bench:
     """What all evaluations of a run share.
 
+    `template` tells the answer from the thoughts before it, and writes references that are tool calls.
     `collate` makes the batches that `target_losses` returns each target's cross-entropy of: (N,), in nats, row by row;
     `pair_divergences` returns KL(base || model) there, given the model and the base. `losses_alone`: each batch holds
     one record, because the model's loss on a record depends on those beside it.
     """
 
-    tokenizer: Tokenizer
+    template: Template
     decoding: Decoding
     collate: Callable[[Sequence[Example]], Batch]
     target_losses: Callable[[nn.Module, Batch], Tensor]
@@ -231,12 +232,16 @@ def _answers(
                 progress=bench.progress,
                 stop_requested=bench.stop_requested,
             )
-    # A decoder of its own starts a text, with the dummy space that some tokenizers put there; else a text goes on.
-    predictions = bench.tokenizer.decode_batch(
-        [answer.ids for answer in generated], first=bench.decoding.encoder_decoder, skip_special_tokens=True
-    )
+    predictions = bench.template.answers([answer.ids for answer in generated])
     return [
-        _answer(by_id[id_], prediction, ended=answer.ended, loss=loss, metrics=metrics)
+        _answer(
+            by_id[id_],
+            prediction,
+            reference=_reference(by_id[id_], template=bench.template),
+            ended=answer.ended,
+            loss=loss,
+            metrics=metrics,
+        )
         for id_, prediction, answer, loss in zip(ids, predictions, generated, losses, strict=True)
     ]
 
@@ -260,8 +265,17 @@ def _with_divergence(
     ]
 
 
-def _answer(record: Record, prediction: str, *, ended: bool, loss: _Loss, metrics: Sequence[str]) -> Answer:
-    references = (record.completion,)
+def _reference(record: Record, *, template: Template) -> str:
+    """Return what an answer is compared with: the completion, or the tool calls as the template writes them."""
+    if not record.messages[-1].tool_calls:
+        return record.completion
+    return template.reference(record.messages, tools=record.tools)
+
+
+def _answer(
+    record: Record, prediction: str, *, reference: str, ended: bool, loss: _Loss, metrics: Sequence[str]
+) -> Answer:
+    references = (reference,)
     mean_loss = loss.nats / max(1, loss.num_targets)
     return Answer(
         id=record.id,

@@ -10,7 +10,6 @@ import difflib
 import hashlib
 import json
 import logging
-import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,10 +22,12 @@ from torch import nn
 
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import Message, Record
-from keeptune.errors import DataError, RecipeError, import_extra, stopped
+from keeptune.errors import RecipeError, import_extra, stopped
 from keeptune.evaluation.evaluate import Bench
 from keeptune.evaluation.generate import beside_virtual_tokens, forbids_padding, plainly_greedy
-from keeptune.evaluation.metrics import DIVERGENCE, LOSS_METRICS, METRICS, Answer
+from keeptune.evaluation.harness_values import LABEL_AGGREGATIONS, values_of
+from keeptune.evaluation.metrics import DIVERGENCE, LABEL_METRICS, LOSS_METRICS, METRICS, Answer
+from keeptune.evaluation.squad import importable_squad_metrics
 from keeptune.model.attention import base_of
 from keeptune.model.memory import memory_errors
 from keeptune.model.modes import evaluating
@@ -38,20 +39,25 @@ _FEWSHOT_SEED = 1234
 _MOST_LOGITS = 1 << 29
 _NO_LIMIT_TOKENS = 2048
 # Under these names keeptune has metrics of its own that are no means of values between 0 and 1.
-_OWN_NAMES = frozenset({*LOSS_METRICS, DIVERGENCE, *(name for name, metric in METRICS.items() if metric.scale > 1.0)})
+_OWN_NAMES = frozenset(
+    {*LOSS_METRICS, DIVERGENCE, *LABEL_METRICS, *(name for name, metric in METRICS.items() if metric.scale > 1.0)}
+)
 
 
 @dataclass(frozen=True, slots=True)
 class HarnessSuite:
     """A task of the harness, or the tasks of a group, each document counting alike.
 
-    `metric` is the first in the task's own list that is a mean over documents and better where it is higher. `tasks`
-    are the harness's objects by their names; `num_shots` are the solved examples that each puts before a document.
+    `metric` is the first in the task's own list that keeptune can measure, `also` are the further ones. `tasks` are the
+    harness's objects by their names; `num_shots` are the solved examples that each puts before a document. `group` is
+    the name that was asked for: the suite's own, or that of a group whose tasks are judged by different metrics.
     """
 
     name: str
     tasks: Mapping[str, Any]
     metric: str
+    also: tuple[str, ...]
+    group: str
 
     @property
     def num_shots(self) -> dict[str, int]:
@@ -93,6 +99,8 @@ def harness_version() -> str:
 def load_suites(names: Sequence[str], *, include_path: Path | None) -> list[HarnessSuite]:
     """Return the named tasks and groups of the harness, and of the task files in `include_path`, with their documents.
 
+    A group whose tasks are judged by different metrics is a suite for each of its tasks.
+
     Raises:
         RecipeError: the harness is not installed, a name is unknown, or a task cannot be loaded or has no metric that
             is known for each document.
@@ -101,14 +109,14 @@ def load_suites(names: Sequence[str], *, include_path: Path | None) -> list[Harn
     if include_path is not None and not include_path.is_dir():
         raise RecipeError(
             f"retention.harness.include_path: found no folder {str(include_path)!r}; expected one with task files "
-            "(.yaml) of the harness. Mend the path, or remove it."
+            "(.yaml) of the harness. Fix the path, or remove it."
         )
     with _silent():
         manager = _manager(names, include_path=include_path)
         unknown = [name for name in names if name not in manager.task_index]
         if unknown:
             _refuse_unknown(unknown, known=manager.all_tasks)
-        return [_suite(name, manager) for name in names]
+        return [suite for name in names for suite in _suites(name, manager)]
 
 
 def _manager(names: Sequence[str], *, include_path: Path | None) -> Any:
@@ -131,40 +139,53 @@ def _refuse_unknown(names: Sequence[str], *, known: Sequence[str]) -> None:
         )
 
 
-def _suite(name: str, manager: Any) -> HarnessSuite:
+def _suites(name: str, manager: Any) -> list[HarnessSuite]:
     try:
-        tasks = manager.load([name])["tasks"]
+        with importable_squad_metrics():
+            tasks = manager.load([name])["tasks"]
     except Exception as error:
         # A task runs code and reads data of others: it can fail in any way.
         raise RecipeError(
             f"{_KEY}: found {name!r}, which the harness cannot load ({type(error).__name__}: {_first_line(error)}); "
-            "expected its task file and its data to be at hand. Mend the file, fetch the data, or leave the task out."
+            "expected its task file and its data to be at hand. Fix the file, fetch the data, or leave the task out."
         ) from error
-    metrics = {_metric(name, task) for name, task in tasks.items()}
-    if len(metrics) != 1:
-        raise RecipeError(
-            f"{_KEY}: found {name!r}, whose tasks are judged by {', '.join(sorted(metrics))}; expected one metric for "
-            f"all of them. Name its tasks one by one, such as {next(iter(tasks))!r}."
-        )
-    return HarnessSuite(name, tasks, metrics.pop())
+    metrics = {task: _metrics(task, loaded) for task, loaded in tasks.items()}
+    if len({first for first, *_ in metrics.values()}) == 1:
+        first = next(iter(metrics.values()))[0]
+        shared = [m for m in next(iter(metrics.values()))[1:] if all(m in of for of in metrics.values())]
+        return [HarnessSuite(name, tasks, first, tuple(shared), name)]
+    return [
+        HarnessSuite(task, {task: tasks[task]}, first, tuple(also), name) for task, (first, *also) in metrics.items()
+    ]
 
 
-def _metric(name: str, task: Any) -> str:
-    """Return the first metric of a task that each document has a value of, so that two models can be paired in it."""
+def _metrics(name: str, task: Any) -> list[str]:
+    """Return a task's metrics that two models can be compared in document by document, in its own order.
+
+    They are better where they are higher, and are means over documents, or MCC and F1 of labels.
+    """
     if getattr(task, "MULTIMODAL", False) or getattr(task, "UNSAFE_CODE", False):
         found = "pictures or sound in its prompts" if getattr(task, "MULTIMODAL", False) else "answers that are run"
         raise RecipeError(f"{_KEY}: found {name!r}, a task with {found}; expected text alone. Leave it out.")
-    mean = import_extra("lm_eval.api.registry", extra="harness").get_aggregation("mean")
+    aggregation_of = import_extra("lm_eval.api.registry", extra="harness").get_aggregation
+    mean = aggregation_of("mean")
+    of_labels: dict[Any, str] = {aggregation_of(a): own for a, own in LABEL_AGGREGATIONS.items()}
     directions = task.higher_is_better()
-    listed = list(task.aggregation())
-    for metric, aggregation in task.aggregation().items():
-        if aggregation is mean and directions.get(metric) and metric not in _OWN_NAMES:
-            return metric
-    raise RecipeError(
-        f"{_KEY}: found {name!r}, whose metrics are {', '.join(listed) or 'none'}; expected one that is a mean over "
-        "documents and better where it is higher, such as acc or exact_match. Name another task; texts that have a "
-        "loss alone belong under retention.texts."
-    )
+    listed: dict[str, Any] = task.aggregation()
+    labelled = task.OUTPUT_TYPE == "multiple_choice"
+    found = [
+        of_labels.get(aggregation, metric)
+        for metric, aggregation in listed.items()
+        if directions.get(metric)
+        and ((aggregation is mean and metric not in _OWN_NAMES) or (labelled and aggregation in of_labels))
+    ]
+    if not found:
+        raise RecipeError(
+            f"{_KEY}: found {name!r}, whose metrics are {', '.join(listed) or 'none'}; expected one that is a mean "
+            "over documents, MCC or F1 of labels, and better where it is higher, such as acc or exact_match. Name "
+            "another task; texts that have a loss alone belong under retention.texts."
+        )
+    return found
 
 
 def suite_documents(suite: HarnessSuite) -> list[HarnessDocument]:
@@ -187,7 +208,7 @@ def _document(suite: str, task: Any, document: Any, *, place: tuple[str, int]) -
     except Exception as error:
         raise RecipeError(
             f"{_KEY}: found document {place[1]} of {place[0]!r}, of which its task file makes no prompt "
-            f"({type(error).__name__}: {_first_line(error)}); expected one. Mend the task file."
+            f"({type(error).__name__}: {_first_line(error)}); expected one. Fix the task file."
         ) from error
     content = json.dumps([suite, question, references, choices], ensure_ascii=False)
     id_ = hashlib.sha256(content.encode("utf-8", "surrogatepass")).hexdigest()[:16]
@@ -260,7 +281,7 @@ def ask(
             )
         finally:
             bench.progress.finish()
-    metrics = {suite.name: suite.metric for suite in suites}
+    metrics = {suite.name: (suite.metric, *suite.also) for suite in suites}
     samples: dict[tuple[str, int], Mapping[str, Any]] = {}
     assert found is not None, "the harness ran in another process than the first"
     for name, rows in found["samples"].items():
@@ -268,22 +289,16 @@ def ask(
             # A task with several filters has a row of each; the first is the one that it puts first.
             samples.setdefault((name, row["doc_id"]), row)
     return [
-        _answer(document, samples[document.task, document.index], metric=metrics[document.suite], task=tasks)
+        _answer(document, samples[document.task, document.index], metrics=metrics[document.suite], task=tasks)
         for document in documents
     ]
 
 
-def _answer(document: HarnessDocument, sample: Mapping[str, Any], *, metric: str, task: Mapping[str, Any]) -> Answer:
-    value = sample.get(metric)
-    try:
-        number = float(value)  # pyright: ignore[reportArgumentType]
-    except (TypeError, ValueError):
-        number = math.nan
-    if not 0.0 <= number <= 1.0:
-        raise DataError(
-            f"{_KEY}: found {value!r} as {metric} of document {document.index} of {document.task!r}; expected a number "
-            "between 0 and 1 for each document. Name another task, or put another metric first in its file."
-        )
+def _answer(
+    document: HarnessDocument, sample: Mapping[str, Any], *, metrics: Sequence[str], task: Mapping[str, Any]
+) -> Answer:
+    where = f"{_KEY}: document {document.index} of {document.task!r}"
+    values = values_of(sample, metrics=metrics, where=where)
     return Answer(
         id=document.id,
         task=document.suite,
@@ -292,7 +307,7 @@ def _answer(document: HarnessDocument, sample: Mapping[str, Any], *, metric: str
         prediction=_prediction(sample, task[document.task]),
         references=document.references,
         ended=True,
-        metrics={metric: number},
+        metrics=values,
         num_target_tokens=0,
     )
 

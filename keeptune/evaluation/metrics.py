@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.errors import DataError
-from keeptune.evaluation import corpus
+from keeptune.evaluation import corpus, labels
 from keeptune.evaluation.words import RougeWords, UnicodeRougeWords, characters, plain, squad_normalised
 
 LOSS_METRICS = ("loss", "perplexity")
@@ -279,6 +279,38 @@ METRICS: Mapping[str, Metric] = {metric.name: metric for metric in _ALL}
 """Every metric by its name. ROUGE, exact match and F1 lie in [0, 1], BLEU and chrF in [0, 100]."""
 
 
+def _label_metric(
+    name: str,
+    signature: str,
+    *,
+    statistics: Callable[[Mapping[str, float]], tuple[float, ...]],
+    combine: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+) -> Metric:
+    return Metric(
+        name,
+        higher_is_better=True,
+        signature=lambda _: signature,
+        value=None,
+        statistics=lambda answer: statistics(answer.metrics),
+        combine=combine,
+        is_mean=False,
+    )
+
+
+LABEL_METRICS: Mapping[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _label_metric("mcc", "Matthews' correlation of labels", statistics=labels.confusion, combine=labels.mcc),
+        _label_metric("binary_f1", "F1 of label 1", statistics=labels.detection, combine=labels.binary_f1),
+    )
+}
+"""Metrics of harness tasks with labels, by name. A record's own value is whether its label is right."""
+
+
 def metric_of(name: str) -> Metric:
     """Return the metric of that name; one that keeptune does not compute is a harness task's own, in [0, 1]."""
-    return METRICS.get(name) or _mean(name, None, f"lm-evaluation-harness {name}|mean over documents")
+    return (
+        METRICS.get(name)
+        or LABEL_METRICS.get(name)
+        or _mean(name, None, f"lm-evaluation-harness {name}|mean over documents")
+    )

@@ -14,7 +14,15 @@ from keeptune.lab.tasks import SPAN_SENTENCE, TASKS, write_task
 from keeptune.lab.world import make_world
 from keeptune.progress import Progress
 from keeptune.stages.run import is_done, stage_key
-from keeptune.storage import MANIFEST, file_sha256, read_json, staged_folder, storage_errors, write_atomic
+from keeptune.storage import (
+    MANIFEST,
+    file_sha256,
+    read_manifest,
+    read_record,
+    staged_folder,
+    storage_errors,
+    write_atomic,
+)
 
 MODELS = Path(__file__).parent / "models"
 RECIPES = ("lab-demo", "lab-multitask")
@@ -95,14 +103,14 @@ def _refuse_another_content(folder: Path) -> None:
 
 
 def _is_ours(folder: Path) -> bool:
-    return (folder / MANIFEST).is_file() and read_json(folder / MANIFEST).get("made_by") == _MADE_BY
+    return read_manifest(folder).get("made_by") == _MADE_BY
 
 
 def _changes(folder: Path) -> Iterator[str]:
     """Yield what would be lost if the folder were written anew: files that its manifest does not know as they are."""
     with storage_errors(folder):
         paths = sorted(path for path in folder.rglob("*") if path.is_file() and path != folder / MANIFEST)
-    written = read_json(folder / MANIFEST)["files"] if paths else {}
+    written = read_record(folder / MANIFEST, again="`keeptune lab`")["files"] if paths else {}
     for path in paths:
         facts = written.get(path.relative_to(folder).as_posix())
         if facts is None or file_sha256(path) != facts["sha256"]:

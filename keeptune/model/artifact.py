@@ -10,7 +10,7 @@ import contextlib
 import copy
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from transformers import GenerationConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from keeptune.errors import RecipeError, StorageError
+from keeptune.model.asked import Asked, require_same_answers
 from keeptune.model.attention import base_of, uses_virtual_tokens, vocab_size
 from keeptune.model.declared import Quantization
 from keeptune.model.folder import ADAPTER_CONFIG, adapter_base, resolve_model
@@ -31,9 +32,17 @@ from keeptune.model.load import load_model
 from keeptune.model.memory import lacks_memory
 from keeptune.model.methods import quiet_peft
 from keeptune.model.modes import evaluating
+from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.ranks import note_ranks_
 from keeptune.model.served import refuse_unserved_adapter
-from keeptune.storage import read_json, require_unchanged, staged_folder, storage_errors, write_atomic, write_json
+from keeptune.storage import (
+    read_json_object,
+    require_unchanged,
+    staged_folder,
+    storage_errors,
+    write_atomic,
+    write_json,
+)
 from keeptune.text.template import Template
 from keeptune.text.tokenizer import Tokenizer
 
@@ -194,13 +203,13 @@ def _public_name(base_name: str) -> tuple[str, str | None]:
 
 
 def _save_tokenizer(source: Path, folder: Path, *, chat_template: str) -> None:
-    """Copy the tokenizer's files; the one chat template is that of training."""
+    """Copy the tokenizer's files; the one chat template is that of training, in both places where it is looked for."""
     for name in TEXT_FILES:
         if name in {"chat_template.jinja", "generation_config.json"} or not (source / name).exists():
             continue
         if name == "tokenizer_config.json":
-            config = read_json(source / name)
-            write_json(folder / name, {key: value for key, value in config.items() if key != "chat_template"})
+            config = read_json_object(source / name)
+            write_json(folder / name, {**config, "chat_template": chat_template})
         else:
             write_atomic(folder / name, (source / name).read_bytes())
     write_atomic(folder / "chat_template.jinja", chat_template)
@@ -237,9 +246,10 @@ def attach_adapter(model: PreTrainedModel, folder: Path) -> PeftModel:
     Raises:
         StorageError: weights are missing, or are not those that the adapter's config asks for.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_json_object(folder / ADAPTER_CONFIG)
     tensors = adapter_weights(folder)
     refuse_unserved_adapter(config, where=str(folder / ADAPTER_CONFIG))
+    refuse_endless_patterns(config, model, prefix=f"{folder / ADAPTER_CONFIG}: ")
     own = {id(parameter) for parameter in model.parameters()}
     with writing(folder), quiet_peft(), _complete_adapter(folder):
         adapted = PeftModel.from_pretrained(model, str(folder), torch_device=str(model.device))
@@ -303,11 +313,20 @@ def _incomplete(folder: Path, found: str) -> StorageError:
     )
 
 
-def verify_artifact(model: nn.Module, folder: Path, *, base: Path, quantization: Quantization | None = None) -> None:
-    """Load the saved model anew and compare its logits with those of the trained one; costs a second model in memory.
+def verify_artifact(
+    model: nn.Module,
+    folder: Path,
+    *,
+    base: Path,
+    quantization: Quantization | None = None,
+    asked: Sequence[Asked] = (),
+) -> None:
+    """Load the saved model anew and compare its logits and its answers with those of the trained one.
+
+    The answers are those to `asked`, through the folder's own template. Costs a second model in memory.
 
     Raises:
-        StorageError: the logits differ.
+        StorageError: logits, the ids of a prompt or an answer differ.
         RecipeError: an adapter gives the base model's logits: it has learned nothing.
     """
     expected = probe_logits(model)
@@ -324,6 +343,7 @@ def verify_artifact(model: nn.Module, folder: Path, *, base: Path, quantization:
     else:
         fresh = load_model(folder, device=device, dtype=dtype)
     require_same_logits(probe_logits(fresh), expected, dtype=dtype, where=folder)
+    require_same_answers(fresh, folder, asked, tolerance=_TOLERANCES.get(dtype, _HALF_TOLERANCE))
 
 
 def weight_dtype(model: nn.Module) -> torch.dtype:

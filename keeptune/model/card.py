@@ -139,14 +139,14 @@ def _usage(card: ModelCard, *, adapter: bool) -> str:
     kind = "Seq2SeqLM" if card.encoder_decoder else "CausalLM"
     library, loader = ("peft", f"AutoPeftModelFor{kind}") if adapter else ("transformers", f"AutoModelFor{kind}")
     answer = "output[0]" if card.encoder_decoder else 'output[0, inputs["input_ids"].shape[1] :]'
-    imports = [f"from {library} import {loader}", "from transformers import AutoTokenizer"]
-    bits, quantised = [], ""
+    imports = [f"from {library} import {loader}", "from transformers import AutoTokenizer, GenerationConfig"]
+    bits, quantised, settings = [], "", "generation_config=GenerationConfig.from_pretrained(folder)"
     if not adapter:
-        imports = [f"from transformers import {loader}, AutoTokenizer"]
+        imports, settings = [f"from transformers import {loader}, AutoTokenizer"], "do_sample=False"
     elif card.quantization is not None:
-        imports[1] += ", BitsAndBytesConfig"
-        settings = ", ".join(f"{name}={value!r}" for name, value in BITSANDBYTES[card.quantization].items())
-        bits = ["# The base model's weights as they were in training.", f"bits = BitsAndBytesConfig({settings})"]
+        imports[1] = "from transformers import AutoTokenizer, BitsAndBytesConfig, GenerationConfig"
+        stored = ", ".join(f"{name}={value!r}" for name, value in BITSANDBYTES[card.quantization].items())
+        bits = ["# The base model's weights as they were in training.", f"bits = BitsAndBytesConfig({stored})"]
         quantised = ", quantization_config=bits"
     return "\n".join(
         [
@@ -161,7 +161,7 @@ def _usage(card: ModelCard, *, adapter: bool) -> str:
             "inputs = tokenizer.apply_chat_template(",
             '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
             ")",
-            f"output = model.generate(**inputs, max_new_tokens={card.max_new_tokens}, do_sample=False)",
+            f"output = model.generate(**inputs, max_new_tokens={card.max_new_tokens}, {settings})",
             f"print(tokenizer.decode({answer}, skip_special_tokens=True))",
         ]
     )

@@ -61,17 +61,20 @@ class Policy:
         """
         return self.compute if self.device.type == "cuda" else None
 
+    @property
+    def trains_in(self) -> tuple[str, str]:
+        """The device and the format that training computes in, by name."""
+        return self.device.type, _name(self.compute or _FULL)
+
     def training_key(self) -> dict[str, str]:
         """Return what a trained model's key says of the device; nothing on a CPU, where the recipe says it all."""
-        if self.device.type == "cpu":
-            return {}
-        return {"computed_on": self.device.type, "computed_in": _name(self.compute or _FULL)}
+        on, precision = self.trains_in
+        return {} if on == "cpu" else {"computed_on": on, "computed_in": precision}
 
     def answers_key(self) -> dict[str, str]:
         """Return what the key of a model's answers says of the device; nothing on a CPU."""
-        if self.device.type == "cpu":
-            return {}
-        return {"answered_on": self.device.type, "answered_in": _name(self.answering)}
+        on = self.device.type
+        return {} if on == "cpu" else {"answered_on": on, "answered_in": _name(self.answering)}
 
 
 def look() -> Machine:

@@ -28,7 +28,7 @@ from keeptune.model.declared import (
     require_flat,
     stored_quantisation,
 )
-from keeptune.storage import file_sha256, read_json, read_manifest, storage_errors
+from keeptune.storage import file_sha256, read_json_object, read_manifest, storage_errors
 
 ADAPTER_CONFIG = "adapter_config.json"
 WEIGHTS = "model.safetensors"
@@ -93,7 +93,7 @@ def adapter_base(folder: Path) -> str:
     Raises:
         RecipeError: it names none.
     """
-    config = read_json(folder / ADAPTER_CONFIG)
+    config = read_json_object(folder / ADAPTER_CONFIG)
     name, revision = config.get("base_model_name_or_path"), config.get("revision")
     if not name:
         raise RecipeError(

@@ -22,6 +22,7 @@ from transformers.pytorch_utils import Conv1D
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.model.declared import Quantization
 from keeptune.model.memory import lacks_memory
+from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.served import config_class, method_problems, nearest
 
 # AdaLoRA's steps are counted when the data are there; any schedule fits into so many.
@@ -228,6 +229,7 @@ def _check_depth(model: PreTrainedModel, method: Method) -> None:
 
 def _wrap(model: PreTrainedModel, method: Method, *, seed: int) -> PeftModel:
     _check_modules(model, method)
+    refuse_endless_patterns(method.arguments, model, prefix=f"methods.{method.name}.")
     _check_depth(model, method)
     devices = [model.device] if model.device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices), quiet_peft(), _peft_errors(method):

@@ -35,11 +35,12 @@ from keeptune.model.declared import Quantization
 from keeptune.model.folder import check_model_folder
 from keeptune.model.load import load_model
 from keeptune.model.methods import quiet_peft
+from keeptune.model.patterns import refuse_endless_patterns
 from keeptune.model.served import refuse_unserved_adapter
 from keeptune.storage import (
     MANIFEST,
     file_sha256,
-    read_json,
+    read_json_object,
     read_record,
     require_unchanged,
     staged_folder,
@@ -222,7 +223,7 @@ def open_path(
         ends = _whole_ends(artifact, base)
         model = load_artifact(artifact, base=base, device=device, dtype=dtype)
         return ModelPath(model, artifact, source_sha256, None, _moved(_weights(model), ends))
-    config = read_json(artifact / ADAPTER_CONFIG)
+    config = read_json_object(artifact / ADAPTER_CONFIG)
     refuse_unserved_adapter(config, where=str(artifact / ADAPTER_CONFIG))
     no_path = why_no_path(config["peft_type"], config)
     # PEFT draws weights before it reads the trained ones; the global random state stays as it was.
@@ -309,6 +310,7 @@ def _untrained(artifact: Path, model: PreTrainedModel, *, strangers: set[str]) -
     for chance in {"init_lora_weights", "init_weights"} & vars(config).keys():
         # Tokens that start at random, and norms of weights to which something random was added, are not the base's.
         setattr(config, chance, True)
+    refuse_endless_patterns(vars(config), model, prefix=f"{artifact / ADAPTER_CONFIG}: ")
     with quiet_peft():
         state = get_peft_model_state_dict(get_peft_model(model, config), save_embedding_layers=False)
     return {name: tensor.to("cpu", copy=True) for name, tensor in state.items()}

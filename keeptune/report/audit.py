@@ -21,7 +21,7 @@ _PARTS = {
     "untrained_completion": "completion, tasks not trained on",
 }
 _SHOWN = frozenset({"rows_in", "kept", "kept_whole", "truncated", "dropped", "tasks", "splits", "leaks", "tokens"})
-_SHOWN |= {"untrained_tasks", "parts"}
+_SHOWN |= {"untrained_tasks", "parts", "references", "remarks", "unread_columns"}
 _LEAKS = {
     "exact": "Same prompt",
     "near": "Near-duplicate prompt",
@@ -86,7 +86,7 @@ class Examples:
 class Audit:
     """`rows_in` = `kept` + the sum of `dropped`; `truncated` of the kept lost tokens to the limit of length.
 
-    The tasks in `untrained_tasks` are scored only.
+    The tasks in `untrained_tasks` are scored only. `remarks` are sentences on what a user should know.
     """
 
     rows_in: int | None
@@ -100,6 +100,7 @@ class Audit:
     other: tuple[tuple[str, str], ...]
     examples: tuple[Examples, ...]
     untrained_tasks: tuple[str, ...]
+    remarks: tuple[str, ...] = ()
 
     @property
     def is_empty(self) -> bool:
@@ -139,6 +140,7 @@ def read_audit(folder: RunFolder) -> Audit:
         other=tuple(flat(_without_lists(rest))),
         examples=tuple([*_examples(rest, prefix=""), *_examples(leaks, prefix="leaks.")]),
         untrained_tasks=strings(value.get("untrained_tasks")),
+        remarks=strings(value.get("remarks")),
     )
 
 

@@ -61,6 +61,22 @@ def broken_sentence(report: Report) -> str:
     return describe(found, base=base, limit=next(of_methods, {}).get("max_new_tokens"))
 
 
+def label_sentences(report: Report) -> list[str]:
+    """Return, for each task that is a choice among labels, the majority's share and the chosen model's main answer."""
+    chosen = report.forgotten.delivered or (report.selection.selected, 1.0)
+    sentences = []
+    for row in report.forgotten.canaries:
+        if (row.model, row.alpha) != chosen or row.top_answer is None or row.num_majority is None:
+            continue
+        sentences.append(
+            f"{row.task}: always giving the most frequent label would be right for {count(row.num_majority)} of "
+            f"{count(row.num_records)} records. The most frequent answer of {row.model}, “{row.top_answer}”, is given "
+            f"{count(row.num_top_answer)} {noun(row.num_top_answer or 0, 'times')} and expected "
+            f"{count(row.num_top_expected)} {noun(row.num_top_expected or 0, 'times')}."
+        )
+    return sentences
+
+
 def describe(found: Broken | None, *, base: Broken | None, limit: str | None) -> str:
     """Return which answers are broken, and after how many tokens they were cut; empty below a tenth of the answers."""
     if found is None:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
+from keeptune.report.scores import Score
 from keeptune.report.wording import (
     MISSING,
     count,
@@ -39,7 +40,7 @@ def tables(value: Mapping[str, Any], *, wide: bool = False) -> list[Table]:
 
     They fit a terminal of 80 columns where names are short, unless they are to be `wide` and hold McNemar's p too.
     """
-    found = [_scores(value), _pairs(value, value["main_metric"], wide=wide)]
+    found = [_scores(value), *_over_seeds(value), _pairs(value, value["main_metric"], wide=wide)]
     if value["untrained_tasks"]:
         found.append(_pairs(value, value["main_metric"], task=OTHER_TASKS, wide=wide))
     found.append(_costs(value))
@@ -61,7 +62,42 @@ def sentences(value: Mapping[str, Any]) -> list[str]:
     found = [f"Clear in {label} (Holm p below 0.05): {found_clear or 'nothing'}."]
     if unclear:
         found.append(f"No clear difference in {label}: {unclear}.")
-    return [*found, *value["notes"]]
+    return [*found, *_seed_sentences(value), *value["notes"]]
+
+
+def _seed_sentences(value: Mapping[str, Any]) -> Iterator[str]:
+    """Yield which models are replicates."""
+    for group in value["replicates"]:
+        seeds = ", ".join(map(str, group["seeds"]))
+        yield (
+            f"{_listed(group['models'])} differ only by seed ({seeds}): they are one method trained "
+            f"{len(group['seeds'])} times, so they are not compared with each other, and with others only at the same "
+            "seed."
+        )
+
+
+def _over_seeds(value: Mapping[str, Any]) -> Iterator[Table]:
+    """Yield the mean and the spread over seeds of every method that was trained with several, in every metric."""
+    together = [ALL_TASKS, *([OTHER_TASKS] if value["untrained_tasks"] else [])]
+    rows = []
+    for metric in _main_first(value):
+        for group in value["replicates"]:
+            found = {score["task"]: score for score in group["scores"] if score["metric"] == metric}
+            rows.append((metric_label(metric), group["name"], *(_spread(found.get(task)) for task in together)))
+    if rows:
+        header = ("metric", "method", *(["trained tasks", "other tasks"] if len(together) > 1 else ["score"]))
+        title = "Over seeds: mean ± standard deviation; ( ) the lowest to the highest seed"
+        yield Table(title, header, tuple(rows), num_left=2)
+
+
+def _spread(score: Mapping[str, Any] | None) -> str:
+    if score is None:
+        return MISSING
+    places = decimals_for(score["mean"])
+    mean, deviation, low, high = (
+        decimal(score[name], places) for name in ("mean", "standard_deviation", "lowest", "highest")
+    )
+    return f"{mean} ± {deviation} ({low} to {high})"
 
 
 def markdown(value: Mapping[str, Any]) -> str:
@@ -124,10 +160,19 @@ def _score(score: Mapping[str, Any] | None) -> str:
     places = decimals_for(mean)
     if low is None or high is None:
         return decimal(mean, places)
+    if low == high and (bound := _bound(score)):
+        return f"{decimal(mean, places)} ({bound})"
     # Perplexity's interval is not symmetric.
     if score["metric"] == "perplexity":
         return f"{decimal(mean, places)} [{decimal(low, places)}, {decimal(high, places)}]"
     return f"{decimal(mean, places)} ± {decimal((high - low) / 2, places)}"
+
+
+def _bound(score: Mapping[str, Any]) -> str:
+    """Return what follows for the true mean where all records have one value, as the page says it; empty if nothing."""
+    known: dict[str, Any] = {field.name: score.get(field.name) for field in fields(Score)}
+    _, _, bound = Score(**known).agreement.partition("; ")
+    return bound
 
 
 def _pairs(value: Mapping[str, Any], metric: str, *, task: str = ALL_TASKS, wide: bool) -> Table:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from keeptune.report.reading import RunFolder, mapping, number, string, whole
+from keeptune.report.reading import RunFolder, number, string, whole
 
 MAX_POINTS = 320
 # A loss in nats per token beyond this says only that the training diverged; it would flatten all the rest.
@@ -71,7 +71,7 @@ def read_curve(folder: RunFolder, model: str) -> Curve | None:
         stopped_at=log.stopped_at,
         best_step=whole(training.get("best_step")),
         drift=_thinned(log.drift),
-        tied=mapping(training.get("selection")).get("tied") is True,
+        tied=training.get("metric_moved") is False,
     )
 
 

@@ -44,7 +44,11 @@ class Lost:
 
 @dataclass(frozen=True, slots=True)
 class Canaries:
-    """How many answers show that generation itself broke; None where the task has no such form."""
+    """How many answers show that generation itself broke; None where the task has no such form.
+
+    Of a choice among labels, `top_answer` is the most frequent answer, given `num_top_answer` times and expected
+    `num_top_expected` times; always giving the most frequent reference would be right `num_majority` times.
+    """
 
     model: str
     alpha: float | None
@@ -55,6 +59,10 @@ class Canaries:
     num_looping: int | None
     num_other_script: int | None
     num_broken_format: int | None
+    top_answer: str | None = None
+    num_top_answer: int | None = None
+    num_top_expected: int | None = None
+    num_majority: int | None = None
 
     @property
     def counts(self) -> tuple[int | None, ...]:
@@ -200,7 +208,15 @@ def _canaries(row: Mapping[str, Any]) -> Canaries | None:
     if model is None or task is None or not num_records:
         return None
     counts = ("num_unended", "num_empty", "num_looping", "num_other_script", "num_broken_format")
-    return Canaries(model, finite(row.get("alpha")), task, num_records, *(whole(row.get(key)) for key in counts))
+    return Canaries(
+        model,
+        finite(row.get("alpha")),
+        task,
+        num_records,
+        *(whole(row.get(key)) for key in counts),
+        top_answer=string(row.get("top_answer")),
+        **{key: whole(row.get(key)) for key in ("num_top_answer", "num_top_expected", "num_majority")},
+    )
 
 
 def _noise(value: Mapping[str, Any]) -> Noise | None:

@@ -70,9 +70,9 @@ def _what_was_done(report: Report) -> Iterator[str]:
     validation = sum(split.validation for split in splits)
     of_validation = f" ({count(validation)} {noun(validation, 'records')})" if splits else ""
     yield (
-        f"Validation{of_validation} is what was kept from training to choose by: when to stop, and which method is "
-        f"best; test{_test_records(report)} was kept from both, and every score on this page is from it, except "
-        "those under “Learning curves” and “How it was decided”."
+        f"Validation{of_validation} was kept out of training and chose when to stop and which method is best; "
+        f"test{_test_records(report)} was used for neither; every score on this page is from it, except those under "
+        "“Learning curves” and “How it was decided”."
     )
 
 
@@ -103,21 +103,21 @@ def _what_is_shown(report: Report) -> Iterator[str]:
         if metric.name in _MEANINGS
     ]
     if meanings:
-        yield f"The scores compare an answer with the one that the record holds. {'; '.join(meanings)}."
+        yield f"The scores compare an answer with the expected one. {'; '.join(meanings)}."
     yield (
-        "A 95 % interval says how far the draw of the test records may have moved a number: of many such intervals, "
-        "each from a test drawn anew, about 95 in 100 hold the true value."
+        "A 95 % interval says how far a number may be off because the test records are a sample: about 95 of 100 such "
+        "intervals contain the true value."
     )
     yield (
-        "Where the interval of a difference holds 0, the test is too small to tell better from worse, and the page "
-        "says unclear; where the score of no record changed, it says that."
+        "If the interval of a difference contains 0, the test is too small to tell better from worse, and the page "
+        "says unclear; if no record’s score changed, it says that."
     )
 
 
 def _examples_in_the_prompt(report: Report) -> Iterator[str]:
     if report.few_shot:
         yield (
-            "Shots are solved examples that stand before the question in the base’s prompt, which can help without any "
+            "Shots are solved examples that stand before the question in the base’s prompt; they can help without any "
             "training."
         )
 
@@ -131,22 +131,22 @@ def _other_tasks(report: Report) -> Iterator[str]:
             "this run."
         )
     elif report.forgotten.rows:
-        yield "To see it, texts that nothing was trained on were weighed before and after tuning: “What was forgotten”."
+        yield "To see it, the loss on texts that were not trained on was taken before and after: “What was forgotten”."
     else:
-        yield "This run measured none of that: it has no task with train: false."
+        yield "This run did not measure that: it has no task with train: false."
 
 
 def _on_the_way(report: Report) -> Iterator[str]:
     if report.forgotten.certificate is not None:
         yield (
-            "Alpha says how far a model stands on the way from the base (0) to the trained model (1): less of the way "
-            "learns less and forgets less. Certified is one that was shown, on records kept for this alone, to lose "
-            "less than its budget."
+            "A trained model can be scaled between the base (alpha 0) and itself (alpha 1): a smaller alpha learns and "
+            "forgets less. A model is certified if it was shown, on records kept for this alone, to lose less than "
+            "its budget."
         )
 
 
 def _first_look(report: Report) -> str:
     others = " and below it" if report.other_tasks else ""
     return (
-        f"Look first at the sentence on top{others}, then at the best and worst answers, where the scores have words."
+        f"Look first at the sentence on top{others}, then at the best and worst answers: they show what a score means."
     )

@@ -161,7 +161,7 @@ def _trained(report: Report, method: str) -> str:
     kind = f" ({cost.peft_type})" if cost and cost.peft_type and cost.peft_type.lower() != method.lower() else ""
     delivered = report.forgotten.delivered
     part = delivered[1] if delivered is not None else 1.0
-    on_the_way = f" and taken {100 * part:g}{NO_BREAK}% of the way there" if part < 1.0 else ""
+    on_the_way = f" and scaled to {100 * part:g}{NO_BREAK}% of its change" if part < 1.0 else ""
     return f"{base_label(report)}, tuned with {method}{kind}{data}{on_the_way},"
 
 

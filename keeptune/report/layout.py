@@ -234,9 +234,8 @@ def paired_groups(report: Report) -> list[PairedGroup]:
 
 def _verdict(report: Report, pair: Paired, *, metric: Metric) -> str:
     """Return the pair's verdict, "nothing" where both scored 0 and could not have scored less."""
-    means = [
-        s.mean for s in report.scores if (s.metric, s.task) == (pair.metric, pair.task) and s.model in _names(pair)
-    ]
+    named = [(s.model, s) for s in report.scores] + [(row.name, s) for row in report.shot_rows for s in row.scores]
+    means = [s.mean for name, s in named if (s.metric, s.task) == (pair.metric, pair.task) and name in _names(pair)]
     if metric.higher_is_better and len(means) == 2 and not any(means):
         return "nothing"
     return pair.verdict(higher_is_better=metric.higher_is_better)

@@ -215,7 +215,7 @@ def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
 def _reached(mean: float | None, ends: tuple[float, float] | None, *, signed: bool = False) -> str:
     """Return a number and, in brackets, the ends of its interval where it has some."""
     number = decimal(mean, 3, signed=signed)
-    return f"{number} ({interval(*ends, 3, signed=signed)})" if ends else number
+    return f"{number} ({interval(*ends, 3, signed=signed)})" if ends and ends[0] < ends[1] else number
 
 
 def _budget(report: Report, suite: str, metric: str) -> tuple[float, str] | None:
@@ -249,7 +249,8 @@ def _cell(row: Lost | None) -> Cell:
     number = decimal(row.forgetting, places, signed=True)
     ends = interval(row.low, row.high, places, signed=True) if row.low is not None else ""
     counts = f"{count(row.num_lost)} {noun(row.num_lost, 'records')} lost, {count(row.num_gained)} gained"
-    detail = f"{counts}; KL {decimal(row.kl, 3)} nats" if row.kl is not None else counts
+    picture = [likelihood(row.forgetting)] if row.metric == "loss" else []
+    detail = "; ".join([*picture, counts, *([f"KL {decimal(row.kl, 3)} nats"] if row.kl is not None else [])])
     if row.base_at_chance and row.metric != "loss":
         return Cell("∅", number, ends, f"{detail}; nothing to lose", "")
     greatest = BOUNDS.get(row.metric, (0.0, 1.0))[1]

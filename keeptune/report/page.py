@@ -17,7 +17,7 @@ from markupsafe import Markup
 from keeptune import __version__
 from keeptune.progress import noun
 from keeptune.report import explained, losses, wording
-from keeptune.report.broken import broken_rows, broken_sentence
+from keeptune.report.broken import broken_rows, broken_sentence, label_sentences
 from keeptune.report.growth import growth_panels, read_growth
 from keeptune.report.guide import guide
 from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
@@ -85,6 +85,7 @@ def render_page(report: Report) -> str:
         colours=colours(report),
         score_groups=score_groups(report),
         broken_rows=broken_rows(report),
+        label_sentences=label_sentences(report),
         paired_groups=paired_groups(report),
         task_tables=task_tables(report),
         curve_panels=curve_panels(report),
@@ -190,6 +191,7 @@ def report_json(report: Report) -> str:
             "metric": report.selection.metric,
             "split": report.selection.split,
             "values": dict(report.selection.values),
+            "note": report.selection.note,
         },
         "main_metric": report.main_metric,
         "untrained_tasks": sorted(report.untrained_tasks),
@@ -279,6 +281,7 @@ def _audit(report: Report) -> dict[str, Any] | None:
         "splits": [dataclasses.asdict(split) for split in audit.splits],
         "parts": [dataclasses.asdict(part) for part in audit.parts],
         "lengths": [dataclasses.asdict(lengths) for lengths in audit.lengths],
+        "remarks": list(audit.remarks),
     }
 
 

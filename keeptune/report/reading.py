@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from keeptune.storage import storage_errors
+from keeptune.storage import SEAL, storage_errors
 
 _MAX_NOTES_PER_FILE = 3
 
@@ -26,7 +26,7 @@ class RunFolder:
     notes: list[str] = field(default_factory=list)
 
     def object(self, name: str, *, expected: bool = True) -> dict[str, Any]:
-        """Return the JSON object in file `name`; an empty one, noted, where there is none.
+        """Return the JSON object in file `name` without its own hash; an empty one, noted, where there is none.
 
         Raises:
             StorageError: the disk refuses to read a file that exists.
@@ -46,7 +46,7 @@ class RunFolder:
         if not isinstance(value, dict):
             self.notes.append(f"{name}: found {type(value).__name__}; expected a JSON object")
             return {}
-        return value
+        return {key: part for key, part in value.items() if key != SEAL}
 
     def lines(self, name: str, *, expected: bool = True) -> Iterator[dict[str, Any]]:
         """Yield the JSON objects of a JSON lines file, one line in memory at a time; broken lines are noted.

@@ -91,12 +91,16 @@ class Decoding:
 
 @dataclass(frozen=True, slots=True)
 class Selection:
-    """Which method was chosen, by which metric on which split; `values` holds (method, value)."""
+    """Which method was chosen, by which metric on which split; `values` holds (method, value).
+
+    `note` says that the validation loss chose among methods with the same value.
+    """
 
     selected: str | None
     metric: str | None
     split: str | None
     values: tuple[tuple[str, float | None], ...]
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -311,6 +315,7 @@ def _selection(value: Mapping[str, Any]) -> Selection:
         metric=string(value.get("metric")),
         split=string(value.get("split")),
         values=tuple((name, number(v)) for name, v in mapping(value.get("values")).items()),
+        note=string(value.get("note")) or "",
     )
 
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 
 from scipy.special import stdtr
 
-from keeptune.evaluation.metrics import METRICS, Answer, metric_of
+from keeptune.evaluation.labels import ANSWERED, GOLD
+from keeptune.evaluation.metrics import LABEL_METRICS, METRICS, Answer, metric_of
 from keeptune.evaluation.scores import difference, score_of
 from keeptune.retention.drops import metric_scale
 
@@ -74,6 +75,9 @@ def chance_of(base: Sequence[Answer], *, metric: str, least: float = 0.0) -> Cha
 
 def _guesses(base: Sequence[Answer], *, metric: str, least: float) -> Iterator[list[Answer]]:
     """Yield what whoever knows nothing would answer: the most frequent label, or a choice by lot."""
+    if metric in LABEL_METRICS:
+        yield _one_label(base, metric)
+        return
     times = Counter(reference for answer in base for reference in set(answer.references))
     if 2 <= len(times) <= _MAX_LABELS:
         label = max(times, key=lambda reference: times[reference])
@@ -88,6 +92,19 @@ def _guesses(base: Sequence[Answer], *, metric: str, least: float) -> Iterator[l
         ]
     if least:
         yield [replace(answer, metrics={metric: least}) for answer in base]
+
+
+def _one_label(base: Sequence[Answer], metric: str) -> list[Answer]:
+    """Return answers that always give one label: the most frequent, for an F1 the one that it looks for."""
+    times = Counter(answer.metrics[GOLD] for answer in base)
+    label = 1.0 if metric == "binary_f1" else max(times, key=lambda gold: times[gold])
+    return [
+        replace(
+            answer,
+            metrics={GOLD: answer.metrics[GOLD], ANSWERED: label, metric: float(answer.metrics[GOLD] == label)},
+        )
+        for answer in base
+    ]
 
 
 def _is_better(base: Sequence[Answer], guessed: Sequence[Answer], *, metric: str) -> bool:

@@ -104,17 +104,25 @@ def walk(
 
 
 def choose(
-    certified: Sequence[Choice], *, validation: Callable[[str, float], float], higher_is_better: bool
+    certified: Sequence[Choice],
+    *,
+    validation: Callable[[str, float], float],
+    loss: Callable[[str, float], float],
+    higher_is_better: bool,
 ) -> Choice | None:
-    """Return the certified choice that is best on validation; of equals the lowest alpha, then the first.
+    """Return the certified choice that is best on validation; of equals the lowest loss, alpha, then the first.
 
     The choice within the certified set is free: all of it keeps the budgets together.
     """
     sign = 1.0 if higher_is_better else -1.0
 
-    def merit(choice: Choice) -> tuple[float, float]:
-        value = sign * validation(choice.candidate, choice.alpha)
-        return (value if math.isfinite(value) else -math.inf, -choice.alpha)
+    def merit(choice: Choice) -> tuple[float, float, float]:
+        value, nats = sign * validation(choice.candidate, choice.alpha), loss(choice.candidate, choice.alpha)
+        return (
+            value if math.isfinite(value) else -math.inf,
+            -nats if math.isfinite(nats) else -math.inf,
+            -choice.alpha,
+        )
 
     return max(certified, key=merit, default=None)
 

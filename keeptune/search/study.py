@@ -5,6 +5,7 @@ Optuna's journal holds them, a file of JSON lines. One process alone writes it, 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,9 +17,11 @@ from keeptune.errors import FolderInUseError, StorageError, import_extra
 from keeptune.search.sampler import distribution, drawn, optuna
 from keeptune.search.space import Range
 from keeptune.search.trials import Result, Trial
-from keeptune.storage import storage_errors
+from keeptune.storage import read_record, storage_errors, write_record
 
 JOURNAL = "journal.log"
+# Beside it: its length and hash after the last write.
+DIGEST = "journal.json"
 _KEY, _TRIAL, _RESULT = "key", "trial", "result"
 
 
@@ -102,6 +105,7 @@ class Study:
     def _writing(self) -> Iterator[None]:
         with storage_errors(self.folder / JOURNAL):
             yield
+        _note_digest(self.folder)
 
 
 def open_study(folder: Path, *, method: str, key: str, ranges: Sequence[Range], higher_is_better: bool) -> Study:
@@ -129,6 +133,7 @@ def open_study(folder: Path, *, method: str, key: str, ranges: Sequence[Range], 
                 f"{folder}: found a study of another recipe, other ranges or other data (hash {before[:16]}, now "
                 f"{key[:16]}); expected the same to go on. Choose another output_dir, or remove that folder."
             )
+    _note_digest(folder)
     study = Study(method, folder, tuple(ranges), found)
     study.settle()
     return study
@@ -146,8 +151,10 @@ def _mend(path: Path) -> None:
     for lock in path.parent.glob(f"{JOURNAL}.lock*"):
         lock.unlink()
     if not path.exists():
+        _note_digest(path.parent)
         return
     content = path.read_bytes()
+    _refuse_changed(path, content)
     whole = content[: content.rfind(b"\n") + 1]
     if whole != content:
         with path.open("r+b") as file:
@@ -156,7 +163,25 @@ def _mend(path: Path) -> None:
         try:
             json.loads(line)
         except ValueError as error:
-            raise StorageError(
-                f"{path}:{number}: found broken JSON; expected the journal as keeptune wrote it. Put that line back, "
-                "or remove the folder that it stands in and give the same command again."
-            ) from error
+            raise _changed(f"{path}:{number}", "broken JSON") from error
+
+
+def _refuse_changed(path: Path, content: bytes) -> None:
+    """Refuse a journal that does not begin as it was when it was last written; what a crash left may stand behind."""
+    digest = read_record(path.with_name(DIGEST), again="the same command")
+    if hashlib.sha256(content[: digest["num_bytes"]]).hexdigest() != digest["sha256"]:
+        raise _changed(str(path), f"content that differs from its hash in {DIGEST}")
+
+
+def _changed(where: str, found: str) -> StorageError:
+    return StorageError(
+        f"{where}: found {found}; expected the journal as keeptune wrote it. Put it back from a copy, or remove it and "
+        "give the same command again: it takes the results of finished trials from their folders."
+    )
+
+
+def _note_digest(folder: Path) -> None:
+    path = folder / JOURNAL
+    with storage_errors(path):
+        content = path.read_bytes() if path.exists() else b""
+    write_record(folder / DIGEST, {"num_bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()})

@@ -43,6 +43,7 @@ class Trial:
 class Result:
     """What became of a trial: its value on validation, or the reason why it has none.
 
+    `loss` is the validation loss of the same weights; it decides between equal values.
     `drift` is KL(base‖tuned) at its end in nats per token. `drops` is what each suite under a budget lost on its probe;
     `excess` is how far the worst of them is above its budget, as a share of it: 0 or less where all are kept.
     """
@@ -55,6 +56,7 @@ class Result:
     drops: Mapping[str, float] = field(default_factory=dict)
     seconds: float | None = None
     reason: str = ""
+    loss: float | None = None
 
     @property
     def feasible(self) -> bool:
@@ -63,12 +65,16 @@ class Result:
 
 
 def ranked(results: Sequence[Result], *, higher_is_better: bool) -> list[Result]:
-    """Return the finished trials, the best first: those that keep the budgets by value, then the others by excess."""
+    """Return the finished trials, the best first: those that keep the budgets by value, then the others by excess.
 
-    def order(result: Result) -> tuple[bool, float, float, int]:
+    Of equal ones the lowest validation loss stands first, of equal losses the lowest number.
+    """
+
+    def order(result: Result) -> tuple[bool, float, float, float, int]:
         assert result.value is not None
         excess = 0.0 if result.feasible else result.excess or 0.0
-        return not result.feasible, excess, _cost(result.value, higher_is_better), result.trial.number
+        loss = math.inf if result.loss is None else result.loss
+        return not result.feasible, excess, _cost(result.value, higher_is_better), loss, result.trial.number
 
     return sorted((result for result in results if result.value is not None), key=order)
 

@@ -16,7 +16,8 @@ from keeptune.search.trials import Result, ranked
 class Contender:
     """One of the two best trials with its values for all seeds; `fresh` are those of the further ones alone.
 
-    `excess` is the mean over seeds of how far the worst suite is above its budget; None without a budget.
+    `excess` is the mean over seeds of how far the worst suite is above its budget; None without a budget. `loss` is the
+    mean validation loss over seeds, which decides between equal means.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Contender:
     values: tuple[float, ...]
     fresh: tuple[float, ...] = ()
     excess: float | None = None
+    loss: float | None = None
 
     @property
     def mean(self) -> float:
@@ -75,16 +77,23 @@ def _contender(result: Result, results: Mapping[str, Result]) -> Contender:
     values = [*([] if result.value is None else [result.value]), *fresh]
     excesses = [r.excess for r in (result, *again) if r.excess is not None]
     excess = sum(excesses) / len(excesses) if excesses else None
-    return Contender(trial.name, trial.number, trial.params, tuple(values), tuple(fresh), excess)
+    losses = [r.loss for r in (result, *again) if r.loss is not None]
+    loss = fmean(losses) if losses else None
+    return Contender(trial.name, trial.number, trial.params, tuple(values), tuple(fresh), excess, loss)
 
 
 def best_first(contenders: Sequence[Contender], *, higher_is_better: bool) -> list[Contender]:
     """Return those that keep the budgets by their mean over seeds, then the others, the nearest to the budgets first.
 
-    Equals stay in their order.
+    Of equal means the lower validation loss stands first; equals in that too stay in their order.
     """
     sign = -1.0 if higher_is_better else 1.0
-    return sorted(contenders, key=lambda c: (max(0.0, c.excess or 0.0), sign * c.mean))
+
+    def order(contender: Contender) -> tuple[float, float, float]:
+        loss = math.inf if contender.loss is None else contender.loss
+        return max(0.0, contender.excess or 0.0), sign * contender.mean, loss
+
+    return sorted(contenders, key=order)
 
 
 def decide(pair: Sequence[Contender], *, higher_is_better: bool, standard_error: float | None = None) -> Winner:

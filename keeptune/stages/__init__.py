@@ -10,7 +10,8 @@ Stages meet on disk. Each writes a key of all that it depends on; a stage whose 
 Whatever needs torch is imported inside the function that needs it, so that data work starts at once.
 """
 
-from keeptune.stages.certify import certify, check_budgets
+from keeptune.stages.budgets import check_budgets, refuse_budgets
+from keeptune.stages.certify import certify
 from keeptune.stages.check import CheckOutcome, check
 from keeptune.stages.compare import compare
 from keeptune.stages.curve import curve
@@ -53,6 +54,7 @@ __all__ = [
     "open_run",
     "plan",
     "prepare",
+    "refuse_budgets",
     "report",
     "run_trial",
     "search",

@@ -33,6 +33,7 @@ from keeptune.storage import (
     read_manifest,
     read_record,
     remove_leftovers,
+    require_unchanged,
     storage_errors,
 )
 
@@ -73,6 +74,7 @@ def answer_test(
     recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update=asked)})
     opened = Run(recipe, run, context)
     for entry in entries:
+        require_unchanged(entry.folder)
         refuse_changed(entry.folder, runs={run, entry.folder.parent})
         _refuse_test_in_training(entry, run=run, answers=first.answers)
     with locked_folder(run), tempfile.TemporaryDirectory(prefix="keeptune-") as scratch:
@@ -108,6 +110,7 @@ def _refuse_test_in_training(entry: Entry, *, run: Path, answers: Sequence[Answe
     path = other / "data" / "train.jsonl"
     if other == run or not path.is_file():
         return
+    require_unchanged(path.parent)
     with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
         rows = (record_from_json(json.loads(line), where=f"{path}:{i}") for i, line in enumerate(file, 1))
         trained = {prompt_key(row) for row in rows}

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from keeptune.errors import DataError
-from keeptune.storage import MANIFEST, file_sha256, read_record
+from keeptune.storage import MANIFEST, file_sha256, read_record, verify_folder
 
 CERTIFICATE = "certificate.json"
 # Of the certificates of single folders, in the run's folder.
@@ -71,7 +71,7 @@ def changed_file(certificate: Path) -> Changed | None:
 def names_what_stands(certificate: Path) -> bool:
     """Tell whether the folder that a certificate speaks of is there as it was; true where nothing is certified."""
     folder, _ = _artifact(certificate)
-    return folder is None or (folder.is_dir() and changed_file(certificate) is None)
+    return folder is None or (changed_file(certificate) is None and verify_folder(folder) is not None)
 
 
 def certificates_of(folder: Path, *, runs: Iterable[Path]) -> Iterator[Path]:

@@ -7,21 +7,20 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keeptune.config import Recipe
-from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import DataError
+from keeptune.stages.budgets import budget_texts, budgets_of, check_budgets, require_budget
 from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_stands
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, prepare
-from keeptune.stages.harness import Harness, write_harness
+from keeptune.stages.harness import write_harness
 from keeptune.stages.instruct import deliver, withdraw
 from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
 from keeptune.stages.openings import ledger_heads
-from keeptune.stages.retention import FORGETTING, main_metric
+from keeptune.stages.retention import FORGETTING
 from keeptune.stages.run import SELECTION, Run, intact_record, stage_key
 from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
-from keeptune.stages.texts import Texts, write_texts
+from keeptune.stages.texts import certify_texts, write_texts
 from keeptune.stages.training import artifact_folder
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
 from keeptune.stages.way import open_way, points, trained_facts
@@ -29,7 +28,6 @@ from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 
 if TYPE_CHECKING:
     from keeptune.model.methods import Method
-    from keeptune.retention.budget import Budget
     from keeptune.retention.drops import Drops
     from keeptune.retention.ledger import Opening
     from keeptune.retention.verdict import Verdict
@@ -43,99 +41,6 @@ LIMITS = (
     "model needs a new one.",
     "It holds for the draw of records; another training with another seed is another model.",
 )
-
-
-def budgets_of(recipe: Recipe, *, harness: Harness | None = None) -> dict[str, Budget]:
-    """Return the recipe's budgets, each in its metric's units; those of harness suites only with `harness`.
-
-    Raises:
-        RecipeError: one of them cannot be read, or is in points where a suite of text has a loss alone.
-    """
-    from keeptune.errors import RecipeError
-    from keeptune.retention.budget import parse_budget
-
-    texts = {SELF_TEXTS, *(text.name for text in recipe.retention.texts)}
-    own = {**dict.fromkeys(texts, "loss"), **(harness.metrics if harness is not None else {})}
-    unread = recipe.retention.harness.tasks if harness is None else ()
-    budgets = {}
-    for suite, text in recipe.retention.budget.items():
-        if suite in unread:
-            continue
-        budget = parse_budget(text, suite=suite, main_metric=own.get(suite, main_metric(recipe)))
-        scored = (own[suite],) if suite in own and suite not in texts else (*recipe.evaluation.metrics, "loss")
-        if suite in texts and budget.metric != "loss":
-            raise RecipeError(
-                f"retention.budget.{suite}: found {text!r} for a suite of texts, which have a loss and no score; "
-                "expected nats. Write for example '0.02 nats'."
-            )
-        if budget.metric not in scored:
-            raise RecipeError(
-                f"retention.budget.{suite}: found {budget.metric}, which is not measured; expected one of "
-                f"{', '.join(scored)}. Name one of these, or add it to evaluation.metrics."
-            )
-        budgets[suite] = budget
-    return budgets
-
-
-def require_budget(recipe: Recipe) -> None:
-    """Refuse a recipe that says of no suite what it may lose.
-
-    Raises:
-        DataError: it has no budget.
-    """
-    if not recipe.retention.budget:
-        raise DataError(
-            "retention.budget: found none; expected what each suite may lose, such as {others: 2 points}. Add it."
-        )
-
-
-def check_budgets(recipe: Recipe, data: Data, texts: Texts | None, *, harness: Harness | None = None) -> None:
-    """Refuse suites with so few records that not even a model that lost nothing could be certified.
-
-    Raises:
-        DataError: which suites, how many records there are, and how many are needed.
-    """
-    from keeptune.errors import raise_collected
-
-    counts = certify_counts(data, texts, harness)
-    problems = []
-    for suite, needed in records_needed(recipe, budgets_of(recipe, harness=harness)).items():
-        if counts.get(suite, 0) < needed:
-            more = (
-                f"Set retention.self_texts={needed}"
-                if suite == SELF_TEXTS
-                else "Give the suite more records (two fifths of them are certified on)"
-            )
-            problems.append(
-                f"retention.budget.{suite}: found {counts.get(suite, 0):,} records to certify on; expected at least "
-                f"{needed:,}, or no model could keep {recipe.retention.budget[suite]} with this confidence. {more}, "
-                "raise the budget, or train fewer methods."
-            )
-    if problems:
-        raise_collected(DataError, problems)
-
-
-def records_needed(recipe: Recipe, budgets: Mapping[str, Budget]) -> dict[str, int]:
-    """Return for each suite under a budget how many records a model that loses nothing needs to be certified on it."""
-    from keeptune.retention.drops import metric_scale
-    from keeptune.retention.ledger import confidence_left
-    from keeptune.retention.pvalues import records_needed_for_any_verdict
-
-    delta = confidence_left(1.0 - recipe.retention.confidence, opening=1) / len(recipe.methods)
-    return {
-        suite: records_needed_for_any_verdict(budget=budget.amount, delta=delta, scale=metric_scale(budget.metric))
-        for suite, budget in budgets.items()
-    }
-
-
-def certify_counts(data: Data, texts: Texts | None, harness: Harness | None) -> dict[str, int]:
-    """Return how many records of each suite there are to certify on."""
-    parts = {task: counts.get("certify", 0) for task, counts in data.audit.get("parts", {}).items()}
-    counts = {**parts, OTHER_TASKS: sum(parts.values())}
-    for source in (texts, harness):
-        for suite, facts in (source.audit if source is not None else {}).items():
-            counts[suite] = facts["parts"].get("certify", 0)
-    return {suite: count for suite, count in counts.items() if count}
 
 
 def certify(run: Run, *, data: Data | None = None) -> Path:
@@ -152,8 +57,9 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
 
     require_budget(run.recipe)
     data = data or prepare(run)
+    check_budgets(run.recipe, data)
     texts, harness = write_texts(run, data), write_harness(run, data)
-    check_budgets(run.recipe, data, texts, harness=harness)
+    check_budgets(run.recipe, data, certify_texts(texts), harness=harness)
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
     asked = budgets_of(run.recipe, harness=harness)
@@ -173,10 +79,11 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
         return path
     opening = open_session(session, list(methods), certificate=path)
     walked = _walked(session, methods, opening=opening)
-    values = certified_values(run, data, methods=methods, certified=walked.certified)
+    values, losses = certified_values(run, data, methods=methods, certified=walked.certified)
     choice = choose(
         walked.certified,
         validation=lambda name, alpha: values[name, alpha],
+        loss=lambda name, alpha: losses[name, alpha],
         higher_is_better=higher_is_better(run.recipe),
     )
     found = verdict(walked, choice=choice, left_out=left_out)
@@ -288,6 +195,7 @@ def _write_certificate(
 def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening: Opening) -> dict[str, Any]:
     """Return what every certificate says of a walk and its verdict."""
     retention = session.run.recipe.retention
+    texts = budget_texts(session.run.recipe, session.harness)
     return {
         "key": session.key,
         "verdict": found.kind,
@@ -297,9 +205,7 @@ def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening
         "confidence": retention.confidence,
         "opening": opening.number,
         "delta": walked.delta,
-        "budgets": {
-            suite: {"text": retention.budget[suite], **asdict(budget)} for suite, budget in session.tested.items()
-        },
+        "budgets": {suite: {"text": texts[suite], **asdict(budget)} for suite, budget in session.tested.items()},
         "left_out_at_chance": {one.name: asdict(one) for one in session.left_out},
         "cells": [asdict(cell) for cell in walked.cells],
         "items": {cell.suite: cell.measured.num_records for cell in walked.cells if cell.suite in session.tested},

@@ -9,14 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
-from keeptune.data.record import SELF_TEXTS, Record
+from keeptune.data.record import Record
 from keeptune.progress import noun
+from keeptune.stages.budgets import CheckedBudget, budgets_of, counted
+from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, check_metrics, read_base, rendering, say_ignored_code, source_hashes
 from keeptune.stages.methods import learning_rate, method_of
 from keeptune.stages.mixture import idle_temperature, tokens_per_step, train_examples
 from keeptune.stages.rehearsal import is_small, rehearse
 from keeptune.stages.run import Context, Run
 from keeptune.stages.splits import write_data
+from keeptune.stages.texts import certify_texts, read_general
 
 if TYPE_CHECKING:
     from keeptune.text.mixture import Share
@@ -35,26 +38,14 @@ class CheckedMethod:
 
 
 @dataclass(frozen=True, slots=True)
-class CheckedBudget:
-    """What a suite may lose, on how many records that would be certified, and the fewest with which any model could be.
-
-    Both are None of what is known first when the run starts: how many documents a text has, and what is a task of
-    lm-evaluation-harness.
-    """
-
-    suite: str
-    budget: str
-    num_records: int | None
-    num_needed: int | None
-
-
-@dataclass(frozen=True, slots=True)
 class CheckOutcome:
     """What `keeptune check` shows: the audit, train records with their tokens, and the methods.
 
     `others` are the trained tasks of which no record is among the previews, with the number of their train records.
-    `budgets` are what suites may lose. `mixture` says what an epoch shows of each task, where that is not each record
-    once, and `idle` what has no effect in it. `remarks` are on metrics that say less of a task than they seem to.
+    `budgets` are what suites may lose, and whether the records at hand could certify that of any model. `mixture` says
+    what an epoch shows of each task, where that is not each record once, and `idle` what has no effect in it.
+    `computes_on` is the device with its number format and the reason. `remarks` are on metrics that say less of a task
+    than they seem to.
     """
 
     audit: Mapping[str, Any]
@@ -65,6 +56,7 @@ class CheckOutcome:
     budgets: Sequence[CheckedBudget]
     mixture: Sequence[Share] = ()
     idle: str = ""
+    computes_on: str = ""
     remarks: Sequence[str] = ()
 
 
@@ -78,7 +70,6 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         RecipeError: a budget cannot be read, a method is none, a metric cannot read a task's references, or a step of
             the run fails on a record.
     """
-    from keeptune.stages.certify import budgets_of
     from keeptune.text.mixture import shares_of
     from keeptune.text.tokens import preview
 
@@ -105,9 +96,10 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
             previews,
             others,
             list(_methods(recipe, data)),
-            list(_budgets(recipe, data)),
+            counted(recipe, data, certify_texts(read_general(recipe, data)[1])),
             mixture,
             idle_temperature(recipe, mixture),
+            policy_of(recipe).why,
             remarks,
         )
 
@@ -121,17 +113,6 @@ def _dry_run(run: Run, data: Data) -> None:
         rehearse(run, data, method_of(run.recipe, name))
     number = len(run.recipe.methods)
     run.progress.say(f"Dry run: one record went through every step of {number} {noun(number, 'methods')}")
-
-
-def _budgets(recipe: Recipe, data: Data) -> Iterator[CheckedBudget]:
-    from keeptune.stages.certify import budgets_of, certify_counts, records_needed
-
-    counts = {**certify_counts(data, None, None), SELF_TEXTS: recipe.retention.self_texts}
-    unread = {text.name for text in recipe.retention.texts}
-    needed = records_needed(recipe, budgets_of(recipe))
-    for suite, text in recipe.retention.budget.items():
-        count = None if suite in unread or suite not in needed else counts.get(suite, 0)
-        yield CheckedBudget(suite, text, count, needed.get(suite))
 
 
 def _in_turn(records: Sequence[Record]) -> list[Record]:

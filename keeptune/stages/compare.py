@@ -16,6 +16,7 @@ from keeptune.errors import DataError, raise_collected
 from keeptune.stages.answering import COMPARISONS, answer_test
 from keeptune.stages.entries import Answered, Entry, find_entries, read_tested
 from keeptune.stages.intact import refuse_changed_files
+from keeptune.stages.replicates import differ_by_seed, find_replicates, pairs_apart, replicates_to_json
 from keeptune.stages.run import INSTRUCT_MODEL, SELECTION, TRAINING, Context, stage_key
 from keeptune.storage import MANIFEST, read_record, storage_errors, write_atomic, write_json
 
@@ -55,12 +56,15 @@ def compare(models: Sequence[str], *, out: Path | None, context: Context) -> Pat
     first = next(found for found in answered if found.entry.run is not None)
     main_metric = read_report(run).main_metric
     assert main_metric is not None, "scores without a metric"
+    replicates = find_replicates(entries)
+    scores = [score for found in answered for score in _scores(found, first=first)]
     comparisons = compare_models(
         {found.entry.name: found.answers for found in answered},
         metrics=list(first.header["metrics"]),
         main_metric=main_metric,
         untrained_tasks=first.header["untrained_tasks"],
         without_loss={found.entry.name for found in answered if found.own_tokenizer},
+        apart=pairs_apart(replicates),
     )
     value = {
         "version": VERSION,
@@ -71,7 +75,8 @@ def compare(models: Sequence[str], *, out: Path | None, context: Context) -> Pat
         "untrained_tasks": sorted(first.header["untrained_tasks"]),
         "metrics": [{"name": name, **facts} for name, facts in first.header["metrics"].items()],
         "models": [_model_facts(found) for found in answered],
-        "scores": [score for found in answered for score in _scores(found, first=first)],
+        "scores": scores,
+        "replicates": replicates_to_json(replicates, scores),
         "pairs": [comparison.to_json() for comparison in comparisons],
         "notes": [*notes, *_notes(answered, first=first)],
     }
@@ -111,6 +116,11 @@ def _differences(found: Answered, *, first: Answered, longest: int) -> Iterator[
     evaluate_again = "in both recipes, then give `keeptune evaluate` with each."
     if found.records != first.records:
         num_shared = len(set(found.records) & set(first.records))
+        if differ_by_seed(found.entry, first.entry):
+            answer_it = (
+                "The seed decides the split too: give each task its own validation and test files, then runs with "
+                "several seeds have one test set."
+            )
         yield (
             f"{where}: data: found {len(found.records):,} test records, {num_shared:,} of them among the "
             f"{len(first.records):,} of {other}; expected the same ones in the same order. {answer_it}"

@@ -80,7 +80,7 @@ def curve(
             ]
             inner = Run(_without_budget(recipe), opened.folder / FOLDER, context)
             remove_leftovers(inner.folder)
-            texts = write_texts(inner, data, for_trials=True) if _replays(recipe) else None
+            texts = write_texts(inner, data, for_training=True) if _replays(recipe) else None
             studies = [_study(inner, data, texts, name=name) for name in recipe.methods]
             parts = write_parts(inner, data, texts, trials=trials)
 

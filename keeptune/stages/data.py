@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 # Part of every key: raise it when the same rows and settings give other splits.
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 # What trials were given names in this file, beside them, the key of the data that it was taken from.
 TRIAL_FACTS = "parts.json"
 
@@ -127,6 +127,7 @@ def check_model(recipe: Recipe) -> None:
     """
     from keeptune.model.folder import check_model_folder, resolve_model
 
+    check_sources(recipe)
     check_model_folder(resolve_model(recipe.model))
 
 
@@ -335,13 +336,35 @@ def source_hashes(recipe: Recipe) -> list[str]:
 
     hashes = []
     for i, task in enumerate(recipe.data.tasks):
-        try:
-            hashes.append(source_sha256(task.path, revision=task.revision, validation=task.validation, test=task.test))
-        except (DataError, RecipeError) as error:
-            own = {"validation": task.validation, "test": task.test}
-            key = next((key for key, path in own.items() if path and str(error).startswith(path)), "path")
-            raise type(error)(f"data.tasks.{i}.{key}: {error}") from error
+        own = {"validation": task.validation, "test": task.test}
+        named = {"revision": task.revision, "config": task.config, "split": task.split}
+        with _under_its_key(i, own):
+            hashes.append(source_sha256(task.path, **own, **named))
     return hashes
+
+
+def check_sources(recipe: Recipe) -> None:
+    """Refuse data files that are not there, before anything slow is imported; what may be a hub id is not looked up.
+
+    Raises:
+        DataError: a task's path or own file cannot be used; the message begins with its key.
+    """
+    from keeptune.data.source import check_source
+
+    for i, task in enumerate(recipe.data.tasks):
+        own = {"validation": task.validation, "test": task.test}
+        with _under_its_key(i, own):
+            check_source(task.path, validation=task.validation, test=task.test)
+
+
+@contextmanager
+def _under_its_key(task: int, own: Mapping[str, str | None]) -> Iterator[None]:
+    """Put the recipe's key before an error about a task's path or own file."""
+    try:
+        yield
+    except (DataError, RecipeError) as error:
+        key = next((key for key, path in own.items() if path and str(error).startswith(path)), "path")
+        raise type(error)(f"data.tasks.{task}.{key}: {error}") from error
 
 
 def _data_key(recipe: Recipe, base: Base, *, sources: Sequence[str]) -> str:

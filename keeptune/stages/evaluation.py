@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from keeptune.data.record import Record
 from keeptune.errors import DataError
@@ -26,7 +27,7 @@ from keeptune.stages.run import CARD, SELECTION, Run, is_done, stage_key
 from keeptune.stages.shots import SHOTS_VERSION, ShotRow, shot_rows, split_behind
 from keeptune.stages.texts import Texts, keep_texts, write_texts
 from keeptune.stages.training import artifact_folder, make_bench, training_key
-from keeptune.stages.validation import higher_is_better
+from keeptune.stages.validation import describe_tie, higher_is_better
 from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_at, points, trained_facts
 from keeptune.storage import storage_errors, write_record
 
@@ -102,8 +103,10 @@ def _entrant(
     evaluation = run.recipe.evaluation
     trained = None
     if method is not None:
-        trained = trained_facts(run, method)["key"]
+        facts = trained_facts(run, method)
+        trained = facts["key"]
         if trained != training_key(run.recipe, data, method, texts=kept):
+            _refuse_trained_elsewhere(run, method, facts)
             raise DataError(
                 f"{run.folder / method.name}: found a model trained on other data, settings or base weights; expected "
                 "those of this recipe. Run `keeptune train` first, or choose another output_dir."
@@ -122,6 +125,17 @@ def _entrant(
     if method is None:
         return _Entrant(BASE, None, run.folder / BASE / ZERO_SHOT, key)
     return _Entrant(method.name, method, run.folder / method.name / TEST, key)
+
+
+def _refuse_trained_elsewhere(run: Run, method: Method, facts: Mapping[str, Any]) -> None:
+    """Refuse a model that was trained on another device or in another number format than this command's."""
+    trained, here = (facts.get("device"), facts.get("dtype")), policy_of(run.recipe).trains_in
+    if trained != here:
+        raise DataError(
+            f"{run.folder / method.name}: found a model trained on {trained[0]} in {trained[1]}; expected {here[0]} in "
+            f"{here[1]}, as this command computes. Evaluate it where it was trained, set device or training.bf16, or "
+            "choose another output_dir."
+        )
 
 
 def _evaluate_model(run: Run, data: Data, entrants: list[_Entrant], *, split: Split, train: Sequence[Record]) -> None:
@@ -208,12 +222,25 @@ def _write_paired(run: Run, data: Data, entrants: list[_Entrant]) -> None:
 
 
 def _select(run: Run, methods: list[Method]) -> Method:
-    """Choose the method with the best value on validation, the first of equals, and write down why."""
-    values = {method.name: trained_facts(run, method)["best_value"] for method in methods}
+    """Choose the method with the best value on validation and write down why.
+
+    Of equal values the one with the lowest validation loss is best, of equal losses the first.
+    """
+    trained = {method.name: trained_facts(run, method) for method in methods}
+    values = {name: facts["best_value"] for name, facts in trained.items()}
+    losses = {name: facts.get("best_loss") for name, facts in trained.items()}
     sign = 1.0 if higher_is_better(run.recipe) else -1.0
     known = [method for method in methods if values[method.name] is not None]
-    selected = max(known, key=lambda method: sign * values[method.name], default=methods[0])
+
+    def merit(method: Method) -> tuple[float, float]:
+        loss = losses[method.name]
+        return sign * values[method.name], -math.inf if loss is None else -loss
+
+    selected = max(known, key=merit, default=methods[0])
     metric = run.recipe.evaluation.select_by
-    facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values}
+    note = describe_tie(selected.name, metric=metric, values=values)
+    if note:
+        run.context.progress.say(note)
+    facts = {"selected": selected.name, "metric": metric, "split": "validation", "values": values, "note": note}
     write_record(run.folder / SELECTION, facts)
     return selected

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from keeptune.config import Recipe
 from keeptune.data.record import Message, PartName, Record, SplitName
-from keeptune.errors import DataError, RecipeError
+from keeptune.errors import DataError, RecipeError, raise_collected
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test
 from keeptune.stages.parts import part_shares
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from keeptune.model.methods import Method
 
 _AUDIT = "audit.json"
-_CODE_VERSION = 1
+_CODE_VERSION = 2
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,10 @@ class Harness:
         """The metric of each suite."""
         return {suite: facts["metric"] for suite, facts in self.audit.items()}
 
+    def named(self, name: str) -> list[str]:
+        """The suites that the recipe means by the name of a task or group."""
+        return [suite for suite, facts in self.audit.items() if facts["group"] == name]
+
     @cached_property
     def suites(self) -> list[HarnessSuite]:
         """The harness's own tasks, loaded once a process."""
@@ -69,19 +73,24 @@ class Harness:
 
         return {(d.task, d.index): d.id for suite in self.suites for d in suite_documents(suite)}
 
+    def stored(self, part: PartName | SplitName) -> list[HarnessDocument]:
+        """Read a part's documents as they were divided."""
+        from keeptune.evaluation.harness import HarnessDocument
+
+        path = self.folder / f"{part}.jsonl"
+        if not path.is_file():
+            return []
+        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
+            rows = [json.loads(line) for line in file]
+        return [HarnessDocument(**{**row, "references": tuple(row["references"])}) for row in rows]
+
     def documents(self, part: PartName | SplitName, *, of: Collection[str]) -> list[HarnessDocument]:
         """Read a part's documents, those of the suites in `of`.
 
         Raises:
             DataError: the harness has another document in the place of one of them now.
         """
-        from keeptune.evaluation.harness import HarnessDocument
-
-        path = self.folder / f"{part}.jsonl"
-        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
-            rows = [json.loads(line) for line in file]
-        found = [HarnessDocument(**{**row, "references": tuple(row["references"])}) for row in rows]
-        wanted = [document for document in found if document.suite in of]
+        wanted = [document for document in self.stored(part) if document.suite in of]
         changed = [d for d in wanted if self.ids.get((d.task, d.index)) != d.id]
         if changed:
             first = changed[0]
@@ -118,6 +127,7 @@ def write_harness(run: Run, data: Data) -> Harness | None:
         return found
     run.context.progress.say(f"Loading {', '.join(fields.tasks)} of lm-evaluation-harness")
     parts: dict[PartName | SplitName, list[HarnessDocument]] = {}
+    _refuse_taken(run.recipe, found.suites)
     audit = {suite.name: _place(run.recipe, data, suite, into=parts) for suite in found.suites}
     with staged_folder(folder, facts={"key": found.key, "seed": run.recipe.seed}) as staging:
         for part, documents in parts.items():
@@ -126,6 +136,21 @@ def write_harness(run: Run, data: Data) -> Harness | None:
     for suite, facts in audit.items():
         run.context.progress.say(_described(suite, facts))
     return found
+
+
+def _refuse_taken(recipe: Recipe, suites: Sequence[HarnessSuite]) -> None:
+    """Refuse a task of a group whose name another suite has."""
+    named = Counter(suite.name for suite in suites)
+    named.update(task.name for task in recipe.data.tasks)
+    named.update(text.name for text in recipe.retention.texts)
+    problems = [
+        f"retention.harness.tasks: found {suite.name!r} of {suite.group!r} beside another suite of that name; expected "
+        "each name once. Rename the other one, or name the group's tasks one by one."
+        for suite in suites
+        if suite.name != suite.group and named[suite.name] > 1
+    ]
+    if problems:
+        raise_collected(RecipeError, problems)
 
 
 def _key(recipe: Recipe, data: Data, *, include_path: Path | None) -> str:
@@ -166,7 +191,7 @@ def _place(
         [_as_text(by_id[id_]) for id_ in kept],
         train=data.records("train"),
         seed=recipe.seed,
-        shares=part_shares(recipe, suite.name),
+        shares=part_shares(recipe, suite.group),
         dropped=+dropped,
         num_read=len(documents),
     )
@@ -184,6 +209,8 @@ def _place(
         "dropped": dict(placed.dropped),
         "parts": {part: len(records) for part, records in placed.parts.items() if records},
         "metric": suite.metric,
+        "also": list(suite.also),
+        "group": suite.group,
         "chance": sum(1.0 / number for number in choices if number) / len(choices),
         "num_shots": suite.num_shots,
     }
@@ -230,15 +257,16 @@ def answer_harness(
     }
     with staged_folder(folder, facts={"key": key, "created": run.context.now()}) as staging:
         write_jsonl(staging / SAMPLES, map(answer_to_json, answers))
-        write_json(staging / SCORES, {**header, "scores": list(_scores(answers, harness.metrics))})
+        write_json(staging / SCORES, {**header, "scores": list(_scores(answers, harness.audit))})
 
 
-def _scores(answers: Sequence[Answer], metrics: Mapping[str, str]) -> Iterator[dict[str, Any]]:
+def _scores(answers: Sequence[Answer], suites: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     from keeptune.evaluation.scores import score_answers
 
-    for suite, metric in metrics.items():
+    for suite, facts in suites.items():
         own = [answer for answer in answers if answer.task == suite]
-        yield from (asdict(score) for score in score_answers(own, metrics=[metric]) if score.task == suite)
+        scores = score_answers(own, metrics=[facts["metric"], *facts["also"]])
+        yield from (asdict(score) for score in scores if score.task == suite)
 
 
 def ask_all(run: Run, data: Data, methods: Sequence[Method], *, harness: Harness) -> None:
@@ -288,9 +316,11 @@ def harness_rows(
         before, after = ([a for a in answers if a.task == suite] for answers in (base, tuned))
         if not before:
             continue
-        found = measure_retention(before, after, metric=facts["metric"], least_chance=facts["chance"])
-        row = asdict(found.tasks[0])
-        yield {"suite": row.pop("task"), **row, "kl": None}
+        first, *also = (
+            asdict(measure_retention(before, after, metric=metric, least_chance=facts["chance"]).tasks[0])
+            for metric in (facts["metric"], *facts["also"])
+        )
+        yield {"suite": first.pop("task"), **first, "kl": None, **({"also": also} if also else {})}
 
 
 def _described(suite: str, facts: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS, record_to_json
+from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.report.broken import count_broken, describe
 from keeptune.report.forgotten import read_canaries, read_lost
 from keeptune.report.losses import lost_in_words
@@ -97,7 +97,7 @@ def _card_prompt(data: Data) -> tuple[Mapping[str, str], ...]:
     records = sorted(data.records("train", at_most=_CARD_RECORDS), key=lambda record: (len(record.prompt), record.id))
     typical = records[: len(records) // 2 + 1]
     short = [record for record in typical if len(record.prompt) <= _CARD_CHARACTERS]
-    return tuple(record_to_json((short or records[:1])[-1])["messages"][:-1])
+    return tuple(data.base.template.as_dicts((short or records[:1])[-1].messages[:-1]))
 
 
 def _broken(forgetting: Mapping[str, Any], point: Point, *, data: Data) -> list[str]:
@@ -148,7 +148,7 @@ def _card_scores(run: Run, data: Data, point: Point) -> Iterator[CardScore]:
 
 
 def _directions(value: Mapping[str, Any]) -> dict[str, bool]:
-    return {name: facts["higher_is_better"] for name, facts in value["metrics"].items()}
+    return {name: facts["higher_is_better"] for name, facts in value.get("metrics", {}).items()}
 
 
 def _few_shot(run: Run, *, higher_is_better: Mapping[str, bool]) -> dict[tuple[str, str], str]:

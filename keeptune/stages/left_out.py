@@ -70,6 +70,6 @@ def tested_budgets(asked: Mapping[str, Budget], left_out: Sequence[LeftOut]) -> 
         listed = ", ".join(f"{one.name}: {one.metric} {one.base:.3g}, chance {one.chance:.3g}" for one in left_out)
         raise DataError(
             f"retention.budget: found only suites that the base answers at chance ({listed}); expected one or more "
-            "with something to lose. Name other suites."
+            "with something to lose. Name other suites, or a metric that tells right answers from wrong ones there."
         )
     return tested

@@ -8,6 +8,7 @@ from keeptune.config import ADAPTER_LEARNING_RATE, LEARNING_RATES, MethodFields,
 from keeptune.config_data import LEAST_LENGTH
 from keeptune.errors import RecipeError, raise_collected
 from keeptune.stages.computing import policy_of
+from keeptune.stages.data import check_sources
 
 if TYPE_CHECKING:
     from keeptune.model.methods import Method
@@ -22,12 +23,16 @@ def check_methods(recipe: Recipe) -> None:
         RecipeError: what is wrong with any of the methods.
     """
     from keeptune.model.folder import check_model_folder, resolve_model
+
+    # What can be known without torch is told first: its import takes seconds.
+    check_sources(recipe)
+    folder = resolve_model(recipe.model)
+    facts = check_model_folder(folder)
+
     from keeptune.model.load import empty_model, require_quantization
     from keeptune.model.methods import check_fit, check_method
     from keeptune.model.modes import NOT_RECOMPUTED
 
-    folder = resolve_model(recipe.model)
-    facts = check_model_folder(folder)
     policy_of(recipe)
     quantised = recipe.quantization or facts.quantised
     if quantised:

@@ -82,7 +82,7 @@ def plan(recipe: Recipe, *, context: Context) -> PlanOutcome:
         RecipeError: a budget cannot be read.
     """
     from keeptune.model.memory import memory_errors
-    from keeptune.stages.certify import budgets_of
+    from keeptune.stages.budgets import budgets_of
     from keeptune.training.cost import available_memory_bytes
 
     budgets_of(recipe)

@@ -13,18 +13,18 @@ from typing import TYPE_CHECKING
 
 from keeptune.errors import RecipeError
 from keeptune.report.certificate import read_certificate
+from keeptune.stages.budgets import budgets_of, check_budgets, main_metric, require_budget
 from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificates_of, changed_file
-from keeptune.stages.certify import budgets_of, certificate_facts, check_budgets, require_budget
+from keeptune.stages.certify import certificate_facts
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.harness import write_harness
 from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
-from keeptune.stages.retention import main_metric
 from keeptune.stages.run import Run, intact_record, stage_key
 from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
-from keeptune.stages.texts import write_texts
+from keeptune.stages.texts import certify_texts, write_texts
 from keeptune.stages.way import load_at
-from keeptune.storage import MANIFEST, read_record, write_record
+from keeptune.storage import MANIFEST, read_record, require_unchanged, write_record
 
 if TYPE_CHECKING:
     from torch import nn
@@ -58,12 +58,15 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     Raises:
         DataError: the recipe has no budget, or one of suites alone that the base answers at chance.
         RecipeError: the folder is no model, or reads the records otherwise than the run's models.
+        StorageError: a file in the folder is not as its manifest says.
     """
     require_budget(run.recipe)
+    require_unchanged(folder)
     data = prepare(run)
     _refuse_unlike(folder, run=run, data=data)
+    check_budgets(run.recipe, data)
     texts, harness = write_texts(run, data), write_harness(run, data)
-    check_budgets(run.recipe, data, texts, harness=harness)
+    check_budgets(run.recipe, data, certify_texts(texts), harness=harness)
     budgets = budgets_of(run.recipe, harness=harness)
     hashes = artifact_sha256(folder)
     key = stage_key(

@@ -11,8 +11,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from keeptune.config import Recipe
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.stages.budgets import main_metric
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, ask_all, harness_answers, harness_rows
@@ -163,12 +163,6 @@ def _measure_method(run: Run, data: Data, method: Method, *, texts: Texts | None
         )
     del path, base
     gc.collect()
-
-
-def main_metric(recipe: Recipe) -> str:
-    """Return the metric that suites of instructions are judged by: the one that selects, else the first."""
-    evaluation = recipe.evaluation
-    return evaluation.metrics[0] if evaluation.select_by == "loss" else evaluation.select_by
 
 
 def _forgetting(

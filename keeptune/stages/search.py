@@ -15,7 +15,7 @@ from keeptune.errors import FolderInUseError, RecipeError, raise_collected
 from keeptune.progress import noun
 from keeptune.search.space import Plan, plan_search
 from keeptune.search.trials import Result, Trial
-from keeptune.stages.certify import budgets_of
+from keeptune.stages.budgets import budgets_of
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.methods import check_methods, learning_rate
 from keeptune.stages.run import Context, Run, naming_recipe, open_run
@@ -138,7 +138,7 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
     # However few the trials are: more of them go on from these.
     inner = Run(_with_replay(recipe), run.folder / FOLDER, run.context)
     remove_leftovers(inner.folder)
-    texts = write_texts(inner, data, for_trials=True)
+    texts = write_texts(inner, data, for_training=True)
     higher = higher_is_better(recipe)
     methods: dict[str, tuple[Study, Search]] = {}
     keys: dict[str, str] = {}

@@ -7,6 +7,7 @@ import tempfile
 from array import array
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from keeptune.data.audit import Audit
     from keeptune.data.disk import Records
     from keeptune.text.table import TokenCounts
+    from keeptune.text.template import Template
     from keeptune.text.tokens import Tokenized
 
 
@@ -58,7 +60,7 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
                 f"data.max_length lowered from {data.max_length} to {room}: the model has room for no more tokens"
             )
         (folder / "tokens").mkdir()
-        fates = _Fates(untrained_tasks=prepared.audit.untrained_tasks)
+        fates = _Fates(untrained_tasks=prepared.audit.untrained_tasks, template=base.template)
         counts = [
             _write_split(recipe, base, folder, split=split, records=records, fates=fates, progress=progress)
             for split, records in divided(recipe, prepared).items()
@@ -78,7 +80,7 @@ def write_data(recipe: Recipe, base: Base, folder: Path, *, progress: Progress) 
 class _Fates:
     """What becomes of records, counted by task and split: those that are kept, and those too long, as they pass."""
 
-    def __init__(self, *, untrained_tasks: Collection[str]) -> None:
+    def __init__(self, *, untrained_tasks: Collection[str], template: Template) -> None:
         from keeptune.data.audit import Lengths
         from keeptune.evaluation.legible import References
 
@@ -86,12 +88,16 @@ class _Fates:
         self.too_long: Counter[tuple[str, SplitName | PartName]] = Counter()
         self.lengths = Lengths()
         self.references = References()
+        self.unread: dict[str, Counter[str]] = {}
+        self._template = template
         self._untrained_tasks = frozenset(untrained_tasks)
 
     def count(self, item: Tokenized, *, split: SplitName | PartName) -> None:
         """Count a record."""
         task = item.record.task
         (self.too_long if item.example is None else self.kept)[task, split] += 1
+        for name in self._template.unread(item.record.messages, tools=item.record.tools):
+            self.unread.setdefault(task, Counter())[name] += 1
         if item.example is not None:
             self.references.add(task, item.record.completion)
             trained = task not in self._untrained_tasks
@@ -146,6 +152,7 @@ def _write_split(
 def _with_tokens(audit: Audit, *, counts: Sequence[TokenCounts], fates: _Fates) -> Audit:
     """Return the audit with its token part and what was dropped for its length."""
     from keeptune.data.audit import token_audit
+    from keeptune.data.remarks import unread
 
     tokens = token_audit(
         fates.lengths,
@@ -154,6 +161,10 @@ def _with_tokens(audit: Audit, *, counts: Sequence[TokenCounts], fates: _Fates) 
         too_long=sum(count.num_dropped for count in counts),
         supervised_tokens=sum(count.num_targets for count in counts),
     )
+    remarks = (*audit.remarks, *unread(fates.unread, by="the template"))
+    tasks = {*audit.unread_columns, *fates.unread}
+    columns = {task: {**audit.unread_columns.get(task, {}), **fates.unread.get(task, {})} for task in sorted(tasks)}
+    audit = replace(audit, remarks=remarks, unread_columns=columns)
     return audit.with_tokens(tokens, too_long=fates.too_long, parts=fates.parts)
 
 

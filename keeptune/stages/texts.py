@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import math
+import shutil
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass
@@ -22,12 +23,13 @@ from keeptune.data.record import (
     record_to_json,
 )
 from keeptune.errors import DataError
+from keeptune.stages.budgets import check_budgets
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, open_table, read_records
 from keeptune.stages.mixture import train_examples
 from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.storage import read_json, staged_folder, storage_errors, write_json, write_jsonl
+from keeptune.storage import MANIFEST, read_json, read_record, staged_folder, storage_errors, write_json, write_jsonl
 
 if TYPE_CHECKING:
     from keeptune.evaluation.evaluate import Split
@@ -42,6 +44,11 @@ _NUM_PROBE_TEXTS = 64
 # Beyond this many, texts to train on again are repeated.
 _MOST_REPLAY_TEXTS = 2_000
 _CODE_VERSION = 1
+# A base that writes so large a share of loops may not write as many other texts as it should.
+_MANY_LOOPS = 1 / 3
+# What training reads, and what is first read after it.
+_EARLY: frozenset[PartName | SplitName] = frozenset({"probe", "replay"})
+_LATE: frozenset[PartName | SplitName] = frozenset({"test", "certify"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,14 +83,15 @@ class Texts:
         return Split(part, records, self.table(part), untrained_tasks=frozenset(record.task for record in records))
 
 
-def write_texts(run: Run, data: Data, *, for_trials: bool = False) -> Texts | None:
+def write_texts(run: Run, data: Data, *, for_training: bool = False) -> Texts | None:
     """Let the base model write its texts and read the general ones into `texts/`, unless they stand there.
 
-    None where the recipe wants none of either. The base is asked before any method is trained. `for_trials`: it writes
-    only what trials are given, no text to report on or to certify with; the others are the same.
+    None where the recipe wants none of either. `for_training`: only what training reads is written, the texts to replay
+    and those that drift is measured on; a later call adds the others, and each is the same as if all came at once.
 
     Raises:
         DataError: a source has no texts, or all of them overlap with train.
+        RecipeError: a budget has too few texts to certify on.
     """
     recipe = run.recipe
     retention = recipe.retention
@@ -93,21 +101,79 @@ def write_texts(run: Run, data: Data, *, for_trials: bool = False) -> Texts | No
     key = _texts_key(recipe, data, counts=counts)
     folder = run.folder / "texts"
     texts = Texts(folder, key)
-    if is_done(folder, key):
+    stands = is_done(folder, key)
+    waiting = set(read_record(folder / MANIFEST).get("waiting", ())) if stands else {*_LATE, *_EARLY}
+    wanted = waiting - (_LATE if for_training and counts.keys() & _LATE else set())
+    if not wanted:
         run.context.progress.say(f"{folder}: written before and unchanged")
         return texts
-    parts: dict[PartName | SplitName, list[Tokenized]] = {}
-    audit: dict[str, Any] = {}
-    for suite in retention.texts:
-        audit[suite.name] = _read_suite(recipe, data, suite, into=parts)
+    parts, audit = read_general(recipe, data)
+    check_budgets(recipe, data, certify_texts(audit))
+    kept = texts.audit if stands else {}
     if counts:
-        wanted = set(counts) - ({"test", "certify"} if for_trials else set())
-        audit[SELF_TEXTS] = _write_own(run, data, counts=counts, wanted=wanted, into=parts)
-    with staged_folder(folder, facts={"key": key, "seed": recipe.seed}) as staging:
-        _write_parts(staging, parts)
+        own = _write_own(run, data, counts=counts, wanted=counts.keys() & wanted, into=parts)
+        audit[SELF_TEXTS] = _joined(kept.get(SELF_TEXTS), own, counts=counts)
+    left = sorted(waiting - wanted)
+    with staged_folder(
+        folder, facts={"key": key, "seed": recipe.seed, **({"waiting": left} if left else {})}
+    ) as staging:
+        _write_parts(staging, {part: rows for part, rows in parts.items() if part in wanted})
+        if stands:
+            _copy_parts(folder, staging)
         write_json(staging / AUDIT, audit)
     run.context.progress.say("; ".join(_described(name, facts) for name, facts in audit.items()))
+    if left and "certify" in counts and _loops_often(audit[SELF_TEXTS]):
+        # So many may be left out that too few remain for the budget: that shows before training, or never too late.
+        return write_texts(run, data)
+    if "certify" in wanted:
+        check_budgets(recipe, data, certify_texts(texts))
     return texts
+
+
+def _loops_often(own: Mapping[str, Any]) -> bool:
+    return sum(own["dropped"].values()) > _MANY_LOOPS * own["num_read"]
+
+
+def read_general(
+    recipe: Recipe, data: Data
+) -> tuple[dict[PartName | SplitName, list[Tokenized]], dict[str, dict[str, Any]]]:
+    """Read the suites of general text; return the texts of each part, and what became of each suite's documents.
+
+    Raises:
+        DataError: a source has no texts, or all of them overlap with train.
+    """
+    parts: dict[PartName | SplitName, list[Tokenized]] = {}
+    return parts, {suite.name: _read_suite(recipe, data, suite, into=parts) for suite in recipe.retention.texts}
+
+
+def certify_texts(texts: Texts | Mapping[str, Any] | None) -> dict[str, int]:
+    """Return how many texts of each suite there are to certify on, of what is written so far or of an audit of it."""
+    audit = texts.audit if isinstance(texts, Texts) else texts or {}
+    return {suite: facts["parts"].get("certify", 0) for suite, facts in audit.items()}
+
+
+def _joined(
+    before: Mapping[str, Any] | None, now: dict[str, Any], *, counts: Mapping[PartName | SplitName, int]
+) -> dict[str, Any]:
+    """Return what became of the base's own texts of parts that were written before and now."""
+    if before is None:
+        return now
+    parts = {**before["parts"], **now["parts"]}
+    dropped = Counter(before["dropped"]) + Counter(now["dropped"])
+    return {
+        **now,
+        "num_read": before["num_read"] + now["num_read"],
+        "dropped": dict(dropped),
+        "parts": {part: parts[part] for part in counts if part in parts},
+    }
+
+
+def _copy_parts(folder: Path, staging: Path) -> None:
+    """Put the parts that stand in `folder` beside those in `staging`."""
+    with storage_errors(staging):
+        for file in folder.glob("*.jsonl"):
+            shutil.copy2(file, staging / file.name)
+        shutil.copytree(folder / "tokens", staging / "tokens", dirs_exist_ok=True)
 
 
 def keep_texts(recipe: Recipe, data: Data, texts: Texts | None) -> KeepTexts | None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.config import Recipe
 from keeptune.errors import RecipeError
 from keeptune.progress import UNCHANGED
+from keeptune.stages.asking import ask
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens, prepare
 from keeptune.stages.estimate import Intended, estimate, make_decoding
@@ -189,7 +190,7 @@ def _train_method(run: Run, data: Data, method: Method, *, texts: KeepTexts | No
     adapted = apply_method(model, method, seed=run.recipe.seed)
     fit = fit_model(adapted, data=data, device=device, autocast=policy.compute)
     counts = count_parameters(adapted)
-    dtype = "bfloat16" if fit.autocast is not None else "float32"
+    dtype = policy.trains_in[1]
     note_facts(run, {"device": device.type, "dtype": dtype, "num_threads": torch.get_num_threads()})
     _say_fit(run, method, fit=fit, counts=counts, where=policy.why)
     own = own_facts(method, counts) | mixture_facts(run, method.name, table=kept.train_table)
@@ -282,7 +283,7 @@ def make_bench(
     fit = fit or fit_model(model, data=data, device=policy.device, autocast=autocast)
     limits = {"max_new_tokens": max_new_tokens, "tokens_per_batch": tokens_per_batch}
     return Bench(
-        tokenizer=data.base.tokenizer,
+        template=data.base.template,
         decoding=make_decoding(run.recipe, data, model, side_by_side=fit.side_by_side, **limits),
         collate=fit.collate,
         losses_alone=fit.layout == "single",
@@ -391,5 +392,6 @@ def save_method(run: Run, data: Data, method: Method, *, model: nn.Module, key: 
         max_new_tokens=max_new_tokens(run.recipe, data),
         facts={"key": key} if quantization is None else {"key": key, "quantization": quantization},
     )
-    verify_artifact(model, target, base=data.base.folder, quantization=quantization)
+    asked = ask(run, data, model)
+    verify_artifact(model, target, base=data.base.folder, quantization=quantization, asked=asked)
     return sum(facts["bytes"] for facts in read_record(target / MANIFEST)["files"].values())

@@ -55,6 +55,7 @@ def run_trial(run: Run, parts: Path, *, subset: str) -> None:
     drops, excess = probe_drops(run.recipe, parts.parent / BASE, run.folder / PROBE)
     result: Mapping[str, Any] = {
         "value": facts["best_value"],
+        "loss": facts["best_loss"],
         "drift": _drift(run.folder / name / EVENTS),
         "drops": drops,
         "excess": excess,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from keeptune.config import Recipe
 from keeptune.data.record import OTHER_TASKS, PartName, SplitName
 from keeptune.search.trials import Trial
-from keeptune.stages.certify import budgets_of
+from keeptune.stages.budgets import budgets_of
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import TRIAL_FACTS, Data, max_new_tokens, read_base
 from keeptune.stages.run import Run, is_done, stage_key

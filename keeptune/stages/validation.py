@@ -32,20 +32,36 @@ def higher_is_better(recipe: Recipe) -> bool:
     return METRICS[recipe.evaluation.select_by].higher_is_better
 
 
+def describe_tie(selected: str, *, metric: str, values: Mapping[str, float | None]) -> str:
+    """Return in words that the validation loss chose among methods with the same value; "" where it did not."""
+    tied = [name for name, value in values.items() if value is not None and value == values[selected]]
+    if metric == "loss" or len(tied) < 2:
+        return ""
+    return (
+        f"{', '.join(tied)} have the same {metric} on validation, {values[selected]:.3f}: {selected} has the lowest "
+        "validation loss of these."
+    )
+
+
 def certified_values(
     run: Run, data: Data, *, methods: Mapping[str, Method], certified: Sequence[Choice]
-) -> dict[tuple[str, float], float]:
-    """Return the value on validation of each certified model."""
+) -> tuple[dict[tuple[str, float], float], dict[tuple[str, float], float]]:
+    """Return each certified model's value on validation, and its loss there, which decides between equal values."""
     split = evaluation_split(data, "validation")
     values: dict[tuple[str, float], float] = {}
+    losses: dict[tuple[str, float], float] = {}
+    select_by = run.recipe.evaluation.select_by
     for name in dict.fromkeys(choice.candidate for choice in certified):
         way = open_way(run, data, methods[name])
         bench = _bench(run, data, way.model)
         for choice in certified:
             if choice.candidate == name:
                 way.set_(choice.alpha)
-                values[name, choice.alpha] = _value(run, way.model, split=split, bench=bench)
-    return values
+                values[name, choice.alpha] = value = _value(run, way.model, split=split, bench=bench)
+                losses[name, choice.alpha] = (
+                    value if select_by == "loss" else _value(run, way.model, split=split, bench=bench, metric="loss")
+                )
+    return values, losses
 
 
 def best_prompt(run: Run, data: Data, *, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -110,11 +126,10 @@ def _bench(run: Run, data: Data, model: nn.Module) -> Bench:
     return make_bench(run, data, model, max_new_tokens=max_new_tokens(run.recipe, data))
 
 
-def _value(run: Run, model: nn.Module, *, split: Split, bench: Bench) -> float:
+def _value(run: Run, model: nn.Module, *, split: Split, bench: Bench, metric: str | None = None) -> float:
     from keeptune.evaluation.evaluate import validation_value
 
     evaluation = run.recipe.evaluation
     run.poll()
-    return validation_value(
-        model, split=split, bench=bench, metric=evaluation.select_by, num_records=evaluation.num_validation_records
-    )
+    number = evaluation.num_validation_records
+    return validation_value(model, split=split, bench=bench, metric=metric or evaluation.select_by, num_records=number)

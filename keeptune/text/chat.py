@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import functools
 import json
 import os
@@ -17,15 +18,16 @@ from pathlib import Path
 from typing import Any
 
 from keeptune.errors import RecipeError
-from keeptune.text.chat_worker import FIXED_DATE
 
 _WORKER = Path(__file__).with_name("chat_worker.py")
+# The date that Llama's own template falls back to; one record must render alike on every day.
+_FIXED_DATE = datetime.date(2024, 7, 26)
 _DATE = re.compile(r"""strftime_now\(\s*(?:"([^"]*)"|'([^']*)')\s*\)""")
 
 
 def with_fixed_date(source: str) -> str:
     """Return a chat template that says of every day what records are rendered with."""
-    return _DATE.sub(lambda found: json.dumps(FIXED_DATE.strftime(found[1] or found[2])), source)
+    return _DATE.sub(lambda found: json.dumps(_FIXED_DATE.strftime(found[1] or found[2])), source)
 
 
 class ChatWording:
@@ -35,7 +37,7 @@ class ChatWording:
     """
 
     def __init__(self, source: str, *, role_tokens: Mapping[str, str]) -> None:
-        self._start = {"source": source, "role_tokens": dict(role_tokens)}
+        self._start = {"source": source, "role_tokens": dict(role_tokens), "date": _FIXED_DATE.isoformat()}
         self._process: subprocess.Popen[str] | None = None
         self._owner = 0
         self._lock = threading.Lock()

@@ -23,8 +23,6 @@ _CPU_SECONDS = 2.0
 _MEMORY_BYTES = 512 * 1024 * 1024
 _MAX_CHARACTERS = 4 * 1024 * 1024
 _MAX_SHOWN = 500
-# The date that Llama's own template falls back to; one record must render alike on every day.
-FIXED_DATE = datetime.datetime(2024, 7, 26)
 _GENERATION_TAG = re.compile(r"\{%(-?)\s*(end)?generation\s*(-?)%\}")
 _FAULTS = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 
@@ -43,7 +41,7 @@ def main() -> None:
         signal.setitimer(signal.ITIMER_PROF, _CPU_SECONDS)
         try:
             if template is None:
-                template, names = _compiled(start["source"])
+                template, names = _compiled(start["source"], today=datetime.date.fromisoformat(start["date"]))
             variables = json.loads(line)
             reply = names if variables is None else {"text": _rendered(template, {**start["role_tokens"], **variables})}
         except faults as error:
@@ -64,7 +62,7 @@ def _limit_memory_and_files() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def _compiled(source: str) -> tuple[Any, dict[str, list[str]]]:
+def _compiled(source: str, *, today: datetime.date) -> tuple[Any, dict[str, list[str]]]:
     """Return the template, and what it names: variables, keys of anything, and the texts that stand in it."""
     import jinja2
     import jinja2.ext
@@ -79,7 +77,7 @@ def _compiled(source: str) -> tuple[Any, dict[str, list[str]]]:
         raise jinja2.TemplateError(message)
 
     environment.filters["tojson"] = _to_json
-    environment.globals |= {"raise_exception": raise_exception, "strftime_now": FIXED_DATE.strftime}
+    environment.globals |= {"raise_exception": raise_exception, "strftime_now": today.strftime}
     tree = environment.parse(_GENERATION_TAG.sub(_as_condition, source))
     strings = {node.value for node in tree.find_all(nodes.Const) if isinstance(node.value, str)}
     names = {

@@ -72,7 +72,7 @@ class Conversations:
         """
         functions = json.loads(tools) if tools and self.wording.has_variable("tools") else None
         how: dict[str, Any] = {"add_generation_prompt": add_generation_prompt, "switches": switches}
-        real = [self._as_dict(message, hidden=False) for message in messages]
+        real = self.as_dicts(messages)
         hidden = [self._as_dict(message, hidden=True) for message in messages]
         hidden_functions = self._hide_all(functions)
         text = self.wording.render(hidden, tools=hidden_functions, **how)
@@ -86,6 +86,16 @@ class Conversations:
             f"chat template: found a content with {' and '.join(words)}, words that the template treats in a way of "
             "its own; expected them to be text. Remove them from the record, or set data.template=alpaca."
         )
+
+    def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return messages as a template reads them."""
+        return [self._as_dict(message, hidden=False) for message in messages]
+
+    def unread(self, messages: Sequence[Message], *, tools: str) -> set[str]:
+        """Return which of `tools` and the fields of messages are there and not read by the template."""
+        fields = {key for m in messages for key in ("name", "tool_call_id") if getattr(m, key)}
+        unread = {f"messages[].{key}" for key in fields if not self.wording.reads(key)}
+        return unread | ({"tools"} if tools and not self.wording.has_variable("tools") else set())
 
     def refuse_fields(self, messages: Sequence[Message]) -> None:
         """Refuse thoughts and tool calls that the wording has no place for.

@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 from keeptune.data.record import Message
 from keeptune.errors import DataError, RecipeError
@@ -64,6 +64,10 @@ class Template(Protocol):
         """Return what generation starts from, given the messages without the completion."""
         ...
 
+    def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return messages as transformers' apply_chat_template takes them."""
+        ...
+
     def answers(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the answers in what a model wrote after prompts, without thoughts and special tokens."""
         ...
@@ -72,8 +76,8 @@ class Template(Protocol):
         """Return the text that `answers` gives where a model writes the completion of a conversation."""
         ...
 
-    def reads_tools(self) -> bool:
-        """Return whether the template writes the functions that an assistant may call."""
+    def unread(self, messages: Sequence[Message], *, tools: str = "") -> set[str]:
+        """Return what a record has beside contents and the template does not read, such as `tools`."""
         ...
 
 
@@ -176,6 +180,10 @@ class _TurnTemplate:
         """Return what generation starts from, given the messages without the completion."""
         return self._texts.prompt(messages, tools=tools)
 
+    def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return messages as transformers' apply_chat_template takes them."""
+        return self._texts.as_dicts(messages)
+
     def answers(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return the answers in what a model wrote after prompts, without thoughts and special tokens."""
         special = self._turns.mark == ""
@@ -189,9 +197,9 @@ class _TurnTemplate:
         answer = self._turns.answer_in(text if self._turns.mark else self.controls.without_special(text))
         return self.controls.reveal(answer)
 
-    def reads_tools(self) -> bool:
-        """Return whether the template writes the functions that an assistant may call."""
-        return self._texts.wording.has_variable("tools")
+    def unread(self, messages: Sequence[Message], *, tools: str = "") -> set[str]:
+        """Return what a record has beside contents and the template does not read, such as `tools`."""
+        return self._texts.unread(messages, tools=tools)
 
 
 class _PairTemplate:
@@ -221,6 +229,10 @@ class _PairTemplate:
         """Return what the encoder reads, given the messages without the completion."""
         return self._texts.prompt(messages, tools=tools)
 
+    def as_dicts(self, messages: Sequence[Message]) -> list[dict[str, Any]]:
+        """Return messages as transformers' apply_chat_template takes them."""
+        return self._texts.as_dicts(messages)
+
     def answers(self, rows: Sequence[Sequence[int]]) -> list[str]:
         """Return what a model wrote, without special tokens."""
         return self._tokenizer.decode_batch(rows, first=True, skip_special_tokens=True)
@@ -229,9 +241,9 @@ class _PairTemplate:
         """Return the content of the completion."""
         return messages[-1].content
 
-    def reads_tools(self) -> bool:
-        """Return False: no wording of keeptune's own has a place for functions."""
-        return False
+    def unread(self, messages: Sequence[Message], *, tools: str = "") -> set[str]:
+        """Return what a record has beside contents and the template does not read, such as `tools`."""
+        return self._texts.unread(messages, tools=tools)
 
 
 def _several_answers() -> DataError:

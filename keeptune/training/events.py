@@ -162,9 +162,10 @@ def _parsed(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and "event" in event else None
+    is_event = isinstance(event, dict) and "event" in event and isinstance(event.get("step", 0), int)
+    return event if is_event else None
 
 
 def _without_non_finite(value: Any) -> Any:

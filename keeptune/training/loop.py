@@ -39,7 +39,7 @@ from keeptune.training.plan import (
     run_event,
 )
 from keeptune.training.schedule import learning_rate_factor
-from keeptune.training.selection import Selection
+from keeptune.training.selection import Selection, describe_ties
 from keeptune.training.settings import TrainingResult, TrainingSettings, Validation
 from keeptune.training.settle import Run, save, settled, to_do_again
 from keeptune.training.step import (
@@ -116,6 +116,8 @@ def train(
         settings=settings,
         has_validation=len(validation_table) > 0,
         has_metric=validate is not None,
+        # One rank that stopped here would leave the others waiting.
+        stop_requested=stop_requested if world.size == 1 else lambda: False,
     )
     run = Run(
         folder=folder,
@@ -276,7 +278,9 @@ def _finished(run: Run, state: TrainingState) -> TrainingResult:
     best = run.selection.best(state.validations)
     if best is None:
         run.progress.say("No validation gave a finite value: the weights of the last step are kept as the best.")
-    elif best.step != state.step:
+    elif told := describe_ties(run.selection, state.validations):
+        run.progress.say(told)
+    if best is not None and best.step != state.step:
         restore_weights(run.checkpoints, step=best.step, parameters=run.work.parameters)
     result = TrainingResult(
         num_steps=state.step,
@@ -291,6 +295,8 @@ def _finished(run: Run, state: TrainingState) -> TrainingResult:
         tokens_per_second=state.num_train_tokens / state.train_seconds,
         peak_memory_bytes=run.peak_memory_bytes(state),
         validation=state.validations,
+        best_loss=None if best is None else best.loss,
+        metric_moved=run.selection.moved(state.validations),
     )
     run.note("finished", record=result)
     return result

@@ -6,11 +6,12 @@ Steps count from 1 over the whole run; step s is the s-th update.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from keeptune.errors import DataError
+from keeptune.errors import DataError, stopped
 from keeptune.progress import noun
 from keeptune.text.batches import EpochPlan, plan_epoch
 from keeptune.text.mixture import epoch_positions, first_epoch, shares_of
@@ -25,6 +26,7 @@ _NUM_DRIFTS = 10
 _DRIFT_FRACTION = 0.02
 _FORWARD_PASSES_PER_TRAINED_TOKEN = 2
 _MAX_LISTED = 10
+_EPOCHS_BETWEEN_POLLS = 100
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,18 @@ def plan_validation(table: Examples, *, settings: TrainingSettings) -> list[tupl
     return [micro_batch for step in steps for micro_batch in step.micro_batches]
 
 
-def plan_run(table: Examples, *, settings: TrainingSettings, has_validation: bool, has_metric: bool) -> RunPlan:
+def _never() -> bool:
+    return False
+
+
+def plan_run(
+    table: Examples,
+    *,
+    settings: TrainingSettings,
+    has_validation: bool,
+    has_metric: bool,
+    stop_requested: Callable[[], bool] = _never,
+) -> RunPlan:
     """Return the steps of a run, and those after which it validates and saves.
 
     Validation comes `evals_per_epoch` times an epoch or every `eval_steps` steps, and at the end of the run;
@@ -94,10 +107,15 @@ def plan_run(table: Examples, *, settings: TrainingSettings, has_validation: boo
 
     Raises:
         DataError: an example has no target token, so that no loss could be taken from it.
+        Interrupted: a stop was asked for.
     """
     _require_targets(table)
-    ends = np.cumsum([len(plan_steps(table, settings=settings, epoch=e)) for e in range(settings.num_train_epochs)])
-    epoch_ends = tuple(int(end) for end in ends)
+    ends: list[int] = []
+    for epoch in range(settings.num_train_epochs):
+        if epoch % _EPOCHS_BETWEEN_POLLS == _EPOCHS_BETWEEN_POLLS - 1 and stop_requested():
+            raise stopped("steps of the training")
+        ends.append((ends[-1] if ends else 0) + len(plan_steps(table, settings=settings, epoch=epoch)))
+    epoch_ends = tuple(ends)
     num_steps = epoch_ends[-1]
     evaluation_steps = _evaluation_steps(epoch_ends, settings=settings) if has_validation else set()
     if has_metric:

@@ -51,7 +51,9 @@ class Validation:
 class TrainingResult:
     """What one training did; the model holds the weights of `best_step`.
 
-    `best_value` is None where no validation gave a finite value: then the last step counts as best.
+    `best_value` is None where no validation gave a finite value: then the last step counts as best. `best_loss` is the
+    validation loss of the best step. `metric_moved` is False where the metric that selects had the same value at every
+    validation, so that the validation loss chose.
     `train_seconds` covers the steps alone, without validations and checkpoints, over every start of the run.
     """
 
@@ -67,3 +69,5 @@ class TrainingResult:
     tokens_per_second: float
     peak_memory_bytes: int
     validation: tuple[Validation, ...]
+    best_loss: float | None = None
+    metric_moved: bool = True

@@ -111,7 +111,7 @@ def _drifted(run: Run, state: TrainingState, *, drift: Callable[[nn.Module], flo
     with run.memory_errors(state.step), evaluating(run.work.model):
         kl = drift(run.work.model)
     run.note("drift", record=DriftEvent(state.step, run.plan.epochs_done(state.step), kl))
-    run.progress.say(f"After step {state.step:,}: {kl:.4f} nats a token away from the base model")
+    run.progress.say(f"After step {state.step:,}: drift from base: KL {kl:.3f} nats per token")
     return replace(state, drift_step=state.step)
 
 

@@ -66,7 +66,7 @@ def test_a_row_without_text_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_documents(str(path), suite="a", max_records=9)
     lines = str(caught.value).splitlines()
-    assert lines[0] == f"{path}:2: found the columns body; expected text in the column 'text'. Mend or rename it."
+    assert lines[0] == f"{path}:2: found the columns body; expected text in the column 'text'. Fix or rename it."
     assert lines[1].startswith(f"{path}:3: found a number; expected text in the column 'text'.")
 
 

@@ -158,7 +158,7 @@ def test_a_missing_named_column_proposes_the_nearest() -> None:
         "f.jsonl:7: found no column 'dialog' among fname, dialogue, summary; expected the columns that the recipe "
         "names. Did you mean 'dialogue'?",
     )
-    assert "Mend `columns` of this task." in refusal(DIALOGUE, columns={"prompt": "zzz", "completion": "summary"})[1]
+    assert "Fix `columns` of this task." in refusal(DIALOGUE, columns={"prompt": "zzz", "completion": "summary"})[1]
 
 
 def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
@@ -200,10 +200,11 @@ def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
             "found a system mes",
         ),
         ({"prompt": 3, "completion": "b"}, "not_text", "found a number in prompt; expected text."),
-        ({"prompt": "a", "completion": True}, "not_text", "found true or false in completion; expected text."),
+        ({"prompt": "a", "completion": True}, "not_text", "found true in completion; expected text or a whole number."),
+        ({"prompt": "a", "completion": 0.5}, "not_text", "found 0.5 in completion; expected text or a whole number."),
         ({"prompt": "a", "completion": {}}, "not_text", "found an object in completion; expected text."),
         ({"prompt": "a", "completion": b"b"}, "not_text", "found a value of type bytes in completion; expected text."),
-        ({"instruction": "a", "output": ["b"]}, "not_text", "found a list in output; expected text."),
+        ({"instruction": "a", "output": ["b"]}, "not_text", "found a list of 1 texts in output; expected one text, or"),
         ({"instruction": "a", "output": "b", "system": 1}, "not_text", "found a number in system; expected text."),
         ({"instruction": "a", "output": "b", "history": "h"}, "not_text", "found text in history; expected a list."),
         (
@@ -225,14 +226,14 @@ def turns(*pairs: tuple[Any, Any]) -> dict[str, Any]:
         (
             {"messages": [{"role": "assistant", "tool_calls": [1]}]},
             "not_text",
-            "found tool calls in messages[0]; expec",
+            "found tool calls in messages[0] withou",
         ),
     ],
 )
 def test_a_row_that_is_no_record_says_why(value: dict[str, Any], reason: str, found: str) -> None:
     name, message = refusal(value)
     assert (name, message[: len(found) + 11]) == (reason, f"f.jsonl:7: {found}")
-    assert message.endswith(". Mend the row, or drop such rows with data.drop_incomplete=true.")
+    assert message.endswith(".")
 
 
 @pytest.mark.parametrize(
@@ -240,7 +241,7 @@ def test_a_row_that_is_no_record_says_why(value: dict[str, Any], reason: str, fo
     [
         ({"dialogue": " ", "summary": "s"}, "empty_prompt", "found an empty prompt in dialogue; expected text."),
         ({"dialogue": "d", "summary": None}, "empty_completion", "found an empty completion; expected text."),
-        ({"dialogue": "d", "summary": 3}, "not_text", "found a number in summary; expected text."),
+        ({"dialogue": "d", "summary": 0.5}, "not_text", "found 0.5 in summary; expected text or a whole number."),
     ],
 )
 def test_named_columns_hold_text(value: dict[str, Any], reason: str, found: str) -> None:
@@ -322,3 +323,146 @@ def test_the_prompt_chooses_among_several_wordings_and_equal_prompts_choose_the_
     counts = [sum(found == {wording} for found in chosen.values()) for wording in wordings]
     # Of 100 draws among three, 33 each; 15 is 3.9 standard deviations off.
     assert min(counts) > 15 and sum(counts) == 100
+
+
+# Columns, labels, and rows of other kinds
+
+
+def test_a_prompt_of_several_columns_has_each_behind_its_name() -> None:
+    columns = {"prompt": ["subject", "body", "number"], "completion": "kind"}
+    value = {"subject": "Printer", "body": "It smokes.\nHelp!", "number": 7, "kind": "Hardware"}
+    assert messages(value, columns=columns) == [
+        Message("user", "subject: Printer\n\nbody: It smokes.\nHelp!\n\nnumber: 7"),
+        Message("assistant", "Hardware"),
+    ]
+    assert messages({**value, "subject": None}, columns=columns)[0].content.startswith("body: It smokes.")
+    assert refusal({**value, "subject": " ", "body": "", "number": None}, columns=columns) == (
+        "empty_prompt",
+        "f.jsonl:7: found an empty prompt in subject and body and number; expected text. Fix the row.",
+    )
+    assert "found a list in body; expected text." in refusal({**value, "body": ["x"]}, columns=columns)[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "labels", "completion"),
+    [
+        (0, None, "0"),
+        (-3, None, "-3"),
+        (1, {"0": "bad", "1": "good"}, "good"),
+        (True, {"0": "bad", "1": "good"}, "good"),
+        (1.0, {"0": "bad", "1": "good"}, "good"),
+        (" 1 ", {"0": "bad", "1": "good"}, "good"),
+        ("BUG", {"BUG": "bug", "bug": "bug"}, "bug"),
+    ],
+)
+def test_whole_numbers_are_written_in_digits_or_as_the_recipe_names_them(
+    value: Any, labels: dict[str, str] | None, completion: str
+) -> None:
+    columns = {"prompt": "text", "completion": "label"}
+    assert messages({"text": "a", "label": value}, columns=columns, labels=labels)[-1].content == completion
+    assert messages({"prompt": "a", "completion": value}, labels=labels)[-1].content == completion
+    assert messages({"instruction": "a", "output": value}, labels=labels)[-1].content == completion
+
+
+def test_a_label_that_has_no_name_is_refused() -> None:
+    reason, message = refusal({"prompt": "a", "completion": 5}, labels={"0": "bad", "1": "good"})
+    assert reason == "no_label"
+    assert "found the label 5 in completion; expected one that `labels` of the task name: 0, 1." in message
+    assert refusal({"prompt": "a", "completion": None}, labels={"0": "bad"})[0] == "empty_completion"
+    assert "`labels: [negative, positive]`" in refusal({"prompt": "a", "completion": True})[1]
+
+
+@pytest.mark.parametrize("column", ["image", "images", "audio", "videos", "image_path", "pixel_values"])
+def test_pictures_and_sound_that_the_model_would_not_see_are_refused(column: str) -> None:
+    value = {"prompt": "What is it?", "completion": "A cat."}
+    reason, message = refusal({**value, column: ["a.png"]})
+    assert (reason, message) == (
+        "not_text",
+        f"f.jsonl:7: found a column {column!r} that is not empty; expected text alone, since the model would be asked "
+        f"about what it never sees. If the text makes sense without it, set `ignore: [{column}]` in the task.",
+    )
+    assert record({**value, column: ["a.png"]}, ignore=[column]) == record(value)
+    for nothing in (None, [], "", {"bytes": None, "path": None}, [None], False, float("nan")):
+        assert record({**value, column: nothing}) == record(value)
+    # A column that the recipe names is text.
+    assert messages({column: "a", "y": "b"}, columns={"prompt": column, "completion": "y"})[0].content == "a"
+
+
+@pytest.mark.parametrize(
+    ("value", "remedy"),
+    [
+        ({"prompt": "a", "chosen": "b", "rejected": "c"}, "set `columns: {prompt: prompt, completion: chosen}`"),
+        ({"question": "a", "chosen": "b", "rejected": "c"}, "set `columns: {prompt: question, completion: chosen}`"),
+        ({"rejected": "b", "chosen": "c"}, "Write each chosen conversation as a list of messages"),
+        ({"chosen": turns(("user", "a"))["messages"], "rejected": []}, "set `columns: {messages: chosen}`"),
+        (
+            {"prompt": "a", "chosen": turns(("user", "a"), ("assistant", "b"))["messages"], "rejected": []},
+            "set `columns: {messages: chosen}`",
+        ),
+        (
+            {"prompt": "a", "chosen": turns(("assistant", "b"))["messages"], "rejected": []},
+            "set `columns: {prompt: prompt, completion: chosen}`",
+        ),
+    ],
+)
+def test_preference_pairs_are_told_as_such_and_the_rejected_answer_is_never_proposed(
+    value: dict[str, Any], remedy: str
+) -> None:
+    reason, message = refusal(value)
+    assert reason == "unknown_format"
+    assert "preference pairs, as DPO takes them; expected one answer to train on." in message
+    assert remedy in message
+    assert "completion: rejected" not in message
+
+
+def test_chosen_answers_are_trained_on_where_the_recipe_says_so() -> None:
+    columns = {"prompt": "prompt", "completion": "chosen"}
+    whole = turns(("user", "Ask?"), ("assistant", "Tell."))["messages"]
+    for chosen in ("Tell.", whole[1:], whole):
+        assert messages({"prompt": "Ask?", "chosen": chosen, "rejected": "No."}, columns=columns) == [ASK, TELL]
+    assert messages({"chosen": whole, "rejected": []}, columns={"messages": "chosen"}) == [ASK, TELL]
+    assert "begin with another prompt" in refusal({"prompt": "Other?", "chosen": whole}, columns=columns)[1]
+
+
+def test_an_answer_that_is_marked_as_unwanted_is_not_trained_on() -> None:
+    value = {"prompt": "Ask?", "completion": "Tell."}
+    reason, message = refusal({**value, "label": False})
+    assert (reason, "the mark of an answer that is not wanted (KTO)" in message) == ("unwanted", True)
+    assert record({**value, "label": True}) == record(value)
+
+
+def test_a_conversation_that_starts_with_the_assistant_is_told() -> None:
+    reason, message = refusal(turns(("assistant", "Hi."), ("user", "a"), ("assistant", "b")))
+    assert (reason, message) == (
+        "bad_roles",
+        "f.jsonl:7: found 'assistant' as the role of the first message; expected the user's first, or a system message "
+        "and then the user's. Remove what stands before the first message of the user.",
+    )
+
+
+def test_messages_may_stand_as_json_in_one_cell() -> None:
+    text = '[{"role": "user", "content": "Ask?"}, {"role": "assistant", "content": "Tell."}]'
+    assert messages({"messages": text}) == [ASK, TELL]
+    assert messages({"talk": text}, columns={"messages": "talk"}) == [ASK, TELL]
+    assert "found text in messages; expected a list of messages." in refusal({"messages": "[broken"})[1]
+
+
+@pytest.mark.parametrize(
+    ("value", "proposed"),
+    [
+        ({"subject": "a", "body": "b", "category": "c"}, "{prompt: [subject, body], completion: category}"),
+        ({"id": "7", "text": "a", "class": 3}, "{prompt: text, completion: class}"),
+        ({"dialog": [{"role": "user", "content": "a"}]}, "{messages: dialog}"),
+    ],
+)
+def test_the_columns_that_a_message_proposes_are_there(value: dict[str, Any], proposed: str) -> None:
+    assert f"`columns: {proposed}`" in refusal(value)[1]
+
+
+def test_one_column_of_text_gets_no_columns_proposed() -> None:
+    for value in (
+        {"text": "### Human: a ### Assistant: b"},
+        {"title": "a", "paragraphs": [{"context": "b"}]},
+        {"a": 1},
+    ):
+        assert "`columns:" not in refusal(value)[1]

@@ -104,7 +104,7 @@ def test_wrong_bytes_are_named_in_lists_and_csv_too(tmp_path: Path) -> None:
         ('{"a": 1', "found broken JSON (Expecting ',' delimiter) at column 8; expected one JSON object on the line."),
         ('{"a": 1,}', "found broken JSON ("),
         ('{"a": 1} {"a": 2}', "found a second value or other text after the first, at column 9; expected one JSON"),
-        ('[{"a": 1}]', "found a list; expected one JSON object on the line. Mend or remove the line. A file that hol"),
+        ('[{"a": 1}]', "found a list; expected one JSON object on the line. If the file holds one JSON list, g"),
         ('"text"', "found text; expected one JSON object on the line."),
         ("null", "found null; expected"),
         ("3.5", "found a number; expected"),
@@ -145,10 +145,10 @@ def test_whole_pairs_and_64_levels_are_accepted(tmp_path: Path) -> None:
             '[{"a": 1},\n {"a": 2},]',
             "a.json:2: found broken JSON (Expecting value) at column 11; expected a JSON list.",
         ),
-        ('[{"a": 1}\n {"a": 2}]', "a.json:2: found no ',' and no ']' at column 2; expected a JSON list. Mend that pl"),
+        ('[{"a": 1}\n {"a": 2}]', "a.json:2: found no ',' and no ']' at column 2; expected a JSON list. Fix that pl"),
         ('[{"a": 1}', "a.json:1: found no ',' and no ']' at column 10; expected"),
         ('[{"a": 1}] 2', "a.json:1: found other text after the list at column 12; expected"),
-        ('[{"a": 1}, [2]]', "a.json[1]: found a list; expected a JSON object of at most 1 MiB. Mend or remove"),
+        ('[{"a": 1}, [2]]', "a.json[1]: found a list; expected a JSON object of at most 1 MiB. Fix or remove"),
         ('[{"a": 1, "a": 2}]', "a.json[0]: found the key 'a' twice; expected"),
         ('[{"a": NaN}]', "a.json[0]: found NaN, which is no JSON; expected"),
         ('[{"a": "' + "x" * (1 << 20) + '"}]', "a.json[0]: found a row of more than 1,048,576 bytes; expected"),
@@ -187,7 +187,7 @@ def test_a_cut_gzip_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_list_over_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("keeptune.data.lines._MAX_DOCUMENT_BYTES", 10)
+    monkeypatch.setattr("keeptune.data.json_text._MAX_DOCUMENT_BYTES", 10)
     assert "a.json: found a JSON list of more than 1 GiB; expected less, since a list is read whole." in refusal(
         written(tmp_path / "a.json", json.dumps(TWO))
     )
@@ -201,13 +201,17 @@ def test_problems_are_collected_and_raised_once_after_the_good_rows(tmp_path: Pa
     found: list[Row] = []
     with pytest.raises(DataError) as caught:
         found.extend(read_rows(str(path), revision=None, validation=None, test=None))
-    message = str(caught.value).splitlines()
-    assert (len(message), message[-1]) == (11, "and 2 more.")
-    assert message[9].startswith(f"{path}:20: ")
+    assert len(found) == 12
+    assert str(caught.value) == (
+        f"{path}:2: found broken JSON (Expecting value) at column 1; expected one JSON object on the line. Fix or "
+        f"remove the line. The same 11 times more, the last at {path}:24."
+    )
 
 
 def test_reading_stops_at_the_thousandth_problem(tmp_path: Path) -> None:
-    assert refusal(written(tmp_path / "a.jsonl", "x\n" * 5000)).endswith("and 990 more.")
+    assert refusal(written(tmp_path / "a.jsonl", "x\n" * 5000)).endswith(
+        "The same 999 times more, the last at a.jsonl:1000."
+    )
 
 
 @pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv"])

@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import json
-import sys
-import types
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pyarrow
 import pyarrow.parquet
@@ -189,11 +185,14 @@ def test_reading_gives_what_was_written_in_parquet(tmp_path: Path, table: list[d
     [
         (
             "a,b\n1,2\n1,2,3\n4\n",
-            "a.csv:3: found 3 cells; expected 2 as in the header. Mend the row.\na.csv:4: found 1",
+            "a.csv:3: found 3 cells; expected 2 as in the header. Put cells that hold",
         ),
-        ('a,b\n1,2\n"open,2\n3,4\n', "a.csv:3: found broken CSV (unexpected end of data); expected commas, quotes dou"),
+        (
+            'a,b\n1,2\n"open,2\n3,4\n',
+            "a.csv:3: found broken CSV (unexpected end of data); expected cells separated by commas, each quote",
+        ),
         ('a,b\n"x"y,2\n', "a.csv:2: found broken CSV ("),
-        ("a,a\n1,2\n", "a.csv:1: found the header ['a', 'a']; expected different names. Mend the header."),
+        ("a,a\n1,2\n", "a.csv:1: found the header ['a', 'a']; expected different names. Fix the header."),
         ("a,\n1,2\n", "a.csv:1: found the header ['a', '']; expected different names."),
         ("a,b\n", "a.csv: found no rows; expected at least one."),
         ('a\n"open\nx\0"\n', "a.csv:3: found a NUL byte at byte offset 9 of the file"),
@@ -284,7 +283,7 @@ def test_an_unknown_home_folder_is_refused() -> None:
 
 def test_an_unknown_suffix_is_refused(tmp_path: Path) -> None:
     assert refusal(written(tmp_path / "a.txt", "x")).startswith(
-        "a.txt: found the name ending '.txt'; expected .json, .jsonl, .ndjson, .csv (each may end with .gz) or .parq"
+        "a.txt: found the name ending '.txt'; expected .json, .jsonl, .ndjson, .csv, .tsv (each may end with .gz)"
     )
 
 
@@ -323,78 +322,6 @@ def test_the_hash_changes_with_any_byte_and_with_the_split(tmp_path: Path) -> No
     assert sha(path) in before
     written(path, lines(TWO) + "\n")
     assert not before & {sha(path), sha(path, test=str(other)), sha(tmp_path)}
-
-
-# The hub, with a stand-in for its libraries
-
-
-@pytest.fixture
-def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
-    splits: dict[str, Any] = {"train": TWO[:1], "test": TWO[1:]}
-
-    class DatasetsError(Exception): ...
-
-    def load_dataset(name: str, *, revision: str) -> dict[str, Any]:
-        assert (name, revision) == ("owner/name", COMMIT)
-        if "error" in splits:
-            raise DatasetsError(splits["error"])
-        return splits
-
-    class HfApi:
-        def dataset_info(self, name: str, *, revision: str | None) -> Any:
-            if revision == "gone":
-                raise ConnectionError("no route")
-            return types.SimpleNamespace(sha=COMMIT)
-
-    datasets = types.SimpleNamespace(
-        load_dataset=load_dataset, exceptions=types.SimpleNamespace(DatasetsError=DatasetsError)
-    )
-    library = types.SimpleNamespace(HfApi=HfApi, errors=types.SimpleNamespace(HTTPError=ConnectionError))
-    monkeypatch.setitem(sys.modules, "datasets", datasets)  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "huggingface_hub", library)  # type: ignore[arg-type]
-    yield splits
-
-
-def test_hub_rows_carry_id_commit_split_and_index(hub: dict[str, Any], tmp_path: Path) -> None:
-    hub["unsupervised"] = [{}]
-    for path, revision in (
-        ("owner/name", None),
-        ("owner/name@v1", None),
-        ("owner/name", "v1"),
-        (f"owner/name@{COMMIT}", None),
-    ):
-        assert rows(path, revision=revision) == [
-            Row(TWO[0], f"owner/name@{COMMIT}/train[0]", None),
-            Row(TWO[1], f"owner/name@{COMMIT}/test[0]", "test"),
-        ]
-    assert source_sha256("owner/name", revision="v1", validation=None, test=None) == f"owner/name@{COMMIT}"
-    own = written(tmp_path / "own.jsonl", lines(TWO[:1]))
-    assert [row.split for row in rows("owner/name", validation=str(own))] == ["train", "test", "validation"]
-    assert len(sha("owner/name", validation=str(own))) == 64
-
-
-def test_the_only_split_of_a_hub_data_set_is_unsplit(hub: dict[str, Any]) -> None:
-    hub.clear()
-    hub["all"] = TWO
-    assert [row.split for row in rows("owner/name")] == [None, None]
-
-
-def test_hub_refusals(hub: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert (
-        "owner/name@gone: found no local path, and no data set on the hub (no route)"
-        in f"owner/{refusal('owner/name@gone')}"
-    )
-    with pytest.raises(RecipeError, match="found revision 'b' as well; expected one of the two"):
-        rows("owner/name@a", revision="b")
-    own = written(tmp_path / "own.jsonl", lines(TWO))
-    assert "found the splits train, test with own files for test; expected train" in refusal(
-        "owner/name", test=str(own)
-    )
-    hub["error"] = "a script"
-    assert "found no data set that can be loaded (a script)" in refusal("owner/name")
-    monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(RecipeError, match=r"pip install 'keeptune\[hub\]'"):
-        rows("owner/name")
 
 
 def test_a_local_folder_wins_over_the_hub(tmp_path: Path) -> None:

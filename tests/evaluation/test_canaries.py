@@ -3,8 +3,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
 
-from keeptune.evaluation.canaries import Canaries, canaries
+from keeptune.evaluation.canaries import Canaries, canaries, loops
 from keeptune.evaluation.metrics import Answer
 
 
@@ -104,6 +106,16 @@ def test_where_references_are_few_labels_other_answers_break_the_format() -> Non
     assert of_task([answer("x", reference=f"label {i % 20}") for i in range(42)]).num_broken_format == 42
 
 
+def test_of_a_choice_among_labels_the_most_frequent_answer_and_the_majority_are_counted() -> None:
+    labels = ["billing"] * 14 + ["login"] * 20 + ["bug"] * 26
+    given = ["Billing."] * 33 + ["bug"] * 27
+    found = of_task([answer(p, reference=r) for p, r in zip(given, labels, strict=True)])
+    assert (found.top_answer, found.num_top_answer, found.num_top_expected) == ("billing", 33, 14)
+    assert (found.num_majority, found.num_records) == (26, 60)
+    free = of_task([answer("x", reference=str(i)) for i in range(60)])
+    assert (free.top_answer, free.num_top_answer, free.num_majority) == (None, None, None)
+
+
 def test_the_references_as_answers_trip_no_canary() -> None:
     texts = ["Paris is the capital of France.", "В Москве", "badger " * 9, '{"a": 1}', "7"]
     found = of_task([answer(text, reference=text) for text in texts])
@@ -114,3 +126,76 @@ def test_answers_that_were_never_generated_are_left_out() -> None:
     silent = Answer("id", "t", "c", "", "", ("x",), True, {"loss": 1.0, "perplexity": 2.7}, 1)
     assert canaries([silent]) == {}
     assert canaries([]) == {}
+
+
+# Greedy answers of a small model that was tuned on dialogue summaries, all cut at the limit: no fixed period.
+WANDERING = [
+    "#Person1# and #Person1# and #Person1# and #Person1# and #Person1#s #Person1# and #Person1# to #Person2# to "
+    "#Person1# to #Person1# and #Person1# to #Person1# to #Person1# to #Person1# and #Person1# to #Person1# and",
+    "#Person1# and #Person1# and #Person1# and #Person2# to #Person2# to #Person1# and #Person2# to #P",
+    "#Person1# and #Person1# to the#s #Person1# to the#s #Person1# to the#s #Person2# to the#s #Person1# to #Person1#",
+    "1. I like the red house. 2. I like the red house. 3. I like the red house. 4. I like the red house. 5. I like the",
+    "The house is red and it is old. The house is red, and it is old. The house is red and it is very old. The house "
+    "is red and it is old. The house is red and is old. The house is red and it is old, the house is red and",
+    "是的，我喜欢红色的房子。是的，我喜欢红色的房子！是的，我很喜欢红色的房子。是的，我喜欢红色的房子。是的，我",
+    "positive positive positive",
+    "!" * 20,
+    "11111111111111111111111111111111111111111111111111111111111111111111",
+]
+
+
+@pytest.mark.parametrize("prediction", WANDERING)
+def test_an_answer_that_was_cut_among_few_words_is_a_loop(prediction: str) -> None:
+    assert of_task([answer(prediction, ended=False)]).num_looping == 1
+
+
+@given(
+    phrase=st.text(alphabet="abcde ñя红.", min_size=1, max_size=200),
+    times=st.integers(3, 12),
+    before=st.sampled_from(["", "Well, ", "A beginning of some length that says something else before. "]),
+    cut=st.integers(0, 199),
+)
+@settings(max_examples=200, deadline=None)
+def test_a_phrase_of_any_length_three_times_and_a_part_of_it_is_a_loop(
+    phrase: str, times: int, before: str, cut: int
+) -> None:
+    phrase = " ".join(phrase.split())
+    assume(phrase)
+    times = max(times, -(-(len(before) + 32) // len(phrase)))
+    for separator in ("", " "):
+        repeated = separator.join([phrase] * times + [phrase[: cut % len(phrase)]])
+        assert loops(before + repeated, ended=False)
+        assert loops(before + repeated)
+
+
+def test_a_long_passage_is_a_loop_at_its_second_time_where_the_answer_was_cut() -> None:
+    passage = "The man who lives next door has bought a red car, and his wife would rather have had a blue one. "
+    assert loops(2 * passage, ended=False)
+    assert not loops(2 * passage)
+    assert loops(3 * passage)
+    assert loops(3 * passage + "Yes.")
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1000000",
+        "1000000000000000000000000000000000000",
+        "ha ha ha",
+        "Ha ha ha ha ha! That is a good one.",
+        "- apples\n- pears\n- plums\n- cherries\n- peaches\n- grapes\n- oranges\n- lemons\n- limes\n- figs\n- dates",
+        "| a | b | c |\n|---|---|---|\n| 1 | 2 | 3 |\n| 4 | 5 | 6 |\n| 7 | 8 | 9 |\n| 10 | 11 | 12 |\n| 13 | 14 | 15 |",
+        "+-----+-----+-----+\n| x   | y   | z   |\n+-----+-----+-----+\n| 1   | 2   | 3   |\n+-----+-----+-----+",
+        "Row, row, row your boat,\nGently down the stream.\nMerrily, merrily, merrily, merrily,\nLife is but a dream.",
+        "for i in range(3):\n    for j in range(3):\n        for k in range(3):\n            print(i, j, k)\n",
+        "[[0, 0, 0], [0, 1, 0], [0, 0, 0]]",
+        "2 x 1 = 2, 2 x 2 = 4, 2 x 3 = 6, 2 x 4 = 8, 2 x 5 = 10, 2 x 6 = 12, 2 x 7 = 14, 2 x 8 = 16, 2 x 9 = 18",
+        "no, no, no, no, no, no, no! I will not go there, whatever you say.",
+        "Step 1: open the box. Step 2: take out the parts. Step 3: read the sheet. Step 4: build it. Step 5: test it.",
+        "1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29",
+    ],
+)
+def test_what_repeats_itself_for_a_reason_is_no_loop_whole_or_cut(text: str) -> None:
+    assert not loops(text)
+    if len(text) > 40:
+        assert not loops(text, ended=False)

@@ -128,7 +128,7 @@ def bench_of(tokenizer: Tokenizer, *, layout: str = "packed", tokens_per_batch: 
         encoder_decoder=layout == "pairs",
     )
     return Bench(
-        tokenizer=tokenizer,
+        template=make_template("plain", tokenizer=tokenizer, encoder_decoder=layout == "pairs"),
         decoding=decoding,
         collate=collate[layout],
         target_losses=target_losses,

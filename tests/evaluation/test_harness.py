@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from keeptune.errors import DataError, Interrupted, RecipeError
 from keeptune.evaluation.evaluate import Bench
 from keeptune.evaluation.generate import Decoding
 from keeptune.evaluation.harness import HarnessSuite, ask, load_suites, suite_documents
+from keeptune.evaluation.scores import score_of
 from keeptune.model.load import load_model, load_tokenizer
 from keeptune.model.methods import quiet_peft
 from keeptune.progress import Silent
@@ -219,12 +221,105 @@ def test_a_task_without_a_metric_of_each_document_is_refused(tmp_path: Path) -> 
         load_suites(["text"], include_path=tmp_path)
 
 
-def test_a_group_judged_by_several_metrics_is_refused(tmp_path: Path) -> None:
+def test_a_group_judged_by_several_metrics_is_a_suite_of_each_task(tmp_path: Path) -> None:
     task(tmp_path, "one")
     writing(tmp_path, "two")
     (tmp_path / "both.yaml").write_text(json.dumps({"group": "both", "task": ["one", "two"]}), encoding="utf-8")
-    with pytest.raises(RecipeError, match="found 'both', whose tasks are judged by acc, exact_match; expected one"):
-        load_suites(["both"], include_path=tmp_path)
+    suites = load_suites(["both"], include_path=tmp_path)
+    assert [(suite.name, suite.metric, suite.group) for suite in suites] == [
+        ("one", "acc", "both"), ("two", "exact_match", "both")
+    ]  # fmt: skip
+
+
+GLUE = {
+    "cola": {"sentence": "The cat {} on the mat {}.", "label": 2},
+    "mnli": {"premise": "The cat {} there {}.", "hypothesis": "A cat {}.", "label": 3},
+    "mrpc": {"sentence1": "The cat {} {}.", "sentence2": "A cat {}.", "label": 2},
+    "qnli": {"question": "What {} number {}?", "sentence": "A cat {}.", "label": 2},
+    "qqp": {"question1": "Who {} number {}?", "question2": "Which one {}?", "label": 2},
+    "rte": {"sentence1": "The cat {} {}.", "sentence2": "A cat {}.", "label": 2},
+    "sst2": {"sentence": "A film that {} by {}.", "label": 2},
+    "wnli": {"sentence1": "The cat {} {}.", "sentence2": "It {}.", "label": 2},
+}
+
+
+def with_made_documents(folder: Path, pattern: str, fields: Mapping[str, Mapping[str, Any]]) -> Path:
+    """Write the harness's own task files into a folder, with documents made up for them in the place of the hub's."""
+    verbs = ["sits", "sleeps", "runs", "sings", "waits"]
+    for name, columns in fields.items():
+        own = Path(lm_eval.__file__).parent / "tasks" / pattern.format(name)
+        for file in own.parent.glob("*.py"):
+            (folder / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+        rows = [
+            {
+                key: value.format(verbs[i % 5], i) if isinstance(value, str) else i * 7 % value
+                for key, value in columns.items()
+            }
+            for i in range(14)
+        ]
+        data = folder / f"{name}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        kept = [
+            line
+            for line in own.read_text(encoding="utf-8").splitlines()
+            if not line.startswith(("dataset_", "training_split", "validation_split"))
+        ]
+        where = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"validation": str(data)}}}
+        made = [*kept, *(f"{key}: {json.dumps(value)}" for key, value in where.items()), "validation_split: validation"]
+        (folder / f"{name}.yaml").write_text("\n".join(made), encoding="utf-8")
+    return folder
+
+
+def test_glue_by_name_is_each_of_its_tasks_by_its_own_metric(tmp_path: Path, base: Path) -> None:
+    with_made_documents(tmp_path, "glue/{}/default.yaml", GLUE)
+    suites = load_suites(["glue"], include_path=tmp_path)
+    assert {suite.name: (suite.metric, *suite.also) for suite in suites} == {
+        "cola": ("mcc",), "mnli": ("acc",), "mrpc": ("acc", "binary_f1"), "qnli": ("acc",), "qqp": ("acc", "binary_f1"),
+        "rte": ("acc",), "sst2": ("acc",), "wnli": ("acc",),
+    }  # fmt: skip
+    assert {suite.group for suite in suites} == {"glue"}
+    answers = asked(base, suites)
+    hflm = pytest.importorskip("lm_eval.models.huggingface").HFLM
+    model = hflm(pretrained=load_model(base, device=CPU, dtype=torch.float32), tokenizer=load_tokenizer(base))
+    loaded = tasks.TaskManager(include_path=str(tmp_path)).load(["glue"])
+    own = lm_eval.evaluate(model, loaded, bootstrap_iters=0)["results"]
+    theirs = {"mcc": "mcc,none", "acc": "acc,none", "binary_f1": "f1,none"}
+    for suite in suites:
+        of_suite = [answer for answer in answers if answer.task == suite.name]
+        for metric in (suite.metric, *suite.also):
+            expected = own[suite.name][theirs[metric]]
+            assert score_of(of_suite, metric=metric) == pytest.approx(expected, abs=1e-9), (suite.name, metric)
+
+
+def test_super_glue_by_name_is_each_of_its_tasks_too(tmp_path: Path) -> None:
+    fields = {
+        "boolq": {"passage": "A cat {} {}.", "question": "does it {}", "label": 2},
+        "cb": {"premise": "A cat {} {}.", "hypothesis": "It {}.", "label": 3},
+        "multirc": {"paragraph": "A cat {} {}.", "question": "Who {}?", "answer": "the cat {}", "label": 2},
+    }
+    with_made_documents(tmp_path, "super_glue/{}/default.yaml", fields)
+    rows = [
+        {
+            "passage": f"Cat {i} sits here.",
+            "query": "Here @placeholder sits.",
+            "entities": ["Cat", "Dog"],
+            "answers": ["Cat"],
+        }
+        for i in range(3)
+    ]
+    own = Path(lm_eval.__file__).parent / "tasks" / "super_glue" / "record"
+    (tmp_path / "util.py").write_text((own / "util.py").read_text(encoding="utf-8"), encoding="utf-8")
+    data = tmp_path / "record.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    lines = (own / "default.yaml").read_text(encoding="utf-8").splitlines()
+    kept = [line for line in lines if not line.startswith(("dataset_", "training_split", "validation_split"))]
+    where = ["dataset_path: json", f"dataset_kwargs: {json.dumps({'data_files': {'validation': str(data)}})}"]
+    (tmp_path / "record.yaml").write_text("\n".join([*kept, *where, "validation_split: validation"]), encoding="utf-8")
+    suites = load_suites(["super-glue-lm-eval-v1"], include_path=tmp_path)
+    # CB's F1 is a mean of three, by a function of its own: no sum of pairs, so that its accuracy stands alone.
+    assert {suite.name: (suite.metric, *suite.also) for suite in suites} == {
+        "boolq": ("acc",), "cb": ("acc",), "multirc": ("acc",), "record": ("f1", "em")
+    }  # fmt: skip
 
 
 def test_a_task_that_runs_what_is_answered_is_refused(tmp_path: Path) -> None:
@@ -255,5 +350,5 @@ def test_a_value_beyond_one_is_refused(tmp_path: Path, base: Path) -> None:
     value = path.read_text(encoding="utf-8").removesuffix("}")
     path.write_text(value + ', "process_results": !function own.score}', encoding="utf-8")
     suites = load_suites(["large"], include_path=tmp_path)
-    with pytest.raises(DataError, match="found 37.0 as acc of document 0 of 'large'; expected a number between 0 and"):
+    with pytest.raises(DataError, match="document 0 of 'large': found 37.0 as acc; expected a number between 0 and"):
         asked(base, suites)

@@ -279,13 +279,15 @@ def test_the_saved_chat_template_renders_the_prompt_that_was_trained_with(
         add_generation_prompt=True,
         tokenize=False,
     )
-    assert found == "".join(segment.text for segment in made.render_prompt(messages))
+    assert found == made.controls.reveal(made.render_prompt(messages))
     manifest = json.loads((folder / "manifest.json").read_text())
     assert manifest["template"] == made.name
     assert manifest["template_sha256"] == made.fingerprint
     assert manifest["tokenizer_sha256"] == base.tokenizer.fingerprint
     assert manifest["method"] == "mine"
-    assert "chat_template" not in json.loads((folder / "tokenizer_config.json").read_text())
+    # Ollama looks into the one file, transformers first into the other.
+    written = json.loads((folder / "tokenizer_config.json").read_text())["chat_template"]
+    assert written == (folder / "chat_template.jinja").read_text() == made.chat_template
 
 
 @pytest.mark.parametrize("template", ["plain", "alpaca"])
@@ -302,7 +304,7 @@ def test_the_encoder_decoders_saved_chat_template_renders_the_prompt_that_was_tr
         add_generation_prompt=True,
         tokenize=False,
     )
-    assert found == "".join(segment.text for segment in made.render_prompt(messages))
+    assert found == made.controls.reveal(made.render_prompt(messages))
 
 
 @pytest.mark.parametrize("peft_type", [None, "LORA"])
@@ -442,6 +444,7 @@ def test_a_device_that_fails_while_an_adapter_is_read_is_not_told_as_damaged_wei
         ({"megatron_config": {"a": 1}, "megatron_core": "os"}, "found megatron_config"),
         ({"peft_type": "XLORA"}, "found peft_type 'XLORA'"),
         ({"peft_type": "NEW"}, "found peft_type 'NEW'; expected a method that keeptune trains"),
+        ({"alpha_pattern": {"(.+)+[": 4}}, "alpha_pattern: found the pattern"),
     ],
 )
 def test_a_foreign_adapter_that_would_load_more_than_weights_is_refused(
@@ -612,7 +615,7 @@ def test_the_card_fits_its_folder(
 def test_the_card_of_an_adapter_over_quantised_weights_reads_them_so(tmp_path: Path) -> None:
     write_model_card(tmp_path, card=card(quantization="8bit"))
     text = (tmp_path / "README.md").read_text(encoding="utf-8")
-    assert "from transformers import AutoTokenizer, BitsAndBytesConfig\n" in text
+    assert "from transformers import AutoTokenizer, BitsAndBytesConfig, GenerationConfig\n" in text
     assert "bits = BitsAndBytesConfig(load_in_8bit=True)\n" in text
     assert "AutoPeftModelForCausalLM.from_pretrained(folder, quantization_config=bits)\n" in text
     assert card_from_json(json.loads(json.dumps(card_to_json(card(quantization="8bit"))))).quantization == "8bit"

@@ -54,6 +54,7 @@ def value(**changes: Any) -> dict[str, Any]:
             pair("x/lora", "x/base", 0.3, p=0.0002, holm=0.0004),
             pair("x/lora", "x/base", -1.0, p=0.03, holm=None, metric="loss"),
         ],
+        "replicates": [],
         "notes": [],
         **changes,
     }
@@ -148,3 +149,36 @@ def test_one_input_has_no_interval_and_no_p() -> None:
 def test_a_bar_or_a_line_break_in_a_name_breaks_no_table() -> None:
     text = markdown(value(models=[model("a|b\nc"), model("x/lora")]))
     assert "| a\\|b c | – |" in text
+
+
+def seeded() -> dict[str, Any]:
+    """Return a comparison of one method trained with two seeds, beside its base."""
+    rows = [
+        {"task": "all", "metric": metric, "mean": mean, "standard_deviation": 0.02, "lowest": low, "highest": high}
+        for metric, mean, low, high in (("exact_match", 0.5, 0.48, 0.52), ("loss", 1.0, 0.98, 1.02))
+    ]
+    group = {"name": "lora over 2 seeds", "models": ["x/lora", "y/lora"], "seeds": [0, 1], "scores": rows}
+    pairs = [pair(name, "x/base", 0.3, p=0.0002, holm=0.0004) for name in ("x/lora", "y/lora")]
+    return value(replicates=[group], pairs=pairs)
+
+
+def test_models_that_differ_only_by_seed_are_shown_by_mean_and_spread() -> None:
+    (table,) = [table for table in tables(seeded()) if table.title.startswith("Over seeds")]
+    assert table.header == ("metric", "method", "score")
+    assert table.rows == (
+        ("Exact match", "lora over 2 seeds", "0.500 ± 0.020 (0.480 to 0.520)"),
+        ("Loss", "lora over 2 seeds", "1.000 ± 0.020 (0.980 to 1.020)"),
+    )
+    assert sentences(seeded())[1] == (
+        "x/lora and y/lora differ only by seed (0, 1): they are one method trained 2 times, so they are not compared "
+        "with each other, and with others only at the same seed."
+    )
+    assert "**Over seeds: mean ± standard deviation" in markdown(seeded())
+    assert not [table for table in tables(value()) if table.title.startswith("Over seeds")]
+
+
+def test_a_score_that_all_records_share_says_what_the_page_says_of_it() -> None:
+    zero = {**score("x/base", 0.0), "low": 0.0, "high": 0.0, "num_clusters": 40, "num_records": 40}
+    rows = tables(value(scores=[zero, score("x/lora", 0.5)]))[0].rows
+    assert rows[0] == ("Exact match", "x/base", "0.000 (true mean below 0.075)")
+    assert rows[1] == ("Exact match", "x/lora", "0.500 ± 0.100")

@@ -76,7 +76,7 @@ def test_a_selecting_metric_that_never_moved_is_named_with_those_that_did(tmp_pa
     )
     assert sentence in page_of(run).words
     for method in ("full", "lora"):
-        facts = {**training(method, 3), "selection": {"metric": "rougeL", "tied": True}}
+        facts = {**training(method, 3), "metric_moved": False}
         write_json(run / method / "training.json", facts)
     assert ". The lowest validation loss decided which weights are kept. Choose by" in page_of(run).words
 

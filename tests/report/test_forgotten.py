@@ -169,7 +169,9 @@ def test_the_matrix_says_without_colour_how_much_was_lost(tmp_path: Path) -> Non
     assert (cells["boolq"].mark, cells["boolq"].tint) == ("▼▼▼", "loss3")
     assert (cells["wiki"].mark, cells["gain"].mark) == ("≈", "▲")
     assert cells["riddles"].mark == "∅" and "nothing to lose" in cells["riddles"].detail
-    assert cells["text that the base wrote"].detail == "31 records lost, 4 gained; KL 0.134 nats"
+    assert cells["text that the base wrote"].detail == (
+        "a token becomes 1.1 times less likely; 31 records lost, 4 gained; KL 0.134 nats"
+    )
 
 
 def test_the_delivered_alpha_has_a_column_and_a_tile_of_its_own(tmp_path: Path) -> None:
@@ -271,7 +273,7 @@ def test_where_texts_alone_were_weighed_the_page_does_not_say_that_nothing_was(t
     rows = [lost_row("lora", "self", 0.1, metric="loss")]
     write_json(run / "forgetting.json", {"metric": "rougeL", "rows": rows, "noise": None})
     words = page_of(run).words
-    assert "texts that nothing was trained on were weighed before and after tuning" in words
+    assert "the loss on texts that were not trained on was taken before and after" in words
     assert "Forgotten at worst: on text that the base wrote, the tuned model’s loss is 0.100 nats" in words
     assert "outside these tasks was not measured" not in words and "nothing else was measured" not in words
 
@@ -286,7 +288,7 @@ def test_the_first_sentence_speaks_of_the_delivered_model_and_not_of_the_whole_t
     words = page_of(a_run(tmp_path, verdict="CERTIFIED")).words.replace("\u00a0", " ")
     # 0.8 of the whole training's 0.431, which the run folder holds at alpha 0.3.
     assert (
-        "and taken 30 % of the way there, reaches ROUGE-L 0.345 on 100 test records of the same task (base 0.118; "
+        "and scaled to 30 % of its change, reaches ROUGE-L 0.345 on 100 test records of the same task (base 0.118; "
         "95 % interval" in words
     )
     assert (
@@ -304,7 +306,7 @@ def test_the_frontier_stands_on_the_first_screen(tmp_path: Path) -> None:
 
 def test_the_frontiers_legend_explains_what_is_drawn_alone(tmp_path: Path) -> None:
     run = a_run(tmp_path, verdict="CERTIFIED")
-    ring, dotted = "Ring: the delivered model.", "Dotted: each method’s way from near the base"
+    ring, dotted = "Ring: the delivered model.", "Dotted: each method, scaled from near the base"
     words = page_of(run).words
     assert ring in words and dotted in words
     value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))

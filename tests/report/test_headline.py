@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from keeptune.report.broken import broken_sentence
+from keeptune.report.broken import broken_sentence, label_sentences
 from keeptune.report.headline import headline, key_numbers, shots_sentence
 from keeptune.report.tables import read_report
 from tests.report.run_folder import MEANS, shot_name, write_forgetting, write_json, write_run, write_shots
+from tests.report.test_page import assert_safe, page_of
 
 
 def first_sentences(run: Path) -> str:
@@ -135,3 +136,18 @@ def test_prompts_without_room_for_an_example_are_counted_beside_the_few_shot_sco
     assert sentence.startswith(
         "With the 4 solved examples most like the question in its prompt (88 of 100 prompts had room for none) and no "
     )
+
+
+def test_a_choice_among_labels_shows_the_majority_and_the_most_frequent_answer(tmp_path: Path) -> None:
+    labels = {"top_answer": "<b>billing", "num_top_answer": 13, "num_top_expected": 5, "num_majority": 7}
+    run = write_canaries(write_run(tmp_path, num_steps=1), {**labels}, base={"num_unended": 1, **labels})
+    expected = (
+        "ag_news: always giving the most frequent label would be right for 7 of 20 records. The most frequent answer "
+        "of lora, “<b>billing”, is given 13 times and expected 5 times."
+    )
+    assert label_sentences(read_report(run)) == [expected]
+    page = page_of(run)
+    assert_safe(page)
+    assert expected in page.words
+    write_canaries(run, {})
+    assert label_sentences(read_report(run)) == []

@@ -144,6 +144,25 @@ def write_poisoned_run(run: Path, payload: str) -> Path:
     return run
 
 
+def test_what_the_audit_counts_for_metrics_stays_off_the_page(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    audit = json.loads((run / "data/audit.json").read_text())
+    counts = {"num_references": 7913, "num_short": 0, "unread": {}}
+    write_json(run / "data/audit.json", {**audit, "references": {"ag_news": counts}})
+    assert "7,913" not in page_of(run).words
+
+
+def test_the_page_says_that_the_validation_loss_chose_among_equal_methods(tmp_path: Path) -> None:
+    run = write_run(tmp_path, num_steps=1)
+    note = "full, lora have the same exact_match on validation, 0.000: <b>lora has the lowest validation loss of these."
+    facts = json.loads((run / "selection.json").read_text())
+    write_json(run / "selection.json", {**facts, "note": note})
+    page = page_of(run)
+    assert_safe(page)
+    assert note in page.text
+    assert json.loads((run / "report.json").read_text())["selection"]["note"] == note
+
+
 def test_a_finished_run_gives_a_safe_page_with_every_section(tmp_path: Path) -> None:
     page = page_of(write_run(tmp_path / "news"))
     assert_safe(page)
@@ -234,10 +253,10 @@ def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
         "Full fine-tuning (full, learning rate 2e-05) changes all of the model’s weights (3.15 M numbers).",
         "lora (PEFT’s LORA, learning rate 0.0002) leaves the model’s weights as they are and "
         "trains a small addition to them, of 590 k parameters.",
-        "Validation (92 records) is what was kept from training to choose by",
+        "Validation (92 records) was kept out of training and chose when to stop",
         "ROUGE-L: how much of the wording agrees with the expected answer’s, in its order, 0 to 1",
         "Exact match: the share of answers that equal the expected one (case, white space and a final full stop aside)",
-        "This run measured none of that: it has no task with train: false.",
+        "This run did not measure that: it has no task with train: false.",
     ):
         assert words in " ".join(" ".join(sentences).split())
     # Of many methods, the least and the most that are added.

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from keeptune.report.guide import guide
-from keeptune.report.layout import score_groups
+from keeptune.report.layout import paired_groups, score_groups
 from keeptune.report.page import write_report
 from keeptune.report.scores import Score
 from keeptune.report.shots import ShotRow, few_shot_scores, prompting_costs, queries_until_cheaper
@@ -106,7 +106,7 @@ def test_the_page_says_in_one_sentence_whether_tuning_beats_examples_in_the_prom
         "base, 1 shot 0.180 0.160 to 0.200 of 3 draws 100",
         "base, 4 shots 0.250 0.210 to 0.300 of 3 draws 100",
         "lora − base, 4 shots, draw 3 +0.191 +0.141 to +0.241 50 10 ▲ better",
-        "With shots, the base has as many solved examples of the train split in its prompt",
+        "With shots, the base’s prompt contains as many solved examples from the train split",
         "answers of base, 4 shots, draw 1 2.00 % cut at the limit",
     ):
         assert words in page.words, words
@@ -239,3 +239,15 @@ def test_no_text_of_a_few_shot_row_becomes_markup(tmp_path: Path) -> None:
     page = page_of(run)
     assert_safe(page)
     assert "base<script>4" in page.words
+
+
+def test_a_method_at_zero_beside_few_shot_at_zero_had_no_score_to_lose(tmp_path: Path) -> None:
+    run = write_shots(write_run(tmp_path, num_steps=1))
+    for path in [*(run / "base").glob("*-shot-*/scores.json"), run / "lora/test/scores.json"]:
+        value = json.loads(path.read_text(encoding="utf-8"))
+        write_json(path, {**value, "scores": [{**row, "mean": 0.0} for row in value["scores"]]})
+    same = {"model": "lora", "task": "all", "metric": "rougeL", "difference": 0.0, "low": 0.0, "high": 0.0}
+    pairs = [{**same, "against": shot_name(*of), "better": 0, "worse": 0} for of in SHOT_MEANS]
+    write_json(run / "paired.json", {"paired": pairs})
+    (group,) = paired_groups(read_report(run))
+    assert [row.verdict for row in group.rows] == ["nothing"]

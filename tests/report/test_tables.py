@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from keeptune.data import audit as data_audit
+from keeptune.data.leak_audit import leak_audits
 from keeptune.errors import StorageError
 from keeptune.report.audit import Parts, SplitCounts
 from keeptune.report.curves import MAX_POINTS, read_curve
@@ -72,7 +73,7 @@ def test_the_test_records_that_no_score_is_from_are_counted_apart(tmp_path: Path
     words = page_of(run).words
     assert "boolq 19 38 0" in words and "Parts: " not in words
     # 96 of each task, without the 57 that were set aside.
-    assert "test (135 records: 96 of what was trained on, 39 of other tasks) was kept from both" in words
+    assert "test (135 records: 96 of what was trained on, 39 of other tasks) was used for neither" in words
 
 
 def test_methods_stand_in_the_order_of_the_selection(tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ def test_an_audit_of_the_data_room_itself_is_read(tmp_path: Path) -> None:
         near_duplicates=data_audit.NearAudit(0, ()),
         groups=data_audit.GroupAudit(10, 0, 0, 1),
         tasks={"a": data_audit.SplitCounts(8, 1, 1)},
-        leaks=data_audit.leak_audits({}, [], removed=frozenset()),
+        leaks=leak_audits({}, [], removed={}),
         tokens=data_audit.token_audit(lengths, truncated=3, completion_cut=0, too_long=0, supervised_tokens=4),
     )
     write_json(tmp_path / "data/audit.json", written.to_json())

@@ -11,7 +11,7 @@ ONE, OTHER = "a" * 64, "b" * 64
 
 def opened(path: Path, certify_sha256: str = ONE, *, key: str | None = None, **suites: str) -> int:
     """Open records for a question that was never asked before, unless `key` names one."""
-    with open_chain(path, heads=(), say=str) as ledger:
+    with open_chain(path, heads=(), say=lambda _: None) as ledger:
         return record_opening(
             ledger,
             certificate="certificate.json",
@@ -52,7 +52,7 @@ def test_a_question_that_was_interrupted_goes_on_and_one_asked_since_is_new(tmp_
 
 def test_a_line_says_who_opened_what_for_which_certificate_and_when(tmp_path: Path) -> None:
     path = tmp_path / "certify_openings.jsonl"
-    with open_chain(path, heads=(), say=str) as ledger:
+    with open_chain(path, heads=(), say=lambda _: None) as ledger:
         record_opening(
             ledger,
             certificate="certificates/x.json",

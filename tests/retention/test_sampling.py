@@ -95,3 +95,30 @@ def test_a_model_that_only_loops_is_given_up(pair: tuple[Any, Tokenizer], monkey
 def test_a_request_to_stop_ends_the_writing(pair: tuple[Any, Tokenizer]) -> None:
     with pytest.raises(Interrupted, match=r"texts: found a request to stop; those that were being made are lost"):
         written(*pair, stop_requested=lambda: True)
+
+
+class Told(Silent):
+    """A progress that keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.counts: list[int] = []
+        self.lines: list[str] = []
+
+    def advance(self, count: int = 1, *, note: str = "") -> None:
+        self.counts.append(count)
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
+
+
+def test_how_long_it_will_take_is_said_before_it_was_taken_and_texts_are_counted_as_they_grow(
+    pair: tuple[Any, Tokenizer],
+) -> None:
+    ticks = iter(range(10_000))
+    told = Told()
+    found = written(*pair, num_texts=70, num_tokens=12, stop_ids=[-1], progress=told, clock=lambda: 0.5 * next(ticks))
+    # Two batches of 12 tokens, half a second each.
+    assert told.lines == ["The base model writes 70 texts of up to 12 tokens; at most about 12 s"]
+    assert len(told.counts) > 2 * 12 and sum(told.counts) == 70
+    assert told.counts.index(4) < 5
+    assert found == written(*pair, num_texts=70, num_tokens=12, stop_ids=[-1])

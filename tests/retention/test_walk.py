@@ -133,15 +133,36 @@ def test_a_family_of_paths_breaks_a_budget_in_delta_of_runs_at_most_and_naive_se
 def test_the_choice_is_the_best_on_validation() -> None:
     certified = [Choice("full", 0.25), Choice("full", 0.5), Choice("lora", 0.25)]
     values = {("full", 0.25): 0.5, ("full", 0.5): 0.75, ("lora", 0.25): 0.625}
-    assert choose(certified, validation=lambda *pair: values[pair], higher_is_better=True) == Choice("full", 0.5)
-    assert choose(certified, validation=lambda *pair: values[pair], higher_is_better=False) == Choice("full", 0.25)
-    assert choose([], validation=lambda *pair: values[pair], higher_is_better=True) is None
+
+    def chosen(among: list[Choice], *, higher_is_better: bool) -> Choice | None:
+        return choose(
+            among,
+            validation=lambda *pair: values[pair],
+            loss=lambda *pair: -values[pair],
+            higher_is_better=higher_is_better,
+        )
+
+    assert chosen(certified, higher_is_better=True) == Choice("full", 0.5)
+    assert chosen(certified, higher_is_better=False) == Choice("full", 0.25)
+    assert chosen([], higher_is_better=True) is None
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_of_equal_values_the_lowest_loss_is_chosen(higher_is_better: bool) -> None:
+    losses = {0.25: 3.0, 0.5: 2.0, 0.75: 2.0, 1.0: math.nan}
+    chosen = choose(
+        [Choice("lora", alpha) for alpha in losses],
+        validation=lambda *_: 0.0,
+        loss=lambda _, alpha: losses[alpha],
+        higher_is_better=higher_is_better,
+    )
+    assert chosen == Choice("lora", 0.5)
 
 
 @pytest.mark.parametrize("higher_is_better", [True, False])
 def test_of_equals_the_lowest_alpha_is_chosen_and_then_the_first(higher_is_better: bool) -> None:
     certified = [Choice("full", 0.5), Choice("full", 1.0), Choice("lora", 0.25), Choice("dora", 0.25)]
-    chosen = choose(certified, validation=lambda *_: 1.0, higher_is_better=higher_is_better)
+    chosen = choose(certified, validation=lambda *_: 1.0, loss=lambda *_: 2.0, higher_is_better=higher_is_better)
     assert chosen == Choice("lora", 0.25)
 
 
@@ -151,6 +172,7 @@ def test_a_value_that_is_not_finite_is_the_worst(higher_is_better: bool) -> None
     chosen = choose(
         [Choice("lora", alpha) for alpha in values],
         validation=lambda _, alpha: values[alpha],
+        loss=lambda *_: 2.0,
         higher_is_better=higher_is_better,
     )
     assert chosen == Choice("lora", 1.0)

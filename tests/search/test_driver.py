@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import resource
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,8 +16,9 @@ import pytest
 from keeptune.errors import FolderInUseError, Interrupted, RecipeError, StorageError
 from keeptune.search import sampler
 from keeptune.search.rounds import num_expected
-from keeptune.search.study import JOURNAL
+from keeptune.search.study import DIGEST, JOURNAL
 from keeptune.search.trials import Result, Trial
+from keeptune.storage import write_record
 from tests.search.simulated import Machine, finished, search, value_of
 
 
@@ -118,13 +121,44 @@ def test_a_line_that_was_cut_while_it_was_written_is_taken_back(tmp_path: Path) 
     assert machine.run(search()) == Machine(tmp_path / "whole").run(search())
 
 
-def test_a_journal_that_was_changed_by_hand_is_refused(tmp_path: Path) -> None:
+def test_a_journal_of_which_a_digit_changed_is_refused_and_made_again_from_the_trials(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    whole = machine.run(search(num_trials=4))
+    path = tmp_path / JOURNAL
+    content = path.read_bytes()
+    place = content.rindex(b"0.") + 2
+    path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+    with pytest.raises(StorageError) as error:
+        machine.study()
+    assert str(error.value) == (
+        f"{path}: found content that differs from its hash in {DIGEST}; expected the journal as keeptune wrote it. Put "
+        "it back from a copy, or remove it and give the same command again: it takes the results of finished trials "
+        "from their folders."
+    )
+    path.unlink()
+    started = list(machine.started)
+    assert machine.run(search(num_trials=4)) == whole
+    assert machine.started == started
+
+
+@pytest.mark.parametrize("damage", [lambda lines: lines[:-1], lambda lines: [], lambda lines: [*lines, b"changed\n"]])
+def test_a_journal_with_lines_removed_or_added_is_refused(tmp_path: Path, damage: Callable[..., list[bytes]]) -> None:
     machine = Machine(tmp_path)
     machine.run(search(num_trials=2))
-    lines = (tmp_path / JOURNAL).read_text().splitlines(keepends=True)
-    (tmp_path / JOURNAL).write_text("".join([lines[0], "changed\n", *lines[1:]]))
-    with pytest.raises(StorageError, match=rf"{JOURNAL}:2: found broken JSON; expected the journal as keeptune wrote"):
+    path = tmp_path / JOURNAL
+    path.write_bytes(b"".join(damage(path.read_bytes().splitlines(keepends=True))))
+    with pytest.raises(StorageError, match=rf"{JOURNAL}.*: found .*; expected the journal as keeptune wrote it"):
         machine.study()
+
+
+def test_a_journal_whose_hash_is_gone_or_changed_is_refused(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    machine.run(search(num_trials=2))
+    path = tmp_path / DIGEST
+    for content in (b"", b"[]", path.read_bytes().replace(b'"num_bytes": ', b'"num_bytes": 1')):
+        path.write_bytes(content)
+        with pytest.raises(StorageError, match=f"{DIGEST}: found content that differs from its hash"):
+            machine.study()
 
 
 def test_a_study_of_another_recipe_is_refused_with_both_hashes(tmp_path: Path) -> None:
@@ -152,6 +186,9 @@ def test_a_driver_that_died_between_two_lines_of_the_journal_loses_no_trial(tmp_
         folder = tmp_path / f"cut-{i}"
         folder.mkdir()
         (folder / JOURNAL).write_text("".join(lines[:i]))
+        # The hash was last written some lines before.
+        known = "".join(lines[: i // 2]).encode()
+        write_record(folder / DIGEST, {"num_bytes": len(known), "sha256": hashlib.sha256(known).hexdigest()})
         assert Machine(folder).run(search(num_trials=2, num_jobs=1)) == whole, f"after line {i}: {lines[i - 1]}"
 
 

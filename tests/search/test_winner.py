@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from scipy.stats import t
 
 from keeptune.search.trials import Result, Trial, dominated, front, ranked
-from keeptune.search.winner import Contender, decide, repeated
+from keeptune.search.winner import Contender, best_first, decide, repeated
 
 
 def contender(number: int, *values: float, excess: float | None = None) -> Contender:
@@ -111,6 +112,17 @@ def test_trials_that_keep_the_budgets_come_first_then_those_nearest_to_them() ->
                result(3, 0.5, excess=0.5), result(4, None), result(5, float("nan"), excess=-1.0)]  # fmt: skip
     assert [r.trial.number for r in ranked(results, higher_is_better=False)] == [2, 1, 5, 3, 0]
     assert [r.trial.number for r in ranked(results, higher_is_better=True)] == [1, 2, 5, 3, 0]
+
+
+def test_of_equal_values_the_lowest_validation_loss_comes_first() -> None:
+    results = [replace(result(i, 0.0), loss=loss) for i, loss in enumerate([3.0, 1.0, None, 1.0])]
+    for higher_is_better in (True, False):
+        assert [r.trial.number for r in ranked(results, higher_is_better=higher_is_better)] == [1, 3, 0, 2]
+    pair = [replace(contender(i, 0.0), loss=loss) for i, loss in enumerate([3.0, 1.0, None])]
+    assert [c.number for c in best_first(pair, higher_is_better=True)] == [1, 0, 2]
+    assert decide(pair[:2], higher_is_better=True).chosen.number == 1
+    again = {f"trial-{i:04d}": replace(result(i, 0.0), loss=float(2 - i)) for i in range(2)}
+    assert [(c.number, c.loss) for c in repeated(again, higher_is_better=True)] == [(1, 1.0), (0, 2.0)]
 
 
 def test_a_trial_is_dominated_only_where_another_is_as_good_in_value_and_in_drift() -> None:

@@ -70,6 +70,9 @@ def test_a_run_prints_its_outcome_and_quiet_prints_less(path: Path, keeptune: wo
     loud = keeptune("run", path)
     assert loud.returncode == 0, loud.stderr
     assert "Selected on validation:" in loud.stdout
+    run = path.parent / "run"
+    assert f"Next:\n  ask the model:   see the code in {run}/instruct-model/README.md\n" in loud.stdout
+    assert f"compare {run} OTHER_RUN\n" in loud.stdout
     assert "steps" in loud.stderr
     assert "Records" in loud.stdout
     again = keeptune("run", path)
@@ -223,3 +226,31 @@ def test_a_model_without_weights_leaves_no_output_folder(
     assert result.returncode == 2
     assert f"{base}: found no weights; expected model.safetensors." in result.stderr
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("missing", ["data", "model"])
+def test_a_file_that_is_missing_is_named_before_anything_slow_is_imported(missing: str, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"prompt": "a", "completion": "b"}\n', encoding="utf-8")
+    task = tmp_path / ("no.jsonl" if missing == "data" else "a.jsonl")
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(f"model: ./none\noutput_dir: {tmp_path / 'run'}\ndata: {{tasks: [{{path: {task}}}]}}\n")
+    slow = ("torch", "transformers", "peft", "pyarrow", "datasets", "matplotlib")
+    for command in ("check", "run", "plan"):
+        code = (
+            f"import sys; from keeptune import cli\nsys.argv = ['keeptune', '{command}', '{recipe}']\n"
+            f"try: cli.main()\nexcept SystemExit as stop: print(stop.code, [m for m in {slow} if m in sys.modules])"
+        )
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        expected = f"data.tasks.0.path: {task}: found no such file" if missing == "data" else "model: found no folder"
+        assert expected in found.stderr
+        assert found.stdout == f"{3 if missing == 'data' else 2} []\n"
+
+
+def test_names_of_files_and_columns_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"\\u001b[31mred": "a", "\\u009b2J": "b"}\n' * 2, encoding="utf-8")
+    (tmp_path / "r.yaml").write_text("model: ./none\noutput_dir: run\ndata: {tasks: [{path: 'a\x1b.jsonl'}]}\n")
+    (tmp_path / "s.yaml").write_text('model: m\noutput_dir: run\ndata: {tasks: [{path: "a\\e[31m.jsonl", name: a}]}\n')
+    for recipe in ("r.yaml", "s.yaml"):
+        found = process("check", tmp_path / recipe)
+        assert found.returncode in (2, 3)
+        assert "\x1b" not in found.stderr

@@ -21,6 +21,7 @@ from keeptune.data.record import Message, Record, record_id, record_to_json
 from keeptune.errors import DataError, RecipeError, StorageError
 from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.stages import answering
+from keeptune.stages.replicates import Replicates, pairs_apart
 from keeptune.storage import (
     read_json,
     read_record,
@@ -416,3 +417,62 @@ def test_the_command_prints_a_table_of_eighty_columns_and_where_it_stands(
     table, _, _ = printed.partition("Clear in Exact match")
     assert max(map(len, table.splitlines())) <= 80
     assert "…" not in printed
+
+
+@pytest.fixture(scope="module")
+def seeds(runs: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with runs of two seeds on given splits, and one whose split the seed decided."""
+    folder = tmp_path_factory.mktemp("seeds")
+    split = {
+        part: str(world.records(folder / f"{part}.jsonl", number=number, seed=number))
+        for part, number in (("path", 40), ("validation", 8), ("test", 12))
+    }
+    lora = {"lora": {"peft_type": "LORA", "r": 4, "learning_rate": 1e-2}}
+    given = {"tasks": [{"name": "first-word", **split}]}
+    own = {"tasks": [{"name": "first-word", "path": split["path"]}], "validation_fraction": 0.2, "test_fraction": 0.2}
+    for name, seed, data in (("zero", 0, given), ("one", 1, given), ("own-zero", 0, own), ("own-one", 1, own)):
+        sections = {"output_dir": str(folder / name), "seed": seed, "methods": lora}
+        sections["training"] = {"num_train_epochs": 1, "tokens_per_step": 256}
+        path = world.recipe_file(folder, model=runs / "base", data=folder, **sections)
+        path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), "data": data}), encoding="utf-8")
+        with stages.open_run(world.recipe(path), context=world.context()) as run:
+            stages.train(run)
+            stages.evaluate(run)
+    return folder
+
+
+def test_runs_that_differ_by_their_seed_are_replicates_and_no_rivals(seeds: Path) -> None:
+    value = compared(seeds / "zero", seeds / "one")
+    (lora,) = value["replicates"]
+    assert (lora["name"], lora["models"], lora["seeds"]) == ("lora over 2 seeds", ["zero/lora", "one/lora"], [0, 1])
+    means = {s["model"]: s["mean"] for s in value["scores"] if (s["task"], s["metric"]) == ("all", "loss")}
+    (of_loss,) = [s for s in lora["scores"] if (s["task"], s["metric"]) == ("all", "loss")]
+    zero, one = means["zero/lora"], means["one/lora"]
+    assert zero != one
+    assert of_loss["mean"] == pytest.approx((zero + one) / 2)
+    assert of_loss["standard_deviation"] == pytest.approx(abs(zero - one) / math.sqrt(2))
+    pairs = {(p["model"], p["against"]) for p in value["pairs"]}
+    assert pairs == {("zero/lora", "zero/base"), ("one/lora", "zero/base")}
+
+
+def test_methods_with_several_seeds_are_paired_at_the_same_seed() -> None:
+    full = Replicates("full over 2 seeds", (("a/full", 0), ("b/full", 1)))
+    lora = Replicates("lora over 2 seeds", (("a/lora", 0), ("b/lora", 1)))
+    assert pairs_apart([full, lora]) == {
+        frozenset(pair)
+        for pair in (("a/full", "b/full"), ("a/lora", "b/lora"), ("a/full", "b/lora"), ("b/full", "a/lora"))
+    }
+
+
+def test_other_settings_beside_the_seed_make_rivals(seeds: Path, tmp_path: Path) -> None:
+    shutil.copytree(seeds / "one", tmp_path / "one")
+    recipe = tmp_path / "one/recipe.yaml"
+    write_sealed_text(recipe, read_sealed_text(recipe).replace("0.01", "0.02"))
+    value = compared(seeds / "zero/lora", tmp_path / "one/lora", out=tmp_path / "there")
+    assert value["replicates"] == []
+    assert {(p["model"], p["against"]) for p in value["pairs"]} == {("one/lora", "zero/lora")}
+
+
+def test_a_split_that_the_seed_decided_is_refused_with_what_to_do(seeds: Path) -> None:
+    with pytest.raises(DataError, match="The seed decides the split too: give each task its own validation and test"):
+        compared(seeds / "own-zero/lora", seeds / "own-one/lora")

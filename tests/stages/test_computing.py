@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 
 from keeptune import stages
+from keeptune.errors import DataError
+from keeptune.model.path import moves_own_weights
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import prepare
 from keeptune.stages.methods import method_of
 from keeptune.stages.training import training_key
+from keeptune.terminal_check import show_check
 from tests.stages import world
 
 LORA = {"lora": {"peft_type": "LORA", "r": 4}}
@@ -26,6 +31,24 @@ def path(tmp_path_factory: pytest.TempPathFactory) -> Path:
     base = world.llama(folder / "base")
     data = world.records(folder / "data.jsonl", number=20)
     return world.recipe_file(folder, model=base, data=data, device="auto")
+
+
+@pytest.mark.parametrize(
+    ("peft_type", "arguments", "expected"),
+    [
+        (None, {}, True),
+        ("LN_TUNING", {}, True),
+        ("TRAINABLE_TOKENS", {"token_indices": [1]}, True),
+        ("LORA", {"bias": "all"}, True),
+        ("LORA", {"trainable_token_indices": [1]}, True),
+        ("LORA", {"bias": "none", "modules_to_save": None, "use_dora": True}, False),
+        ("IA3", {}, False),
+    ],
+)
+def test_methods_that_train_the_base_models_own_weights_are_known(
+    peft_type: str | None, arguments: dict[str, Any], expected: bool
+) -> None:
+    assert moves_own_weights(peft_type, arguments) is expected
 
 
 def with_gpu(monkeypatch: pytest.MonkeyPatch, *, name: str, has_bf16: bool) -> None:
@@ -71,3 +94,23 @@ def test_a_training_begun_on_a_cpu_does_not_go_on_in_another_format_under_its_ke
         with_gpu(monkeypatch, name=name, has_bf16=has_bf16)
         keys.append(training_key(recipe, data, method_of(recipe, "full")))
     assert len(set(keys)) == 3
+
+
+def test_a_model_that_was_trained_on_another_device_is_not_evaluated_here_and_the_message_says_so(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = world.recipe(path, methods=LORA, output_dir=str(path.parent / "moved"))
+    with stages.open_run(recipe, context=world.context()) as run:
+        stages.train(run)
+        with_gpu(monkeypatch, name="NVIDIA H200", has_bf16=True)
+        with pytest.raises(DataError, match="found a model trained on cpu in float32; expected cuda in bfloat16"):
+            stages.evaluate(run)
+
+
+def test_a_check_says_where_training_will_compute_and_why(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_gpu(monkeypatch, name="Tesla T4", has_bf16=False)
+    recipe = world.recipe(path, methods=LORA)
+    console = Console(record=True, width=200, file=io.StringIO())
+    show_check(console, stages.check(recipe, context=world.context(), num_shown=1))
+    expected = "Training will compute on cuda (Tesla T4), fp32, as this GPU has no units for bf16."
+    assert expected in console.export_text()

@@ -16,7 +16,7 @@ import torch
 from keeptune import stages
 from keeptune.config import Recipe, load_recipe
 from keeptune.errors import DataError, RecipeError
-from keeptune.stages.certify import budgets_of
+from keeptune.stages.budgets import budgets_of
 from tests.evaluation.harness_tasks import colours, task, writing
 from tests.stages.world import Notes, context, llama, recipe_file, records, t5
 
@@ -282,7 +282,7 @@ def test_too_few_documents_are_refused_before_training_with_the_number_that_woul
     with stages.open_run(recipe, context=context()) as run:
         data = stages.prepare(run)
         harness = stages.write_harness(run, data)
-        with pytest.raises(DataError, match=r"budget\.colours: found \d+ records to certify on; expected at least"):
+        with pytest.raises(RecipeError, match=r"budget\.colours: found \d+ records to certify on; expected at least"):
             stages.check_budgets(run.recipe, data, None, harness=harness)
 
 

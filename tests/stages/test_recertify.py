@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from keeptune import stages
 from keeptune.errors import DataError, RecipeError, StorageError
 from keeptune.model.methods import quiet_peft
-from keeptune.stages.certify import budgets_of
+from keeptune.stages.budgets import budgets_of
 from keeptune.storage import MANIFEST, file_sha256, read_record, write_json, write_record
 from tests.stages.test_retention import Made, finished, written_recipe
 from tests.stages.world import Notes, context, llama, t5
@@ -102,7 +102,7 @@ def test_too_few_records_for_any_verdict_are_refused_before_they_are_opened(copi
     )
     strict = Made(copied.recipe.model_copy(update={"retention": retention}), copied.folder, copied.certificate, [])
     with pytest.raises(
-        DataError, match=r"retention\.budget\.self: found [\d,]+ records to certify on; expected at least"
+        RecipeError, match=r"retention\.budget\.self: found [\d,]+ records to certify on; expected at least"
     ):
         certified(strict, tuned)
     assert len(ledger(copied)) == 1

@@ -16,7 +16,8 @@ import pytest
 from keeptune import stages
 from keeptune.config import Recipe, load_recipe
 from keeptune.errors import DataError, RecipeError
-from keeptune.stages.certify import CERTIFICATE, budgets_of
+from keeptune.stages.budgets import budgets_of
+from keeptune.stages.certify import CERTIFICATE
 from keeptune.stages.session import LEDGER
 from keeptune.storage import MANIFEST, file_sha256
 from tests.stages.world import Notes, context, llama, recipe_file, records
@@ -204,7 +205,7 @@ def test_a_budget_too_small_for_the_records_is_refused_by_certify_too(copied: Ma
     with stages.open_run(recipe, context=context()) as run:
         data = stages.prepare(run)
         with pytest.raises(
-            DataError, match=r"retention\.budget\.self: found 60 records to certify on; expected at least"
+            RecipeError, match=r"retention\.budget\.self: found 60 records to certify on; expected at least"
         ):
             stages.certify(run, data=data)
 
@@ -213,11 +214,11 @@ def test_too_few_records_are_refused_before_training_with_the_number_that_would_
     recipe = written_recipe(tmp_path, model=model, budget={"self": "0.02 nats"})
     with stages.open_run(recipe, context=context()) as run:
         data = stages.prepare(run)
-        texts = stages.write_texts(run, data)
-        with pytest.raises(DataError) as caught:
-            stages.check_budgets(recipe, data, texts)
-    assert "found 60 records to certify on; expected at least" in str(caught.value)
-    assert not (run.folder / "full").exists()
+        for refused in (lambda: stages.check_budgets(recipe, data), lambda: stages.write_texts(run, data)):
+            with pytest.raises(RecipeError) as caught:
+                refused()
+            assert "found 60 records to certify on; expected at least" in str(caught.value)
+    assert not (run.folder / "full").exists() and not (run.folder / "texts").exists()
 
 
 @pytest.mark.parametrize(

@@ -162,7 +162,7 @@ def test_a_model_that_cannot_be_packed_is_padded_and_says_so(tmp_path: Path) -> 
     data = world.records(tmp_path / "data.jsonl", number=40)
     path = world.recipe_file(tmp_path, model=base, data=data, methods=methods)
     run, notes = finished(path, **{"data.over_length": "cut"})
-    assert any("on cpu; batches hold records padded to the longest beside them" in line for line in notes.lines)
+    assert any("on cpu, fp32; batches hold records padded to the longest beside them" in line for line in notes.lines)
     assert "data.max_length lowered from 1024 to 43: the model has room for no more tokens" in notes.lines
     assert read_json(run.folder / "prompts" / "training.json")["layout"] == "padded"
     assert read_json(run.folder / "data" / "audit.json")["tokens"]["total"]["max"] > 43

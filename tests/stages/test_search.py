@@ -25,7 +25,7 @@ from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.report.reading import RunFolder
 from keeptune.report.search import read_search
 from keeptune.stages.data import Data, max_new_tokens, open_table
-from keeptune.storage import read_json, write_json, write_jsonl
+from keeptune.storage import read_json, write_jsonl, write_record
 from tests.stages import world
 
 torch.set_num_threads(1)
@@ -102,7 +102,7 @@ def simulate(run: stages.Run, *, excess_of: Callable[[float], float] | None = No
     (run.folder / "validation").mkdir()
     write_jsonl(run.folder / "validation" / "samples.jsonl", map(answer_to_json, answers))
     facts = {"drift": 0.1, "drops": {}, "excess": excess_of(value) if excess_of else None, "seconds": 1.5}
-    write_json(run.folder / "result.json", {"value": value, **facts})
+    write_record(run.folder / "result.json", {"value": value, **facts})
 
 
 def searched(path: Path, launch: Launcher, *, trials: int = 2, jobs: int = 1, **options: Any) -> Path:

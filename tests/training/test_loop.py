@@ -322,6 +322,31 @@ def test_patience_stops_the_run_and_the_best_weights_stay(tmp_path: Path) -> Non
     assert names == [None, "f1"] * 4
 
 
+def test_where_the_metric_never_moves_the_weights_with_the_lowest_loss_stay(tmp_path: Path) -> None:
+    said: list[str] = []
+
+    class Listener(Silent):
+        def say(self, text: str) -> None:
+            said.append(text)
+
+    result = run(
+        make_model(),
+        tmp_path,
+        learning_rate=1e-3,
+        select_by="f1",
+        validate=lambda _: 0.0,
+        higher_is_better=True,
+        progress=Listener(),
+    )
+    ends = [v for v in result.validation if v.metric is not None]
+    lowest = min(ends, key=lambda v: v.loss)
+    assert len(ends) > 1 and lowest is not ends[0]
+    assert (result.best_step, result.best_value, result.best_loss) == (lowest.step, 0.0, lowest.loss)
+    assert not result.metric_moved
+    assert any(line.startswith(f"f1 was 0.000 at all {len(ends)} validations, so the validation loss") for line in said)
+    assert read_events(tmp_path)[-1]["metric_moved"] is False
+
+
 def test_a_validation_that_is_not_finite_changes_nothing_and_is_never_best(tmp_path: Path) -> None:
     def loss(model: nn.Module, batch: Batch) -> Tensor:
         return tiny_loss(model, batch) * (1.0 if model.training else math.nan)

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from keeptune.errors import DataError
+from keeptune.errors import DataError, Interrupted
 from keeptune.text.tokens import Example
 from keeptune.training.plan import RunPlan, describe_run, plan_run, plan_steps, plan_validation
 
@@ -106,3 +106,16 @@ def test_examples_without_a_target_are_refused_by_name() -> None:
 def test_no_example_at_all_is_refused() -> None:
     with pytest.raises(DataError, match="found no example; expected at least one to train on"):
         plan(Table((), ()))
+
+
+def test_a_stop_ends_the_planning_of_many_epochs() -> None:
+    settings = replace(SETTINGS, num_train_epochs=10_000)
+    asked: list[None] = []
+
+    def stop_requested() -> bool:
+        asked.append(None)
+        return len(asked) > 2
+
+    with pytest.raises(Interrupted, match="steps of the training"):
+        plan_run(LARGE, settings=settings, has_validation=False, has_metric=False, stop_requested=stop_requested)
+    assert len(asked) == 3

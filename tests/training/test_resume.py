@@ -44,6 +44,7 @@ def settings_of(kind: str) -> dict[str, Any]:
         "full": {},
         "frozen": {"save_steps": 1, "evals_per_epoch": 1},
         "metric": {"select_by": "f1", "validate": metric, "higher_is_better": True, "patience": 2},
+        "ties": {"select_by": "f1", "validate": lambda _: 0.0, "higher_is_better": True, "patience": 1},
     }[kind]
 
 
@@ -55,7 +56,7 @@ def start(kind: str, folder: Path, *, stop_at: int | None = None, seed: int = 3)
     return digest_run(model, folder), stop.num_polls
 
 
-@pytest.mark.parametrize("kind", ["full", "frozen", "metric"])
+@pytest.mark.parametrize("kind", ["full", "frozen", "metric", "ties"])
 def test_a_stop_at_any_micro_batch_changes_no_bit(tmp_path: Path, kind: str) -> None:
     expected, num_polls = start(kind, tmp_path / "reference")
     assert num_polls > 20
