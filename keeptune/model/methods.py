@@ -148,6 +148,8 @@ def quiet_peft() -> Iterator[None]:
         # BOFT does without its kernel, which needs a compiler; LN tuning trains norms of every kind.
         warnings.filterwarnings("ignore", message="Failed to load the CUDA extension")
         warnings.filterwarnings("ignore", message="Setting boft_n_butterfly_factor to 1")
+        # PEFT's own pattern for experts whose weights are joined, where an adapter leaves the experts alone.
+        warnings.filterwarnings("ignore", message=r"The following alpha_pattern keys did not match.*gate_up_proj'\]")
         warnings.filterwarnings("ignore", message="Unsupported layer type")
         # AdaLoRA leaves some layers no rank, and names in its own way those of the others.
         warnings.filterwarnings("ignore", message=r"(?s)Adapter .*have invalid shape.*\(0, \d+\)")

@@ -15,6 +15,7 @@ from tokenizers import Tokenizer as Backend
 
 from keeptune.errors import RecipeError
 from keeptune.storage import storage_errors
+from keeptune.text.normaliser import refuse_growth
 from keeptune.text.plain_text import PlainText
 
 _FILES = (
@@ -60,8 +61,8 @@ class Tokenizer:
                 "Save the tokenizer again with AutoTokenizer.from_pretrained(…).save_pretrained(…)."
             )
         config = _settings(files, folder=folder)
-        self._rendered = _backend(files["tokenizer.json"], path=folder / "tokenizer.json")
-        leading = self._rendered.encode("", add_special_tokens=True).ids[:1]
+        refuse_growth(raw.get("normalizer"), path=folder / "tokenizer.json")
+        self._rendered, leading = _backend(files["tokenizer.json"], path=folder / "tokenizer.json")
         # It trims the places of tokens, and adds what no rendered text lacks.
         self._rendered.post_processor = None  # pyright: ignore[reportAttributeAccessIssue]
         self._add_tokens(raw, config=config)
@@ -199,18 +200,22 @@ class Tokenizer:
         self.role_tokens = {role: name for role in _ROLES if (name := _content(config.get(role))) is not None}
 
 
-def _backend(description: str, *, path: Path) -> Backend:
+def _backend(description: str, *, path: Path) -> tuple[Backend, list[int]]:
+    """Return the tokenizer without truncation and padding, and the id that it puts before a text, where it does."""
     try:
         backend = Backend.from_str(description)
-    # The library raises nothing narrower.
-    except Exception as error:
+        leading = backend.encode("", add_special_tokens=True).ids[:1]
+    # The library raises nothing narrower, and where Rust panics not even an Exception.
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise RecipeError(
             f"{path}: found a tokenizer that the tokenizers library {tokenizers.__version__} cannot read ({error}); "
             "expected one that it knows. Fetch the file again, or install a newer tokenizers."
         ) from error
     backend.no_truncation()
     backend.no_padding()
-    return backend
+    return backend, leading
 
 
 def _settings(files: Mapping[str, str], *, folder: Path) -> dict[str, Any]:

@@ -6,8 +6,10 @@ computes with the values of its weights, the model itself.
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
@@ -101,7 +103,8 @@ def estimate_memory(
         return _peak_bytes(work, model, batch=batch, accumulates=accumulates, settings=settings), answers
 
     try:
-        peak, answers = peaks(without_data(work.model, device=work.device))
+        with _unlogged("torch._subclasses.fake_tensor"):
+            peak, answers = peaks(without_data(work.model, device=work.device))
     except _LOOKS_AT_VALUES:
         if any(parameter.is_meta for parameter in work.model.parameters()):
             return None
@@ -123,6 +126,17 @@ def estimate_memory(
         activations=max(peak - gradients - optimizer, answers - gradients, 0),
         runtime=runtime_memory_bytes(work.model, device=work.device),
     )
+
+
+@contextlib.contextmanager
+def _unlogged(name: str) -> Iterator[None]:
+    """Keep what torch logs of an operation that has no shapes without data off the terminal: the error is handled."""
+    logger = logging.getLogger(name)
+    logger.disabled = True
+    try:
+        yield
+    finally:
+        logger.disabled = False
 
 
 def weights_bytes(model: nn.Module) -> int:

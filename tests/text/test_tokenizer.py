@@ -219,3 +219,28 @@ def test_text_imports_neither_torch_nor_transformers() -> None:
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def edited(folder: Path, key: str, value: object) -> Path:
+    tiny.chatml_tokenizer(folder)
+    content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
+    (folder / "tokenizer.json").write_text(json.dumps({**content, key: value}), encoding="utf-8")
+    return folder
+
+
+def test_a_normaliser_that_makes_texts_endless_is_refused_before_it_runs(tmp_path: Path) -> None:
+    twice = {"type": "Replace", "pattern": {"String": "e"}, "content": "ee"}
+    for times, is_refused in ((9, False), (16, True), (60, True)):
+        folder = edited(tmp_path / str(times), "normalizer", {"type": "Sequence", "normalizers": [twice] * times})
+        if is_refused:
+            with pytest.raises(RecipeError, match=r"tokenizer.json: found a normalizer that can make a text .* longer"):
+                Tokenizer.load(folder)
+        else:
+            Tokenizer.load(folder)
+
+
+def test_a_tokenizer_on_which_the_library_panics_is_refused(tmp_path: Path) -> None:
+    template = {"single": [{"SpecialToken": {"id": "<nowhere>", "type_id": 0}}], "pair": [], "special_tokens": {}}
+    folder = edited(tmp_path / "t", "post_processor", {"type": "TemplateProcessing", **template})
+    with pytest.raises(RecipeError, match=r"tokenizer.json: found a tokenizer that the tokenizers library"):
+        Tokenizer.load(folder)
