@@ -290,6 +290,7 @@ def test_another_tokenizer_is_refused_with_what_it_means(copied: Made, tuned: Pa
     value = json.loads(path.read_text(encoding="utf-8"))
     value["normalizer"] = {"type": "Lowercase"}
     value["pre_tokenizer"] = None
+    (tuned / MANIFEST).unlink()
     path.write_text(json.dumps(value), encoding="utf-8")
     with pytest.raises(RecipeError, match="found a tokenizer that gives other ids than the run's.*record by record"):
         certified(copied, tuned)
@@ -303,6 +304,7 @@ def test_a_tokenizer_saved_anew_that_reads_alike_is_accepted(copied: Made, tuned
 
 
 def test_another_chat_template_is_refused_with_what_it_means(copied: Made, tuned: Path) -> None:
+    (tuned / MANIFEST).unlink()
     (tuned / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
     with pytest.raises(RecipeError, match="found another chat template than the run's .*put other prompts before"):
         certified(copied, tuned)
