@@ -14,10 +14,11 @@ if TYPE_CHECKING:
     from keeptune.model.methods import Method
 
 
-def check_methods(recipe: Recipe) -> None:
+def check_methods(recipe: Recipe, *, prepared: bool = False) -> None:
     """Refuse methods that do not fit the model and a device that is not there, before any data are prepared.
 
-    Each method is applied to the model on the meta device, so that none is refused after another was trained.
+    Each method is applied to the model on the meta device, so that none is refused after another was trained. The data
+    files are looked for too, unless the data are `prepared`: a trial is told the names of its tasks and no paths.
 
     Raises:
         RecipeError: what is wrong with any of the methods.
@@ -25,7 +26,8 @@ def check_methods(recipe: Recipe) -> None:
     from keeptune.model.folder import check_model_folder, resolve_model
 
     # What can be known without torch is told first: its import takes seconds.
-    check_sources(recipe)
+    if not prepared:
+        check_sources(recipe)
     folder = resolve_model(recipe.model)
     facts = check_model_folder(folder)
 

@@ -93,7 +93,7 @@ def train(
             )
     from keeptune.model.memory import memory_errors
 
-    check_methods(run.recipe)
+    check_methods(run.recipe, prepared=data is not None)
     require_texts(run, chosen, texts=texts)
     data = data or prepare(run)
     folders = []
