@@ -478,7 +478,9 @@ def test_answers_that_choose_keep_to_what_the_train_completions_need(
             return make_bench(*given, max_new_tokens=max_new_tokens, **rest)
 
         monkeypatch.setattr(f"keeptune.stages.{name}.make_bench", noted)
-    finished(path)
+    with stages.open_run(world.recipe(path), context=world.context()) as run:
+        stages.train(run, dry_run=False)
+        stages.evaluate(run)
     tokens = read_json(tmp_path / "run" / "data" / "audit.json")["tokens"]
     on_test = math.ceil(1.1 * tokens["untrained_completion"]["p99"])
     assert limits["evaluation"] == [on_test, on_test]
