@@ -46,6 +46,7 @@ LOSSES = {
     "pairs": "padded",
     "single": "one by one",
 }
+FAMILIES = (*sorted(DECODERS), *sorted(PAIRS))
 ANSWERS = {"padded": "together", "equal": "together where prompts are equally long", "single": "one by one"}
 TABLE = re.compile(r"(?<=<!-- families -->\n).*(?=<!-- end -->)", re.DOTALL)
 LONGEST = 40
@@ -185,6 +186,11 @@ def save(model: nn.Module, folder: Path, *, base: Path, pairs: bool) -> tuple[Pa
     return folder, tuple(GenerationConfig.from_pretrained(folder).eos_token_id)
 
 
+def label(name: str) -> str:
+    """Return how the page names a family."""
+    return name.replace("/", ", ")
+
+
 def row(name: str) -> str:
     """Return a family's row of the page."""
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as folder:
@@ -195,13 +201,12 @@ def row(name: str) -> str:
             found = re.search(r"found (.*); expected", str(error).replace(folder, ""))
             assert found is not None, f"{name}: {error}"
             losses, answers = "refused", found[1]
-    return f"| {name.replace('/', ', ')} | {losses} | {answers} |"
+    return f"| {label(name)} | {losses} | {answers} |"
 
 
 def table() -> str:
     """Return the page's table."""
-    rows = [row(name) for name in (*sorted(DECODERS), *sorted(PAIRS))]
-    return "\n".join(["| family | losses | answers |", "|---|---|---|", *rows, ""])
+    return "\n".join(["| family | losses | answers |", "|---|---|---|", *map(row, FAMILIES), ""])
 
 
 if __name__ == "__main__":
