@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -85,7 +85,8 @@ def require_same_answers(model: nn.Module, folder: Path, asked: Sequence[Asked],
 
 def _generated(model: nn.Module, question: Asked, *, how: GenerationConfig) -> list[int]:
     base: Any = base_of(model)
-    how = copy.copy(how)
+    # Beside a configuration, generate takes a limit of its own with a complaint.
+    how = copy(how)
     how.max_new_tokens = question.max_new_tokens
     input_ids = torch.tensor([list(question.prompt_ids)], device=base.device)
     with evaluating(model), warnings.catch_warnings():
