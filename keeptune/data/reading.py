@@ -203,7 +203,9 @@ def read_sources(
         progress.advance(note=f"{ledger.rows_in:,} rows")
     progress.finish()
     if ledger.hopeless or (ledger.problems and not drop_incomplete):
-        remedy = ["To drop and count such rows, set data.drop_incomplete=true."] if ledger.problems else []
+        remedy = (
+            ["To drop and count such rows, set data.drop_incomplete=true."] if ledger.problems and store.ids else []
+        )
         raise DataError("\n".join([*ledger.hopeless, *([] if drop_incomplete else ledger.problems + remedy)]))
     chosen = np.concatenate(rows)
     if not len(chosen):

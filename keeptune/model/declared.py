@@ -77,10 +77,11 @@ def stored_quantisation(folder: Path, config: Mapping[str, Any]) -> Quantization
     if stored is None:
         return False
     stored = stored if isinstance(stored, dict) else {}
-    by = str(stored.get("quant_method", "bitsandbytes"))
+    by = stored.get("quant_method")
     for bits in BITSANDBYTES:
-        if by == "bitsandbytes" and stored.get(f"load_in_{bits}"):
+        if by in ("bitsandbytes", None) and stored.get(f"load_in_{bits}"):
             return bits
+    how = "in a way that quantization_config does not name" if by in ("bitsandbytes", None) else f"by {str(by)!r}"
     remedy = "Name the model that it was made from; quantization: 4bit then keeps its weights small."
     if by == "fp8":
         out = f"{folder.name}-bf16"
@@ -90,7 +91,7 @@ def stored_quantisation(folder: Path, config: Mapping[str, Any]) -> Quantization
             f"dtype='bfloat16').save_pretrained('{out}'); T.from_pretrained('{folder}').save_pretrained('{out}')\"."
         )
     raise RecipeError(
-        f"{folder / 'config.json'}: found weights stored quantised by {by!r}, which keeptune cannot train on; expected "
+        f"{folder / 'config.json'}: found weights stored quantised {how}, which keeptune cannot train on; expected "
         f"unquantised weights, or weights quantised by bitsandbytes. {remedy}"
     )
 

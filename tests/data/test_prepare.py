@@ -149,6 +149,13 @@ def test_rows_that_cannot_be_read_are_dropped_and_counted_where_they_may_be(
     assert message.endswith("\nTo drop and count such rows, set data.drop_incomplete=true.")
 
 
+def test_dropping_is_not_proposed_where_no_record_would_be_left(tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('[{"prompt": "p", "completion": "c"}]\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"a name that ends with \.json\.$"):
+        prepared(TaskSource("a", str(path)))
+
+
 def test_a_file_that_breaks_off_is_never_dropped_as_a_row(tmp_path: Path) -> None:
     path = tmp_path / "a.json"
     path.write_text('[{"prompt": "p", "completion": "c"}, {"prompt": "q"', encoding="utf-8")

@@ -128,6 +128,13 @@ def test_weights_that_another_library_has_quantised_are_refused_with_the_way_out
         check_model_folder(inner)
 
 
+@pytest.mark.parametrize("stored", [{"quant_algo": "FP8"}, {"quant_method": "bitsandbytes"}, "int8"])
+def test_a_way_of_quantising_that_nothing_names_is_not_called_bitsandbytes(tmp_path: Path, stored: Any) -> None:
+    path = model_folder(tmp_path / "m", quantization_config=stored)
+    with pytest.raises(RecipeError, match="stored quantised in a way that quantization_config does not name"):
+        check_model_folder(path)
+
+
 def test_the_hash_follows_configuration_and_weights(tmp_path: Path) -> None:
     one = check_model_folder(model_folder(tmp_path / "a")).sha256
     assert check_model_folder(model_folder(tmp_path / "b")).sha256 == one
