@@ -46,7 +46,9 @@ def test_what_fails_in_saving_fails_before_training(
     assert not (tmp_path / "run" / method / "events.jsonl").exists()
 
 
-def test_the_dry_run_changes_no_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [True, False], ids=["read-anew", "in-place"])
+def test_the_dry_run_changes_no_weight(small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keeptune.stages.rehearsal.is_small", lambda _: small)
     path = written(tmp_path, world.llama(tmp_path / "base", dropout=0.3))
     weights = []
     for dry_run in (True, False):
