@@ -156,6 +156,7 @@ def train_with_keeptune(base: Path, records_path: Path, *, method: str, bf16: bo
     records = [record_from_json(json.loads(line)["record"], where="benchmark") for line in lines]
     tokenized = tokenize(
         records,
+        tokenizer=tokenizer,
         template=make_template("alpaca", tokenizer=tokenizer, encoder_decoder=False),
         train_on="all",
         max_length=1024,
@@ -330,13 +331,15 @@ def prepare_records(folder: Path, paths: list[str], *, limit: int) -> Path:
     tokenizer = Tokenizer.load(folder)
     template = make_template("alpaca", tokenizer=tokenizer, encoder_decoder=False)
     policy: dict[str, Any] = {"max_length": 1024, "over_length": "drop"}
-    tokenized = list(tokenize(records, template=template, train_on="all", encoder_decoder=False, **policy))
+    tokenized = list(
+        tokenize(records, tokenizer=tokenizer, template=template, train_on="all", encoder_decoder=False, **policy)
+    )
     kept = [item for item in tokenized if item.example is not None]
     (folder / "lengths.json").write_text(json.dumps([item.prompt_tokens + item.completion_tokens for item in kept]))
     path = folder / "records.jsonl"
     with path.open("w", encoding="utf-8") as file:
         for item in kept:
-            prompt = "".join(segment.text for segment in template.render_prompt(item.record.messages[:-1]))
+            prompt = template.render_prompt(item.record.messages[:-1])
             line = {"prompt": prompt, "completion": item.record.completion, "record": record_to_json(item.record)}
             file.write(json.dumps(line) + "\n")
     return path

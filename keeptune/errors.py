@@ -98,12 +98,13 @@ class Complaints:
     def add(self, problem: str) -> None:
         """Take in a problem of the form `where: found …`."""
         where, _, found = problem.partition(": found")
-        kind = _NUMBER.sub("0", found) if _ROW.search(where) else problem
+        row = _ROW.search(where)
+        kind = _NUMBER.sub("0", found) if row else problem
         if kind not in self._counts and len(self._counts) == _MAX_LISTED:
             self._num_others += 1
             return
         self._first.setdefault(kind, problem)
-        self._last[kind] = where
+        self._last[kind] = where[: row.end(1)] if row else where
         self._counts[kind] = self._counts.get(kind, 0) + 1
 
     @property

@@ -76,6 +76,8 @@ def test_problems_about_rows_that_say_the_same_are_counted() -> None:
         "a.csv: found no rows; expected one.",
     ]
     assert message(["a[1]: found b. C.", "a[7]: found b. C."]) == ["a[1]: found b. C. The same at a[7]."]
+    said = [f"a.jsonl:{i}: chat template: found thoughts. Remove them." for i in (3, 8)]
+    assert message(said) == ["a.jsonl:3: chat template: found thoughts. Remove them. The same at a.jsonl:8."]
     # Keys of a recipe are no rows: each is named.
     keys = [f"r.yaml: data.tasks.{i}: found an unknown key" for i in range(3)]
     assert message(keys) == keys

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -17,11 +18,14 @@ _KNOWN_PAIRS = (
     ("question", "answer"),
     ("question", "response"),
     ("query", "response"),
+    ("query", "answers"),
     ("prompt", "response"),
     ("instruction", "response"),
     ("input", "output"),
     ("source", "target"),
 )
+# Lists of functions, and the worse one of two answers.
+_NO_TEXT = re.compile(r"(tools|functions|(.*[_-])?(rejected|dispreferred|worse|loser)([_-].*)?)$", re.IGNORECASE)
 
 
 def unknown_format(row: Mapping[str, Any], *, formats: Iterable[Sequence[str]]) -> str:
@@ -29,7 +33,7 @@ def unknown_format(row: Mapping[str, Any], *, formats: Iterable[Sequence[str]]) 
     found = f"found the columns {listed_columns(row)}"
     if row.keys() >= {"chosen", "rejected"}:
         return f"{found}: preference pairs, as DPO takes them; expected one answer to train on. {_chosen(row)}"
-    texts = [key for key, value in row.items() if isinstance(value, str) and not is_id(key)]
+    texts = [key for key, value in row.items() if isinstance(value, str) and not (is_id(key) or _NO_TEXT.match(key))]
     expected = f"{found}; expected {', '.join(' + '.join(columns) for columns in formats)}."
     if pair := _pair(row, texts):
         columns = f"`columns: {{prompt: {pair[0]}, completion: {pair[1]}}}`"

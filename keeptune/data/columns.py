@@ -23,7 +23,10 @@ _ABOUT_THE_ROW = re.compile(
     r"|task(_name|_type)?|template(_name|_type)?|length|num_tokens|n_tokens|token_count|num_turns|word_count",
     re.IGNORECASE,
 )
-_MEDIA = re.compile(r"(image|img|pixel_value|audio|video)s?([_-]?(path|file|byte|base64|data))?s?", re.IGNORECASE)
+_MEDIA = re.compile(
+    r"(image|img|picture|photo|pixel_value|audio|video)s?([_-]?(path|file|file_?name|byte|base64|data|ur[il]))?s?",
+    re.IGNORECASE,
+)
 _LABEL = re.compile(r"(.*[_-])?(label|class|category|target|intent|sentiment|stars|rating)s?", re.IGNORECASE)
 
 
@@ -33,7 +36,9 @@ def unread_columns(value: Mapping[str, Any], *, read: Collection[str], ignored: 
     return [
         column
         for column in others
-        if not (is_id(column) or _ABOUT_THE_ROW.fullmatch(column)) and carries(value[column])
+        if not (is_id(column) or _ABOUT_THE_ROW.fullmatch(column))
+        # A picture that is not there is false; anything else that is false, such as "use this turn", says something.
+        and (carries(value[column]) or (value[column] is False and not is_media(column)))
     ]
 
 

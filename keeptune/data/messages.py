@@ -28,13 +28,15 @@ _ROLES: dict[str, Role] = {
     "model": "assistant",
     "function_call": "assistant",
     "tool": "tool",
+    "ipython": "tool",
+    "tool_response": "tool",
     "function": "tool",
     "observation": "tool",
     "function_response": "tool",
 }
 # What ecosystems call the same thing: the thoughts before an answer, and whether it is trained on.
 _REASONING = ("reasoning_content", "thinking", "reasoning")
-_TRAINED = ("weight", "train", "training")
+_TRAINED = ("weight", "train", "training", "trainable", "train_on_turn", "loss", "loss_weight", "loss_mask")
 _READ = frozenset(
     ("role", "from", "content", "value", "tool_calls", "function_call", "tool_call_id", "name", *_REASONING, *_TRAINED)
 )
@@ -102,7 +104,7 @@ def unread_fields(value: Mapping[str, Any], *, columns: Collection[str]) -> set[
     return {
         f"{column}[].{field}"
         for column, turns in lists.items()
-        if isinstance(turns, list)
+        if isinstance(turns, list) and column != tools_column(value)
         for turn in turns
         if isinstance(turn, dict)
         for field in unread_columns(turn, read=_READ)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,9 @@ def require_same_answers(model: nn.Module, folder: Path, asked: Sequence[Asked],
 
 def _generated(model: nn.Module, question: Asked, *, how: GenerationConfig) -> list[int]:
     base: Any = base_of(model)
+    # Beside a configuration, generate takes a limit of its own with a complaint.
+    how = copy(how)
+    how.max_new_tokens = question.max_new_tokens
     input_ids = torch.tensor([list(question.prompt_ids)], device=base.device)
     with evaluating(model), warnings.catch_warnings():
         # PEFT numbers the positions behind virtual tokens itself; without padding they are the same.
@@ -92,7 +96,6 @@ def _generated(model: nn.Module, question: Asked, *, how: GenerationConfig) -> l
             input_ids=input_ids,
             attention_mask=torch.ones_like(input_ids),
             generation_config=how,
-            max_new_tokens=question.max_new_tokens,
         )
     start = 1 if base.config.is_encoder_decoder else input_ids.shape[1]
     ids: list[int] = output[0, start:].tolist()

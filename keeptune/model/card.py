@@ -140,9 +140,10 @@ def _usage(card: ModelCard, *, adapter: bool) -> str:
     library, loader = ("peft", f"AutoPeftModelFor{kind}") if adapter else ("transformers", f"AutoModelFor{kind}")
     answer = "output[0]" if card.encoder_decoder else 'output[0, inputs["input_ids"].shape[1] :]'
     imports = [f"from {library} import {loader}", "from transformers import AutoTokenizer, GenerationConfig"]
-    bits, quantised, settings = [], "", "generation_config=GenerationConfig.from_pretrained(folder)"
+    limit = f"max_new_tokens={card.max_new_tokens}"
+    bits, quantised, settings = [], "", f"generation_config=GenerationConfig.from_pretrained(folder, {limit})"
     if not adapter:
-        imports, settings = [f"from transformers import {loader}, AutoTokenizer"], "do_sample=False"
+        imports, settings = [f"from transformers import {loader}, AutoTokenizer"], f"{limit}, do_sample=False"
     elif card.quantization is not None:
         imports[1] = "from transformers import AutoTokenizer, BitsAndBytesConfig, GenerationConfig"
         stored = ", ".join(f"{name}={value!r}" for name, value in BITSANDBYTES[card.quantization].items())
@@ -161,7 +162,7 @@ def _usage(card: ModelCard, *, adapter: bool) -> str:
             "inputs = tokenizer.apply_chat_template(",
             '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"',
             ")",
-            f"output = model.generate(**inputs, max_new_tokens={card.max_new_tokens}, {settings})",
+            f"output = model.generate(**inputs, {settings})",
             f"print(tokenizer.decode({answer}, skip_special_tokens=True))",
         ]
     )

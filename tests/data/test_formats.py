@@ -94,7 +94,7 @@ def test_alpaca_keeps_the_input_apart_and_puts_system_and_history_first() -> Non
 
 
 def test_sharegpt_roles_are_known_by_their_aliases() -> None:
-    names = ["system", "human", "gpt", "observation", "model", "function", "bot"]
+    names = ["system", "human", "gpt", "observation", "model", "ipython", "bot"]
     turns = [{"from": name, "value": "x"} for name in names]
     assert [message.role for message in messages({"conversations": turns})] == [
         "system",
@@ -372,7 +372,9 @@ def test_a_label_that_has_no_name_is_refused() -> None:
     assert "`labels: [negative, positive]`" in refusal({"prompt": "a", "completion": True})[1]
 
 
-@pytest.mark.parametrize("column", ["image", "images", "audio", "videos", "image_path", "pixel_values"])
+@pytest.mark.parametrize(
+    "column", ["image", "images", "audio", "videos", "image_path", "pixel_values", "image_url", "photo"]
+)
 def test_pictures_and_sound_that_the_model_would_not_see_are_refused(column: str) -> None:
     value = {"prompt": "What is it?", "completion": "A cat."}
     reason, message = refusal({**value, column: ["a.png"]})
@@ -453,6 +455,8 @@ def test_messages_may_stand_as_json_in_one_cell() -> None:
         ({"subject": "a", "body": "b", "category": "c"}, "{prompt: [subject, body], completion: category}"),
         ({"id": "7", "text": "a", "class": 3}, "{prompt: text, completion: class}"),
         ({"dialog": [{"role": "user", "content": "a"}]}, "{messages: dialog}"),
+        ({"query": "a", "answers": "[]", "tools": "[]"}, "{prompt: query, completion: answers}"),
+        ({"ask": "a", "chosen_answer": "b", "rejected_answer": "c"}, "{prompt: ask, completion: chosen_answer}"),
     ],
 )
 def test_the_columns_that_a_message_proposes_are_there(value: dict[str, Any], proposed: str) -> None:

@@ -72,7 +72,13 @@ def test_a_column_of_that_name_with_something_else_is_not_read() -> None:
     assert "tools" in columns_read({**value, "tools": [TOOL]}, None)
 
 
-@pytest.mark.parametrize("untrained", [{"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}])
+@pytest.mark.parametrize(
+    "untrained",
+    [
+        *({"weight": 0}, {"weight": 0.0}, {"train": False}, {"training": False}, {"trainable": False}),
+        *({"train_on_turn": False}, {"loss": False}, {"loss": 0}, {"loss_weight": 0.0}, {"loss_mask": 0}),
+    ],
+)
 def test_a_turn_of_no_weight_is_read_and_not_trained_on(untrained: dict[str, Any]) -> None:
     wrong = {**ANSWER, **untrained}
     assert [m.trained for m in record(USER, wrong, USER, {**ANSWER, "weight": 1}).messages] == [True, False, True, True]
@@ -102,6 +108,8 @@ def test_what_cannot_be_meant_is_refused(turns: list[dict[str, Any]], message: s
 def test_other_fields_are_counted_by_their_names() -> None:
     value = {"messages": [{**USER, "mood": "glad", "id": 7, "refusal": None}, ANSWER], "mood": "glad"}
     assert unread_fields(value, columns=["messages"]) == {"messages[].mood"}
+    told = {"messages": [USER, {**ANSWER, "learn": False, "image": False}], "tools": [TOOL]}
+    assert unread_fields(told, columns=["messages", "tools"]) == {"messages[].learn"}
 
 
 def test_every_field_comes_back_from_a_line_and_is_part_of_the_id() -> None:

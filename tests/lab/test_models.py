@@ -22,7 +22,7 @@ from keeptune.lab.folder import CONTENT, MODELS, RECIPES, write_lab
 from keeptune.lab.world import make_world
 from keeptune.model.folder import check_model_folder
 from keeptune.progress import Silent
-from keeptune.storage import read_json
+from keeptune.storage import read_json, read_record, write_record
 from keeptune.terminal_change import first_line
 from keeptune.text.tokenizer import Tokenizer
 from tests.stages import world
@@ -193,13 +193,13 @@ def test_files_that_were_changed_or_added_are_never_written_over(
 
 def test_a_lab_of_older_code_is_replaced_unless_it_was_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     models = small_lab(tmp_path / "lab", monkeypatch) / "models"
-    manifest = read_json(models / "manifest.json")
-    (models / "manifest.json").write_text(json.dumps(manifest | {"key": "older"}))
+    manifest = read_record(models / "manifest.json")
+    write_record(models / "manifest.json", manifest | {"key": "older"})
     assert write_lab(models.parent, progress=Silent()) == ("models",)
-    assert read_json(models / "manifest.json") == manifest
+    assert read_record(models / "manifest.json") == manifest
     card = models / "lab-base" / "README.md"
     card.write_text("mine")
-    (models / "manifest.json").write_text(json.dumps(manifest | {"key": "older"}))
+    write_record(models / "manifest.json", manifest | {"key": "older"})
     with pytest.raises(FolderInUseError, match=f"{card}: found it changed"):
         write_lab(models.parent, progress=Silent())
     assert card.read_text() == "mine"

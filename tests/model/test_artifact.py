@@ -393,6 +393,11 @@ def test_a_non_finite_difference_is_told(bases: Callable[..., Base], tmp_path: P
         verify_artifact(model, folder, base=base.folder)
 
 
+def as_foreign(folder: Path) -> None:
+    """Leave an adapter as another tool would have written it: without a manifest that says what it holds."""
+    (folder / "manifest.json").unlink()
+
+
 @pytest.mark.parametrize("fault", ["missing", "unexpected", "shape", "no file", "broken", "index"])
 def test_an_adapter_with_other_weights_than_its_config_is_refused(
     fault: str, bases: Callable[..., Base], tmp_path: Path
@@ -411,6 +416,7 @@ def test_an_adapter_with_other_weights_than_its_config_is_refused(
     elif fault == "shape":
         weights[first] = torch.zeros(3, 3)
     path.unlink()
+    as_foreign(folder)
     if fault == "broken":
         path.write_bytes(b"no safetensors")
     elif fault != "no file":
@@ -454,6 +460,7 @@ def test_a_foreign_adapter_that_would_load_more_than_weights_is_refused(
     folder = save(trained(base, "LORA"), tmp_path / "adapter", base)
     path = folder / "adapter_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    as_foreign(folder)
     with pytest.raises(RecipeError, match=message):
         load_artifact(folder, base=base.folder, device=CPU, dtype=torch.float32)
 

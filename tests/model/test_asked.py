@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from logging import getLogger
 from pathlib import Path
 from typing import Any
 
@@ -51,12 +52,18 @@ def asked(model: Any, base: Base) -> list[Asked]:
 
 @pytest.mark.parametrize("peft_type", [None, "LORA"])
 @pytest.mark.parametrize("kind", ["llama", "gpt2", "t5"])
-def test_a_saved_model_answers_as_the_trained_one(kind: str, peft_type: str | None, tmp_path: Path) -> None:
+def test_a_saved_model_answers_as_the_trained_one(
+    kind: str, peft_type: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(getLogger("transformers"), "propagate", True)
     base = make_base(tmp_path / "base", kind)
     model = tuned(base, peft_type)
     questions = asked(model, base)
     assert all(question.answer_ids for question in questions)
-    verify_artifact(model, save(model, tmp_path / "saved", base), base=base.folder, asked=questions)
+    saved = save(model, tmp_path / "saved", base)
+    caplog.clear()
+    verify_artifact(model, saved, base=base.folder, asked=questions)
+    assert "generation_config" not in caplog.text
 
 
 def test_a_prompt_that_transformers_reads_otherwise_is_told(tmp_path: Path) -> None:

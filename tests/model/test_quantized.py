@@ -23,7 +23,7 @@ from keeptune.model.merge import merge_adapter
 from keeptune.model.methods import Method, apply_method, count_parameters
 from keeptune.model.modes import evaluating
 from keeptune.model.path import open_path
-from keeptune.storage import read_json, write_json
+from keeptune.storage import read_record, write_record
 
 from .bases import Base, logits, make_base, save
 from .tiny import trained_state
@@ -117,8 +117,8 @@ def test_an_adapter_is_trained_and_read_over_the_same_weights_and_merged_into_no
     way.set_(0.0)
     assert torch.equal(logits(way.model), logits(quantised(base, bits)))
 
-    manifest = read_json(folder / "manifest.json")
-    write_json(folder / "manifest.json", {**manifest, "quantization": bits})
+    manifest = read_record(folder / "manifest.json")
+    write_record(folder / "manifest.json", {**manifest, "quantization": bits})
     with pytest.raises(
         RecipeError, match=rf"adapter: found an adapter that was trained and scored over {bits} weights"
     ):

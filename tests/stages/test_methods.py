@@ -27,9 +27,14 @@ def test_a_method_has_the_learning_rate_of_its_kind(fields: MethodFields, expect
     assert learning_rate(fields) == expected
 
 
+def never_read(folder: Path) -> Path:
+    (folder / "rows.jsonl").touch()
+    return folder / "rows.jsonl"
+
+
 def test_virtual_tokens_leave_room_for_a_record(tmp_path: Path) -> None:
     base, methods = world.llama(tmp_path / "base"), {"p": {"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 504}}
-    path = world.recipe_file(tmp_path, model=base, data=tmp_path / "none", methods=methods)
+    path = world.recipe_file(tmp_path, model=base, data=never_read(tmp_path), methods=methods)
     stages.check_methods(world.recipe(path))
     with pytest.raises(RecipeError) as caught:
         stages.check_methods(world.recipe(path, **{"methods.p.num_virtual_tokens": 5000}))
@@ -41,7 +46,7 @@ def test_virtual_tokens_leave_room_for_a_record(tmp_path: Path) -> None:
 
 def test_a_prefix_is_not_recomputed(tmp_path: Path) -> None:
     methods = {"prefix": {"peft_type": "PREFIX_TUNING", "num_virtual_tokens": 4}, "lora": {"peft_type": "LORA"}}
-    path = world.recipe_file(tmp_path, model=world.llama(tmp_path / "base"), data=tmp_path / "none", methods=methods)
+    path = world.recipe_file(tmp_path, model=world.llama(tmp_path / "base"), data=never_read(tmp_path), methods=methods)
     stages.check_methods(world.recipe(path))
     with pytest.raises(RecipeError) as caught:
         stages.check_methods(world.recipe(path, **{"training.gradient_checkpointing": True}))

@@ -25,7 +25,7 @@ from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.report.reading import RunFolder
 from keeptune.report.search import read_search
 from keeptune.stages.data import Data, max_new_tokens, open_table
-from keeptune.storage import read_json, write_jsonl, write_record
+from keeptune.storage import read_json, read_record, write_jsonl, write_record
 from tests.stages import world
 
 torch.set_num_threads(1)
@@ -390,8 +390,8 @@ def test_the_test_split_cannot_be_reached_from_a_trial(kept: tuple[Path, Launche
     assert "parts/data/validation.jsonl" in inside
     assert not [path for path in inside if "test" in path]
     assert not [path for path in opened if path.startswith(str(folder)) or path.startswith(str(hidden))]
-    before = read_json(run / "search" / "full" / "trial-0000" / "result.json")
-    assert read_json(moved / "trial" / "result.json") | {"seconds": 0} == before | {"seconds": 0}
+    before = read_record(run / "search" / "full" / "trial-0000" / "result.json")
+    assert read_record(moved / "trial" / "result.json") | {"seconds": 0} == before | {"seconds": 0}
 
 
 def test_under_a_budget_the_preset_replays_texts_that_the_base_wrote_before(tmp_path: Path, base: Path) -> None:

@@ -118,6 +118,8 @@ def test_a_template_that_was_stopped_or_failed_renders_the_next_conversation() -
 PROCESSES = """
 import os, signal, sys, threading
 from keeptune.text.chat import ChatWording
+# A shell starts what runs in its background with SIGINT ignored.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
 wording = ChatWording("{% if messages %}" + loop + "{% endif %}{{ add_generation_prompt }}", role_tokens={})
 first = wording.render([], add_generation_prompt=True)

@@ -324,7 +324,7 @@ def test_refused_conversations_are_counted_with_the_first_and_the_last_of_them(l
     with pytest.raises(DataError) as caught:
         run([refused[0], record("q", "a"), refused[1]], load("gemma"))
     assert str(caught.value).startswith("rows.csv:7: chat template: found TemplateError (System role")
-    assert str(caught.value).endswith(" The same at rows.csv:9: chat template.")
+    assert str(caught.value).endswith(" The same at rows.csv:9.")
 
 
 def test_many_records_come_out_in_order(load: Load) -> None:
