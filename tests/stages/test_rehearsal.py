@@ -24,7 +24,8 @@ def family(name: str, folder: Path) -> Path:
 
 
 def written(folder: Path, model: Path, **sections: Any) -> Path:
-    return world.recipe_file(folder, model=model, data=world.records(folder / "rows.jsonl"), **sections)
+    sections.setdefault("training", {"num_train_epochs": 1, "tokens_per_step": 256, "tokens_per_micro_batch": 128})
+    return world.recipe_file(folder, model=model, data=world.records(folder / "rows.jsonl", number=30), **sections)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
