@@ -24,7 +24,8 @@ def family(name: str, folder: Path) -> Path:
 
 
 def written(folder: Path, model: Path, **sections: Any) -> Path:
-    return world.recipe_file(folder, model=model, data=world.records(folder / "rows.jsonl"), **sections)
+    sections.setdefault("training", {"num_train_epochs": 1, "tokens_per_step": 256, "tokens_per_micro_batch": 128})
+    return world.recipe_file(folder, model=model, data=world.records(folder / "rows.jsonl", number=30), **sections)
 
 
 @pytest.mark.parametrize("method", ["full", "lora"])
@@ -46,7 +47,9 @@ def test_what_fails_in_saving_fails_before_training(
     assert not (tmp_path / "run" / method / "events.jsonl").exists()
 
 
-def test_the_dry_run_changes_no_weight(tmp_path: Path) -> None:
+@pytest.mark.parametrize("small", [True, False], ids=["read-anew", "in-place"])
+def test_the_dry_run_changes_no_weight(small: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("keeptune.stages.rehearsal.is_small", lambda _: small)
     path = written(tmp_path, world.llama(tmp_path / "base", dropout=0.3))
     weights = []
     for dry_run in (True, False):
