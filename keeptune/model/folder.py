@@ -112,7 +112,7 @@ def _nearest(path: Path) -> str:
     parent = path.parent
     names = [entry.name for entry in parent.iterdir() if entry.is_dir()] if parent.is_dir() else []
     near = difflib.get_close_matches(path.name, names, n=1)
-    return f"Did you mean {str(parent / near[0])!r}?" if near else f"Mend the path.{relative_start(path)}"
+    return f"Did you mean {str(parent / near[0])!r}?" if near else f"Fix the path.{relative_start(path)}"
 
 
 def _hub_snapshot(path: str) -> Path:
@@ -128,7 +128,7 @@ def _hub_snapshot(path: str) -> Path:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise RecipeError(
             f"model: found neither a folder {path!r} nor such a model on the hub ({reason}); expected a model folder "
-            "or a hub id owner/name[@revision]. Mend the name, or download the model and name its folder."
+            "or a hub id owner/name[@revision]. Fix the name, or download the model and name its folder."
         ) from error
     # Pickles were not fetched: the folder alone cannot say that they are there.
     if names:

@@ -207,7 +207,7 @@ def _require_all_weights(folder: Path, loading: dict[str, Any]) -> None:
     for kind, name in _differences(loading):
         raise RecipeError(
             f"{folder}: found {kind} weights, the first is {name!r}; expected exactly those of its configuration. "
-            "Fetch the model again, or mend its config.json."
+            "Fetch the model again, or fix its config.json."
         )
 
 

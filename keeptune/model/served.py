@@ -121,7 +121,7 @@ def _argument_problems(method: Method) -> list[str]:
             problems.append(f"{where}: found {value!r}; expected it unset, as {reason}. Remove this key.")
         elif known[key] in _NUMBERS and (isinstance(value, bool) or not isinstance(value, int | float | None)):
             # PEFT compares it with a number first, and does not say which argument that was.
-            problems.append(f"{where}: found {value!r}; expected a number. Mend this value.")
+            problems.append(f"{where}: found {value!r}; expected a number. Fix this value.")
     number = method.arguments.get(_VIRTUAL)
     is_number = isinstance(number, int | float) and not isinstance(number, bool)
     if _VIRTUAL in known and (number is None or (is_number and (type(number) is not int or number < 1))):

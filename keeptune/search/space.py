@@ -186,9 +186,9 @@ def _faults(value: Mapping[str, Any]) -> list[str]:
         return [f"found a range without {missing[0]}; expected low and high, or choices. Add it."]
     ends = value["low"], value["high"]
     if not all(_is_number(end) for end in ends):
-        return [f"found a range from {ends[0]!r} to {ends[1]!r}; expected numbers. Mend them, or use choices."]
+        return [f"found a range from {ends[0]!r} to {ends[1]!r}; expected numbers. Fix them, or use choices."]
     if ends[0] >= ends[1]:
-        return [f"found a range from {ends[0]} to {ends[1]}, which is empty; expected low < high. Mend the range."]
+        return [f"found a range from {ends[0]} to {ends[1]}, which is empty; expected low < high. Fix the range."]
     return _faults_of_scale(value)
 
 
@@ -207,7 +207,7 @@ def _faults_of_choices(value: Mapping[str, Any]) -> list[str]:
 def _faults_of_scale(value: Mapping[str, Any]) -> list[str]:
     log, step = value.get("log", False), value.get("step")
     if not isinstance(log, bool):
-        return [f"found log: {log!r}; expected true or false. Mend it."]
+        return [f"found log: {log!r}; expected true or false. Fix it."]
     if log and value["low"] <= 0:
         return [f"found log: true with low: {value['low']}; expected low > 0, which has a logarithm. Raise low."]
     if step is None:
@@ -215,7 +215,7 @@ def _faults_of_scale(value: Mapping[str, Any]) -> list[str]:
     if log:
         return ["found log and step in one range; expected one of them. Remove the other."]
     if not _is_number(step) or not 0 < step <= value["high"] - value["low"]:
-        return [f"found step: {step!r}; expected a number above 0 that fits between low and high. Mend it."]
+        return [f"found step: {step!r}; expected a number above 0 that fits between low and high. Fix it."]
     return []
 
 

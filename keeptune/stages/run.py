@@ -116,7 +116,7 @@ def open_run(recipe: Recipe, *, context: Context, begun: bool = False, beside: b
     if begun and not (folder / MANIFEST).is_file():
         raise RecipeError(
             f"output_dir: found no run in {recipe.output_dir!r}; expected the folder of one. "
-            "Mend output_dir, or begin with `keeptune run`."
+            "Fix output_dir, or start the run with `keeptune run`."
         )
     with locked_folder(folder):
         _refuse_a_foreign_folder(folder)

@@ -234,7 +234,7 @@ def _refuse_nothing_finished(job: Job) -> None:
         RecipeError,
         [
             f"methods.{name}: found {len(found)} {noun(len(found), 'trials')} and none that came to its end (the last: "
-            f"{found[-1].reason}); expected one or more. Mend what it says, and remove {job.methods[name][0].folder}."
+            f"{found[-1].reason}); expected one or more. Fix what it says, and remove {job.methods[name][0].folder}."
             for name, found in results.items()
         ],
     )

@@ -344,7 +344,7 @@ def test_an_existing_folder_wins_and_a_missing_one_names_its_neighbour(tmp_path:
     assert resolve_model(str(path)) == path
     with pytest.raises(RecipeError, match=r"found no folder .*Did you mean '.*/english-3m'\?"):
         resolve_model(str(tmp_path / "english-3n"))
-    with pytest.raises(RecipeError, match=r"found no folder './nowhere/at/all'.*Mend the path\. Relative"):
+    with pytest.raises(RecipeError, match=r"found no folder './nowhere/at/all'.*Fix the path\. Relative"):
         resolve_model("./nowhere/at/all")
     with pytest.raises(RecipeError, match="found the file"):
         resolve_model(str(path / "config.json"))

@@ -432,7 +432,7 @@ def test_under_a_budget_more_trials_go_on_from_a_few(tmp_path: Path, base: Path)
 def test_a_method_of_which_every_trial_fails_does_not_keep_the_others_from_their_end(
     tmp_path: Path, base: Path
 ) -> None:
-    launch = Launcher(faults={f"wide/trial-{i:04d}": RecipeError("a: found b; expected c. Mend it.") for i in (0, 1)})
+    launch = Launcher(faults={f"wide/trial-{i:04d}": RecipeError("a: found b; expected c. Fix it.") for i in (0, 1)})
     written = searched(recipe(tmp_path, base, methods={**ONE, "wide": {"learning_rate": 1.0}}), launch, trials=2)
     summary = read_json(written)
     assert (summary["best"], summary["together"]) == ("full", ["full"])
@@ -456,7 +456,7 @@ def test_a_search_goes_on_with_halving_only_where_it_began_with_it(tmp_path: Pat
 
 def test_a_trial_that_fails_is_a_row_and_where_all_fail_the_reason_is_told(tmp_path: Path, base: Path) -> None:
     path = recipe(tmp_path, base)
-    fault = RecipeError("a: found b; expected c. Mend it.")
+    fault = RecipeError("a: found b; expected c. Fix it.")
     launch = Launcher(faults={"full/trial-0001": fault})
     summary = read_json(searched(path, launch, trials=2))
     rows = {row["name"]: row for row in summary["methods"]["full"]["trials"]}
