@@ -38,7 +38,7 @@ DOORS = {
     "transformers": ("model/", "lab/pretrain.py"),
     "peft": ("model/",),
     "matplotlib": ("report/figures.py",),
-    "huggingface_hub": ("model/folder.py", "data/source.py"),
+    "huggingface_hub": ("model/folder.py", "model/load.py", "data/source.py"),
     "datasets": ("data/source.py",),
     "lm_eval": ("evaluation/harness.py",),
     "optuna": ("search/",),

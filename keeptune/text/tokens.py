@@ -171,15 +171,22 @@ def _chunks(records: Iterable[Record]) -> Iterator[list[Record]]:
 def preview(
     record: Record, *, tokenizer: Tokenizer, template: Template, train_on: TrainOn, encoder_decoder: bool
 ) -> list[PreviewToken]:
-    """Return the tokens of a record, uncut, each with its text and whether it is trained on."""
+    """Return the tokens of a record, uncut, each with its text and whether it is trained on.
+
+    A character that several tokens make up stands whole at the last of them.
+    """
     rows = [_render(record, template=template, train_on=train_on)]
     (example,) = _encode(rows, tokenizer=tokenizer, encoder_decoder=encoder_decoder)
-    ids = example.input_ids.tolist()
-    texts = tokenizer.decode_batch([[index] for index in ids])
-    return [
-        PreviewToken(text, id=index, trained=trained)
-        for text, index, trained in zip(texts, ids, example.loss_mask.tolist(), strict=True)
-    ]
+    ids, mask = example.input_ids.tolist(), example.loss_mask.tolist()
+    tokens, pending = list[PreviewToken](), list[int]()
+    for index, trained, next_trained in zip(ids, mask, [*mask[1:], None], strict=True):
+        pending.append(index)
+        text = tokenizer.decode(pending)
+        is_part = text.endswith("\ufffd") and next_trained == trained
+        tokens.append(PreviewToken("" if is_part else text, id=index, trained=trained))
+        if not is_part:
+            pending.clear()
+    return tokens
 
 
 def token_cache_key(

@@ -128,6 +128,12 @@ def test_weights_that_another_library_has_quantised_are_refused_with_the_way_out
         check_model_folder(inner)
 
 
+def test_a_value_that_transformers_refuses_in_a_configuration_is_a_recipe_error(tmp_path: Path) -> None:
+    path = model_folder(tmp_path / "m", model_type="llama", vocab_size="x")
+    with pytest.raises(RecipeError, match="m: found "):
+        check_model_folder(path)
+
+
 @pytest.mark.parametrize("stored", [{"quant_algo": "FP8"}, {"quant_method": "bitsandbytes"}, "int8"])
 def test_a_way_of_quantising_that_nothing_names_is_not_called_bitsandbytes(tmp_path: Path, stored: Any) -> None:
     path = model_folder(tmp_path / "m", quantization_config=stored)

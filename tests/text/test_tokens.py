@@ -348,6 +348,10 @@ def test_a_preview_shows_each_token_and_whether_it_is_trained(load: Load) -> Non
         ("<|im_end|>", True),
     ]
     assert tokens[-1].id == tokenizer.eos_id
+    # A character of several tokens stands whole, once.
+    tokens = preview(record("а", "红🙂"), tokenizer=tokenizer, template=template, train_on="all", encoder_decoder=False)
+    assert "".join(token.text for token in tokens) == "а\n红🙂<|im_end|>"
+    assert len(tokens) > 5
 
 
 def test_the_cache_key_follows_whatever_changes_the_tokens(load: Load) -> None:
