@@ -15,7 +15,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
@@ -125,7 +125,9 @@ class _Signals:
         self.received += 1
         if self.received > 1:
             os._exit(_KILLED)
-        sys.stderr.write("\nkeeptune: stopping after this piece of work; once more ends at once, without saving.\n")
+        # A signal may come amid a write to the same stream, which a second one may not enter.
+        with suppress(OSError):
+            os.write(2, b"\nkeeptune: stopping after this piece of work; once more ends at once, without saving.\n")
 
     def stop_requested(self) -> bool:
         return self.received > 0

@@ -300,7 +300,7 @@ def require_unchanged(folder: Path) -> None:
 
 def _changed_file(folder: Path, manifest: Mapping[str, Any]) -> Path | None:
     """Return the first file that is not as the manifest says."""
-    for name, facts in manifest["files"].items():
+    for name, facts in manifest.get("files", {}).items():
         path = folder / name
         if not path.is_file() or path.stat().st_size != facts["bytes"] or file_sha256(path) != facts["sha256"]:
             return path

@@ -165,7 +165,7 @@ def _is_trained(turn: Mapping[str, Any], *, role: Role, row: Row, where: str) ->
             raise refusal(
                 row,
                 "not_text",
-                found=f"{key}: {json.dumps(value)[:40]} in {where}",
+                found=f"{key}: {value!r:.40} in {where}",
                 expected="0 or 1 (or false, true)",
                 remedy="A turn is trained on whole or not at all.",
             )
@@ -173,8 +173,8 @@ def _is_trained(turn: Mapping[str, Any], *, role: Role, row: Row, where: str) ->
             raise refusal(
                 row,
                 "bad_roles",
-                found=f"{key}: {json.dumps(value)} for the role {role} in {where}",
-                expected="it on assistant messages alone, since no other is trained on",
+                found=f"{key}: {value!r:.40} for the role {role} in {where}",
+                expected="it only on assistant messages, the only ones trained on",
                 remedy=f"Remove {key} there, or set it to 0.",
             )
         trained = trained and bool(value)
@@ -208,7 +208,8 @@ def _function(function: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _json(value: Any) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    # A table may hold dates and decimals, which JSON has no form for.
+    return json.dumps(value, ensure_ascii=False, default=str)
 
 
 def _parsed(value: Any) -> Any:

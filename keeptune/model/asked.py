@@ -9,13 +9,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import torch
 from torch import nn
 from transformers import GenerationConfig
 
 from keeptune.errors import RecipeError, StorageError
 from keeptune.model.attention import base_of
-from keeptune.model.load import load_tokenizer
+from keeptune.model.load import FAILURES, load_tokenizer
 from keeptune.model.modes import evaluating
 from keeptune.text.chat import with_fixed_date
 
@@ -125,12 +126,15 @@ def _is_tie(model: nn.Module, question: Asked, found: Sequence[int], *, toleranc
 
 def _difference(tokenizer: Any, question: Asked) -> str:
     """Say where the ids of a prompt and those that transformers gives it part; "" where they are the same."""
-    found: list[int] = tokenizer.apply_chat_template(
-        [dict(message) for message in question.messages],
-        tools=question.tools,
-        add_generation_prompt=True,
-        return_dict=False,
-    )
+    try:
+        found: list[int] = tokenizer.apply_chat_template(
+            [dict(message) for message in question.messages],
+            tools=question.tools,
+            add_generation_prompt=True,
+            return_dict=False,
+        )
+    except (jinja2.TemplateError, *FAILURES) as error:
+        return f"transformers refuses it: {' '.join(str(error).split())[:200]}"
     expected = list(question.prompt_ids)
     if found == expected:
         return ""

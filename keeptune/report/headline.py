@@ -188,7 +188,7 @@ def others_sentence(report: Report) -> tuple[Phrase, ...]:
     span = f"{label} went from {decimal(base.mean, places)} to {decimal(score.mean, places)}"
     # Where 0 is the worst score, a base that has it makes "no clear change" say nothing.
     at_worst = base.mean == 0 and report.higher_is_better(metric)
-    note = " The base scored 0 there, and had nothing to lose." if at_worst else ""
+    note = " The base scored 0 there, and had nothing to lose." if at_worst and score.mean != 0 else ""
     return (*phrases, Phrase(found, strong=True), Phrase(f": {span} ({change}, {doubt}).{note}"))
 
 

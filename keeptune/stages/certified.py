@@ -32,15 +32,17 @@ _SHOWN_DIGITS = 16
 
 @dataclass(frozen=True, slots=True)
 class Changed:
-    """A file of a certified folder whose hash is not the certificate's, `expected`; `found` is None if it is gone."""
+    """A file of a certified folder whose hash, `found`, is not the certificate's, `expected`; None: no such file."""
 
     certificate: Path
     file: Path
     found: str | None
-    expected: str
+    expected: str | None
 
     def __str__(self) -> str:
         found = "no such file" if self.found is None else f"the hash {self.found[:_SHOWN_DIGITS]}"
+        if self.expected is None:
+            return f"{self.file}: found {found}; expected no such file, as {self.certificate} names none"
         return (
             f"{self.file}: found {found}; expected {self.expected[:_SHOWN_DIGITS]}, which {self.certificate} speaks of"
         )
@@ -60,11 +62,10 @@ def changed_file(certificate: Path) -> Changed | None:
     folder, hashes = _artifact(certificate)
     if folder is None or not folder.is_dir():
         return None
-    for name, expected in hashes.items():
-        file = folder / name
-        found = file_sha256(file) if file.is_file() else None
-        if found != expected:
-            return Changed(certificate, file, found, expected)
+    now = artifact_sha256(folder)
+    for name in sorted({*hashes, *now}):
+        if now.get(name) != hashes.get(name):
+            return Changed(certificate, folder / name, now.get(name), hashes.get(name))
     return None
 
 

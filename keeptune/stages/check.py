@@ -20,6 +20,7 @@ from keeptune.stages.rehearsal import is_small, rehearse
 from keeptune.stages.run import Context, Run
 from keeptune.stages.splits import write_data
 from keeptune.stages.texts import certify_texts, read_general
+from keeptune.stages.training import TOO_LITTLE_MEMORY
 
 if TYPE_CHECKING:
     from keeptune.text.mixture import Share
@@ -106,11 +107,14 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
 
 def _dry_run(run: Run, data: Data) -> None:
     """Take one record through what each method's run does with it, where that takes seconds."""
+    from keeptune.model.memory import memory_errors
+
     if not is_small(data):
         run.progress.say("Dry run: left to `keeptune run`, as the model has more than 300 MB of weights")
         return
     for name in run.recipe.methods:
-        rehearse(run, data, method_of(run.recipe, name))
+        with memory_errors(f"methods.{name}: {TOO_LITTLE_MEMORY}"):
+            rehearse(run, data, method_of(run.recipe, name))
     number = len(run.recipe.methods)
     run.progress.say(f"Dry run: one record went through every step of {number} {noun(number, 'methods')}")
 

@@ -234,7 +234,7 @@ def _select(run: Run, methods: list[Method]) -> Method:
 
     def merit(method: Method) -> tuple[float, float]:
         loss = losses[method.name]
-        return sign * values[method.name], -math.inf if loss is None else -loss
+        return sign * values[method.name], -loss if loss is not None and math.isfinite(loss) else -math.inf
 
     selected = max(known, key=merit, default=methods[0])
     metric = run.recipe.evaluation.select_by

@@ -148,11 +148,11 @@ class Conversations:
         return value | (self._hide_all(further) if hidden else further)
 
     def _hide_all(self, value: Any) -> Any:
-        """Return JSON whose texts are hidden, keys apart."""
+        """Return JSON whose texts and keys are hidden."""
         if isinstance(value, str):
             return self.controls.hide(value)
         if isinstance(value, dict):
-            return {key: self._hide_all(inner) for key, inner in value.items()}
+            return {self.controls.hide(key): self._hide_all(inner) for key, inner in value.items()}
         return [self._hide_all(inner) for inner in value] if isinstance(value, list) else value
 
     def _reasoning_key(self) -> str | None:

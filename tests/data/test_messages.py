@@ -92,7 +92,7 @@ def test_a_turn_of_no_weight_is_read_and_not_trained_on(untrained: dict[str, Any
     ("turns", "message"),
     [
         ([USER, {**ANSWER, "weight": 0.5}], r"found weight: 0\.5 in messages\[1\]; expected 0 or 1"),
-        ([{**USER, "train": True}, ANSWER], r"found train: true for the role user in messages\[0\]"),
+        ([{**USER, "train": True}, ANSWER], r"found train: True for the role user in messages\[0\]"),
         ([{**USER, "reasoning": "why"}, ANSWER], r"found thoughts of the role user in messages\[0\]"),
         ([USER, {"role": "assistant", "tool_calls": [{"function": {}}]}], r"found tool calls in messages\[1\] without"),
         ([USER, {"role": "assistant", "tool_calls": ["f()"]}], r"found tool calls in messages\[1\] without"),
