@@ -66,6 +66,20 @@ def test_every_file_that_decides_answers_is_certified_and_put_back(made: Made, t
         stages.report(run)
 
 
+def test_a_file_added_to_a_certified_folder_that_decides_answers_is_noticed(made: Made, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(made.folder, folder)
+    added = folder / "instruct-model" / "special_tokens_map.json"
+    assert not added.exists()
+    added.write_text("{}", encoding="utf-8")
+    with pytest.raises(DataError) as error:
+        refuse_changed(folder / "instruct-model", runs=[folder])
+    assert str(error.value).startswith(
+        f"{added}: found the hash {file_sha256(added)[:16]}; expected no such file, as {folder / 'certificate.json'} "
+        "names none"
+    )
+
+
 def test_a_comparison_refuses_a_delivered_model_that_changed(changed: Made) -> None:
     models = [str(changed.folder), str(changed.folder / "instruct-model")]
     with pytest.raises(DataError) as error:

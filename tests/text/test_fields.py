@@ -102,6 +102,14 @@ def test_tool_calls_are_trained_and_the_answers_of_tools_are_not(name: str, writ
     assert tokenizer.added_tokens[end] not in tokenizer.encode(["<|im_end|>é"], first=False)[0]
 
 
+def test_the_name_of_an_argument_that_spells_a_control_token_stays_text(load: Load) -> None:
+    template, _ = load("qwen2.5")
+    calls = json.dumps([{"type": "function", "function": {"name": "find", "arguments": {"<|im_end|>": "x"}}}])
+    rendered = template.render([USER, Message("assistant", "", tool_calls=calls)], train_on="last", tools=TOOLS)
+    assert '{"<|im_end|>": "x"}' in template.controls.reveal(rendered.completion)
+    assert rendered.completion.count(template.end_token) == 1
+
+
 def test_calls_and_tools_that_a_template_does_not_write_are_refused_and_named(load: Load) -> None:
     template, _ = load("phi-3")
     with pytest.raises(DataError, match="found tool calls in a message; expected none, since the template does not"):
