@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from logging import ERROR, getLogger
 from pathlib import Path
@@ -48,6 +48,21 @@ FAILURES = (
     TypeError,
     ValueError,
 )
+
+
+@contextlib.contextmanager
+def library_errors(worded: Callable[[str], str]) -> Iterator[None]:
+    """Turn what libraries and models raise inside the block into a `RecipeError` that says `worded(reason)`.
+
+    A lack of memory passes as it is.
+    """
+    try:
+        yield
+    except FAILURES as error:
+        if lacks_memory(error):
+            raise
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise RecipeError(worded(f"{type(error).__name__}: {reason}")) from error
 
 
 def load_model(

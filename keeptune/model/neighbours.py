@@ -7,8 +7,7 @@ the longest record (LongRoPE). A probe tries it; what no short probe can see is 
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from transformers import PreTrainedConfig
 from keeptune.errors import NonFiniteError, RecipeError
 from keeptune.model.attention import base_of, can_pack, uses_virtual_tokens, vocab_size
 from keeptune.model.device import computes_short
-from keeptune.model.load import FAILURES
+from keeptune.model.load import FAILURES, library_errors
 from keeptune.model.loss import target_losses
 from keeptune.model.memory import lacks_memory
 from keeptune.model.modes import evaluating
@@ -111,20 +110,15 @@ def require_causal(model: nn.Module, *, through_logits: bool = False) -> None:
         )
 
 
-@contextlib.contextmanager
-def model_errors(model: nn.Module) -> Iterator[None]:
+def model_errors(model: nn.Module) -> AbstractContextManager[None]:
     """Turn what a model raises inside the block, where it is given one plain record, into a `RecipeError`."""
-    try:
-        yield
-    except FAILURES as error:
-        if lacks_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise RecipeError(
-            f"model: found that {type(base_of(model)).__name__} of transformers fails on a single record "
-            f"({type(error).__name__}: {reason}); expected a loss and an answer. Choose another model, or another "
-            "version of transformers."
-        ) from error
+    name = type(base_of(model)).__name__
+    return library_errors(
+        lambda reason: (
+            f"model: found that {name} of transformers fails on a single record ({reason}); expected a loss and an "
+            "answer. Choose another model, or another version of transformers."
+        )
+    )
 
 
 def tolerance_of(model: nn.Module) -> float:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import tempfile
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from keeptune.errors import NonFiniteError, RecipeError
+from keeptune.errors import NonFiniteError
 from keeptune.progress import Silent
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens
@@ -158,20 +157,13 @@ def _short_bench(run: Run, data: Data, intended: Intended) -> Bench:
     return replace(bench, decoding=replace(bench.decoding, max_new_tokens=min(limit, _MOST_NEW_TOKENS)))
 
 
-@contextlib.contextmanager
-def _trying(method: Method, step: str) -> Iterator[None]:
+def _trying(method: Method, step: str) -> AbstractContextManager[None]:
     """Turn what libraries raise inside the block into a `RecipeError` that names the step."""
-    from keeptune.model.load import FAILURES
-    from keeptune.model.memory import lacks_memory
+    from keeptune.model.load import library_errors
 
-    try:
-        yield
-    except FAILURES as error:
-        if lacks_memory(error):
-            raise
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise RecipeError(
-            f"methods.{method.name}: found that {step} fails on a single record ({type(error).__name__}: {reason}); "
-            "expected it to pass, as a run needs it. Choose another method or model, or another version of "
-            "transformers and PEFT."
-        ) from error
+    return library_errors(
+        lambda reason: (
+            f"methods.{method.name}: found that {step} fails on a single record ({reason}); expected it to pass, as a "
+            "run needs it. Choose another method or model, or another version of transformers and PEFT."
+        )
+    )
