@@ -254,6 +254,16 @@ class Recipe(Section):
         return methods
 
     @model_validator(mode="after")
+    def _base_answers(self) -> Recipe:
+        tasks = {OTHER_TASKS, *(task.name for task in self.data.tasks)} & self.retention.budget.keys()
+        if tasks and "zero-shot" not in self.evaluation.baselines:
+            raise ValueError(
+                f"found a budget of {min(tasks)} and evaluation.baselines without zero-shot; expected it, as a "
+                "certificate sets the tuned answers beside the base model's own. Add zero-shot to evaluation.baselines"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _suites(self) -> Recipe:
         texts = [text.name for text in self.retention.texts]
         untrained = [task.name for task in self.data.tasks if not task.train]

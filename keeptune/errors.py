@@ -75,8 +75,8 @@ class Interrupted(KeeptuneError):
 def stopped(unfinished: str) -> Interrupted:
     """Return what is raised where a stop was asked for inside work that is kept whole or not at all."""
     return Interrupted(
-        f"{unfinished}: found a request to stop; those that were being made are lost, everything that was finished "
-        "before stands. Give the same command again to go on."
+        f"{unfinished}: stopped on request; those in progress are lost, everything finished before them stands. "
+        "Give the same command again to go on."
     )
 
 

@@ -57,7 +57,9 @@ def refusal(where: str, error: OSError) -> StorageError:
     """Return what says that the disk, or the machine, refused something."""
     unknown = (str(error), "check the disk, then give the same command again")
     found, remedy = _REMEDIES.get(error.errno or 0, unknown)
-    return StorageError(f"{where}: {found}; expected a place to read and write. Remedy: {remedy}.")
+    too_many = error.errno in (errno.EMFILE, errno.ENFILE)
+    expected = "to open one more" if too_many else "a place to read and write"
+    return StorageError(f"{where}: {found}; expected {expected}. Remedy: {remedy}.")
 
 
 def write_atomic(path: Path, content: str | bytes) -> None:

@@ -59,8 +59,8 @@ def test_a_stop_inside_work_that_is_kept_whole_says_what_is_lost_and_what_stands
     error = stopped("answers")
     assert error.exit_code == 143
     assert str(error) == (
-        "answers: found a request to stop; those that were being made are lost, everything that was finished before "
-        "stands. Give the same command again to go on."
+        "answers: stopped on request; those in progress are lost, everything finished before them stands. "
+        "Give the same command again to go on."
     )
 
 

@@ -135,7 +135,7 @@ def _worded(machine: Machine, kind: str, *, bf16: bool | None, halved: bool) -> 
 def _notes(machine: Machine, kind: str, exact: bool) -> list[str]:
     notes = []
     if exact:
-        notes.append("answers in fp32, as the weights between base and tuned ones differ by less than bf16 can hold")
+        notes.append("answers in fp32, because bf16 is too coarse for the steps between base and tuned weights")
     if kind == "cpu" and machine.unused_gpu:
         notes.append(machine.unused_gpu)
     if kind == "cpu" and machine.kind == "mps":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import math
 import re
 import struct
 from collections.abc import Mapping, Sequence
@@ -37,6 +38,8 @@ WEIGHTS = "model.safetensors"
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "*.model", "*.txt"]
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 _MAX_HEADER_BYTES = 100_000_000
+# Types of numbers, by safetensors' names, that weights have unless they are quantised.
+_FLOATS = {"F64", "F32", "F16", "BF16"}
 # Neither a path nor a file that torch would open as a pickle.
 _PLAIN_NAME = re.compile(r"[^/\\\0]+\.safetensors")
 
@@ -53,6 +56,8 @@ class ModelFacts:
     max_positions: int | None
     """Tokens that the position embeddings were made for; None where the configuration names no limit."""
     weight_bytes: int
+    num_weights: int
+    """Numbers that the weight files hold; quantised weights may stand several in one."""
     files: tuple[Path, ...]
     """`config.json` and every weight file."""
     quantization: Quantization | None = None
@@ -147,7 +152,9 @@ def check_model_folder(folder: Path) -> ModelFacts:
     quantised = stored_quantisation(folder, config)
     encoder_decoder = is_encoder_decoder(config)
     weights = _weight_files(folder, config)
-    refuse_unserved(folder, config, num_tensors=sum(_check_safetensors(weight) for weight in weights))
+    tensors = {name: tensor for weight in weights for name, tensor in _tensors(weight).items()}
+    refuse_unserved(folder, config, num_tensors=len(tensors))
+    _refuse_undeclared(folder, tensors, quantised=quantised)
     vocab_size, max_positions = declared_vocab_size(config), declared_positions(config)
     if vocab_size is None or (encoder_decoder and not _names_start(folder, config)):
         # What a configuration leaves out has the default of its class.
@@ -173,6 +180,7 @@ def check_model_folder(folder: Path) -> ModelFacts:
         vocab_size=vocab_size,
         max_positions=max_positions,
         weight_bytes=sum(file.stat().st_size for file in weights),
+        num_weights=sum(math.prod(tensor["shape"]) for tensor in tensors.values()),
         files=(folder / "config.json", *weights),
         ignored_code=ignored_code,
     )
@@ -280,8 +288,32 @@ def _refuse_pickles(names: Sequence[str], *, where: str, encoder_decoder: bool) 
     )
 
 
-def _check_safetensors(path: Path) -> int:
-    """Return the number of tensors; refuse a file whose header and size disagree, as a broken download leaves it."""
+def _refuse_undeclared(
+    folder: Path, tensors: Mapping[str, Mapping[str, Any]], *, quantised: Quantization | Literal[False]
+) -> None:
+    """Refuse weights that are quantised, or are not, where the configuration says otherwise."""
+    matrices = {n: t["dtype"] for n, t in tensors.items() if n.endswith("weight") and len(t["shape"]) > 1}
+    integers = {name: dtype for name, dtype in matrices.items() if dtype not in _FLOATS}
+    if integers and not quantised:
+        name, dtype = next(iter(integers.items()))
+        raise RecipeError(
+            f"{folder}: found weights stored as {dtype}, the first is {name!r}, and a config.json that does not say "
+            "how they were quantised; expected F32, F16 or BF16. Name the model that this one was made from."
+        )
+    if quantised and matrices and not integers:
+        raise RecipeError(
+            f"{folder}: found a config.json that says bitsandbytes stored the weights in {quantised}, and weight files "
+            "that are not quantised; expected both to agree. Remove quantization_config from config.json, and set "
+            f"quantization={quantised}."
+        )
+
+
+def _tensors(path: Path) -> dict[str, dict[str, Any]]:
+    """Return a file's tensors by name: their `dtype` and `shape`.
+
+    Raises:
+        RecipeError: header and size of the file disagree, as a broken download leaves it.
+    """
     size = path.stat().st_size
     try:
         with storage_errors(path), path.open("rb") as file:
@@ -289,7 +321,9 @@ def _check_safetensors(path: Path) -> int:
             if header_bytes > min(size, _MAX_HEADER_BYTES):
                 raise ValueError("its header is longer than the file")
             header = json.loads(file.read(header_bytes))
-        places = sorted(tensor["data_offsets"] for name, tensor in header.items() if name != "__metadata__")
+        header.pop("__metadata__", None)
+        places = sorted(tensor["data_offsets"] for tensor in header.values())
+        found = {name: {"dtype": str(t["dtype"]), "shape": [int(n) for n in t["shape"]]} for name, t in header.items()}
         expected = 8 + header_bytes + max((end for _, end in places), default=0)
         if size != expected or not places:
             raise ValueError(f"{size} bytes where its header describes {expected}")
@@ -299,4 +333,4 @@ def _check_safetensors(path: Path) -> int:
         raise RecipeError(
             f"{path}: found a damaged safetensors file ({error}); expected whole weights. Fetch the model again."
         ) from error
-    return len(places)
+    return found

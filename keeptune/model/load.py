@@ -35,6 +35,8 @@ _COMPUTED = re.compile(r"(inv_freq|masked_bias|attn\.bias|attention\.bias|positi
 # What changes no answer and cannot be computed beside padding (routers' logits, for a loss of their own), or rewrites
 # the weights whenever a model is switched from training to evaluation (RWKV's scaling for fp16).
 _OFF = {"output_router_logits": False, "rescale_every": 0}
+# Quantised weights stand two to a byte; tied ones may be counted twice.
+_MOST_PER_NUMBER = 4
 # How transformers and its models fail on what they cannot read or compute; never a fault of keeptune's alone.
 FAILURES = (
     ArithmeticError,
@@ -169,6 +171,22 @@ def empty_model(folder: Path) -> PreTrainedModel:
                 return _auto_class(config).from_config(config, trust_remote_code=False)
         except FAILURES as error:
             raise _unknown(folder, error) from error
+
+
+def check_size(folder: Path, *, num_weights: int) -> None:
+    """Refuse a configuration that asks for far more weights than the `num_weights` numbers that the files hold.
+
+    transformers would make all of them, in memory, before it says which the files lack.
+
+    Raises:
+        RecipeError: it does, or transformers does not know the model as a language model.
+    """
+    asked = sum(parameter.numel() for parameter in empty_model(folder).parameters())
+    if asked > _MOST_PER_NUMBER * num_weights:
+        raise RecipeError(
+            f"{folder / 'config.json'}: found a model of {asked:,} weights, and weight files that hold "
+            f"{num_weights:,} numbers; expected as many. Fetch the model again."
+        )
 
 
 def _read_config(folder: Path) -> PreTrainedConfig:

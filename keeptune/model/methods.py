@@ -272,7 +272,11 @@ def _not_plainly_linear(model: PreTrainedModel) -> list[str]:
 
 @torch.no_grad()
 def _returns_a_product(layer: nn.Linear) -> bool:
-    out = layer(layer.weight.new_zeros(1, layer.in_features))
+    try:
+        out = layer(layer.weight.new_zeros(1, layer.in_features))
+    except (TypeError, ValueError, RuntimeError, LookupError):
+        # It takes more than an input, or inputs of another shape.
+        return False
     return isinstance(out, torch.Tensor) and out.shape == (1, layer.out_features)
 
 

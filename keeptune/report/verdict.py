@@ -44,23 +44,23 @@ def left_out_words(left_out: Sequence[LeftOut]) -> str:
 def _verdict(certificate: Certificate, *, kept: str) -> str:
     if certificate.verdict == "CERTIFIED":
         part = 100 * (certificate.alpha or 0.0)
-        share = "the whole way" if part == 100 else f"{part:g}{NO_BREAK}% of the way"
-        sure = f"with {100 * (1 - certificate.delta):.4g}{NO_BREAK}% confidence, " if certificate.delta else ""
+        share = "" if part == 100 else f", {part:g}{NO_BREAK}% of the way from the base model to the trained one"
+        sure = f", with {100 * (1 - certificate.delta):.4g}{NO_BREAK}% confidence," if certificate.delta else ""
         return (
-            f"The delivered model, {certificate.model or '?'} {share} from the base to the trained one, was shown on "
-            f"records kept for this alone to forget no more than it may: {sure}{kept}."
+            f"Records set aside for this test alone show{sure} that the delivered model "
+            f"({certificate.model or '?'}{share}) forgets {kept}."
         )
     shots = certificate.fallback_shots
     behind = f"with {count(shots)} solved {noun(shots, 'examples')} in its prompt" if shots else "as it is"
     fallback = certificate.fallback or f"Use the base model {behind}."
     if certificate.verdict == "NOT CERTIFIED":
         return (
-            f"No tuned model could be shown to forget as little as it should ({kept}), so none is delivered. This is "
-            f"no proof that they forget too much. {fallback}"
+            f"No tuned model could be shown to stay within its budget ({kept}), so none is delivered. That does not "
+            f"prove that they forget too much. {fallback}"
         )
     return (
-        f"Even the smallest step that was tested forgot more than it may ({kept}), so no tuned model is delivered. "
-        f"{fallback}"
+        f"Even the smallest tested step away from the base model forgot more than the budget allows ({kept}), so no "
+        f"tuned model is delivered. {fallback}"
     )
 
 

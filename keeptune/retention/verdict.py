@@ -25,10 +25,13 @@ class Verdict:
     sentence: str
 
 
-def verdict(walked: Walk, *, choice: Choice | None, left_out: Sequence[LeftOut] = ()) -> Verdict:
+def verdict(
+    walked: Walk, *, choice: Choice | None, left_out: Sequence[LeftOut] = (), one_model: bool = False
+) -> Verdict:
     """Return the verdict on `choice`, or on the first steps of all paths where nothing was certified.
 
-    Where suites are `left_out`, the first sentence says that nothing is certified for them.
+    Where suites are `left_out`, the first sentence says that nothing is certified for them. `one_model`: there was one
+    model to test and no way to it, so that no alpha is named.
 
     The most promising candidate speaks for all: the one that fewest records would do for, which its hungriest suite
     decides.
@@ -36,16 +39,18 @@ def verdict(walked: Walk, *, choice: Choice | None, left_out: Sequence[LeftOut] 
     first = f"{left_out_sentence(left_out)} " if left_out else ""
     if choice is not None:
         cells = [cell for cell in walked.cells if cell.choice == choice]
-        return Verdict(
-            "CERTIFIED", choice, None, None, first + _certified(cells, delta=walked.delta, other=bool(first))
-        )
+        model = _model(choice, one_model=one_model)
+        sentence = _certified(cells, model=model, delta=walked.delta, other=bool(first))
+        return Verdict("CERTIFIED", choice, None, None, first + sentence)
     firsts = _failures(walked)
     open_ = [cells for cells in firsts if all(cell.num_records_needed is not None for cell in cells)]
     if not open_:
         over = next(cell for cells in firsts for cell in cells if cell.num_records_needed is None)
-        return Verdict("INFEASIBLE", None, over.suite, None, first + _infeasible(over))
+        model = _model(over.choice, one_model=one_model) + ("" if one_model else ", the smallest tested,")
+        return Verdict("INFEASIBLE", None, over.suite, None, first + _infeasible(over, model=model))
     hungriest = min((max(cells, key=_needed) for cells in open_), key=_needed)
-    return Verdict("NOT CERTIFIED", None, hungriest.suite, _needed(hungriest), first + _not_certified(hungriest))
+    sentence = _not_certified(hungriest, model=_model(hungriest.choice, one_model=one_model))
+    return Verdict("NOT CERTIFIED", None, hungriest.suite, _needed(hungriest), first + sentence)
 
 
 def left_out_sentence(left_out: Sequence[LeftOut]) -> str:
@@ -71,32 +76,34 @@ def _bound(cell: Cell) -> str:
     return "none" if cell.upper_bound is None else f"{cell.upper_bound:.3g}"
 
 
-def _certified(cells: Sequence[Cell], *, delta: float, other: bool) -> str:
+def _model(choice: Choice, *, one_model: bool) -> str:
+    return choice.candidate if one_model else f"{choice.candidate} at alpha {choice.alpha:g}"
+
+
+def _certified(cells: Sequence[Cell], *, model: str, delta: float, other: bool) -> str:
     # The walk vouches for the budgets, all of them at once. A bound is tighter and holds for its suite taken alone.
-    choice = cells[0].choice
     parts = [
         f"{cell.suite} loses at most {cell.budget.worded(cell.budget.amount)} "
-        f"(measured {cell.measured.mean:.3g}, bound on its own {_bound(cell)})"
+        f"(measured {cell.measured.mean:.3g}, upper bound for this suite alone {_bound(cell)})"
         for cell in cells
     ]
     return (
-        f"With {100 * (1 - delta):.4g} % confidence over the draw of records, {choice.candidate} at alpha "
-        f"{choice.alpha:g} keeps every {'other ' if other else ''}budget: {'; '.join(parts)}."
+        f"With {100 * (1 - delta):.4g} % confidence over the draw of records, {model} stays within "
+        f"{'all other budgets' if other else 'every budget'}: {'; '.join(parts)}."
     )
 
 
-def _not_certified(cell: Cell) -> str:
+def _not_certified(cell: Cell, *, model: str) -> str:
     return (
         f"Not certified: {cell.measured.num_records:,} records of {cell.suite} are too few to show that "
-        f"{cell.choice.candidate} at alpha {cell.choice.alpha:g} loses less than "
-        f"{cell.budget.worded(cell.budget.amount)} (measured {cell.measured.mean:.3g}, bound {_bound(cell)}). About "
-        f"{_needed(cell):,} records would be needed."
+        f"{model} loses less than {cell.budget.worded(cell.budget.amount)} (measured {cell.measured.mean:.3g}, upper "
+        f"bound {_bound(cell)}). About {_needed(cell):,} records would be needed."
     )
 
 
-def _infeasible(cell: Cell) -> str:
+def _infeasible(cell: Cell, *, model: str) -> str:
     return (
-        f"Infeasible: {cell.choice.candidate} at alpha {cell.choice.alpha:g}, the smallest tested, lost "
-        f"{cell.measured.mean:.3g} on {cell.suite}, and the budget is {cell.budget.worded(cell.budget.amount)}. More "
-        "records would not change that: raise the budget, or train with a lower learning rate or more replay."
+        f"Infeasible: {model} lost {cell.measured.mean:.3g} on {cell.suite}, and the budget is "
+        f"{cell.budget.worded(cell.budget.amount)}. More records would not change that: raise the budget, or train "
+        "with a lower learning rate or more replay."
     )

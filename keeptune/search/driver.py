@@ -102,7 +102,7 @@ def _wait(running: Sequence[_Running], *, work: Work) -> _Running:
                 return one
         if work.stop_requested():
             raise Interrupted(
-                f"{running[0].study.folder.parent}: found a request to stop; every finished trial stands. "
+                f"{running[0].study.folder.parent}: stopped on request; every finished trial stands. "
                 "Give the same command again to go on, half-done trials included."
             )
         time.sleep(_POLL_SECONDS)

@@ -14,7 +14,7 @@ from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.harness import write_harness
 from keeptune.stages.instruct import deliver, withdraw
-from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
+from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
 from keeptune.stages.openings import ledger_heads
 from keeptune.stages.retention import FORGETTING
@@ -23,7 +23,7 @@ from keeptune.stages.session import Session, base_answers, certify_answers, drop
 from keeptune.stages.texts import certify_texts, write_texts
 from keeptune.stages.training import artifact_folder
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
-from keeptune.stages.way import open_way, points, trained_facts
+from keeptune.stages.way import BASE, ZERO_SHOT, open_way, points, trained_facts
 from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 
 if TYPE_CHECKING:
@@ -35,11 +35,11 @@ if TYPE_CHECKING:
 
 # What every certificate leaves open, in the words of the page and of the card.
 LIMITS = (
-    "It speaks of the mean over records like those of the certified suites, not of any single answer, and of nothing "
-    "that no suite asks about.",
-    "It names these weights. Merged into another file, quantised, given another chat template or another decoding, the "
-    "model needs a new one.",
-    "It holds for the draw of records; another training with another seed is another model.",
+    "It is about the average over records like those of the certified suites: not about any single answer, and not "
+    "about anything that no suite asks.",
+    "It is about these weights with this chat template and this way of decoding. Once they are merged, quantised or "
+    "changed otherwise, the model needs a new one.",
+    "Its confidence is over the draw of records. Training again with another seed makes another model.",
 )
 
 
@@ -63,7 +63,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
     asked = budgets_of(run.recipe, harness=harness)
-    _require_measured(run, methods)
+    _require_measured(run, methods, base=judged_by_test(asked, data))
     left_out = at_chance(reported_answers(run), budgets=asked, tasks=data.untrained_tasks, harness=harness)
     tested_budgets(asked, left_out)
     session = Session(run, data, texts, harness, asked, left_out, "")
@@ -71,7 +71,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     # A delivered model that someone changed or removed is delivered again.
     before = intact_record(path, say=run.context.progress.say)
     chosen = intact_record(run.folder / SELECTION, say=run.context.progress.say)
-    if before and chosen.get("certified") is not None and before["key"] == session.key and names_what_stands(path):
+    if before and before["key"] == session.key and _agree(before, chosen) and names_what_stands(path):
         run.context.progress.say(f"{path}: certified before and unchanged")
         if before["fallback"] is not None:
             # Other numbers of examples may be asked for now; the verdict stands.
@@ -87,7 +87,6 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
         higher_is_better=higher_is_better(run.recipe),
     )
     found = verdict(walked, choice=choice, left_out=left_out)
-    _write_selection(run, choice, values)
     if choice is None:
         withdraw(run)
         artifact = None
@@ -95,12 +94,29 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
         chosen = next(p for p in points(run, methods[choice.candidate]) if p.alpha == choice.alpha)
         artifact = deliver(run, data, chosen, limits=(found.sentence, *LIMITS))
     _write_certificate(session, walked, found, opening=opening, artifact=artifact, values=values)
+    _write_selection(run, choice, values)
     run.context.progress.say(found.sentence)
     return path
 
 
-def _require_measured(run: Run, methods: Mapping[str, Method]) -> None:
-    """Refuse a run in which a method is not trained and evaluated: `forgetting.json` has rows of each one that is."""
+def _agree(certificate: Mapping[str, Any], selection: Mapping[str, Any]) -> bool:
+    """Tell whether a certificate and a selection speak of the same model: whoever stops between the two leaves one."""
+    choice = certificate["choice"] or {"candidate": None, "alpha": None}
+    chosen = (selection.get("selected"), selection.get("alpha"))
+    return "certified" in selection and chosen == (choice["candidate"], choice["alpha"])
+
+
+def _require_measured(run: Run, methods: Mapping[str, Method], *, base: bool) -> None:
+    """Refuse a run in which a method is not trained and evaluated: `forgetting.json` has rows of each one that is.
+
+    `base`: the base model's own answers to test are needed too.
+    """
+    answered = run.folder / BASE / ZERO_SHOT
+    if base and not answered.is_dir():
+        raise DataError(
+            f"{answered}: found no answers of the base model to test; expected them, as they show where it has "
+            "something to lose. Run `keeptune evaluate` with this recipe first, or `keeptune run`."
+        )
     for method in methods.values():
         trained_facts(run, method)
     path = run.folder / FORGETTING

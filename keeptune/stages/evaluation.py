@@ -74,15 +74,7 @@ def evaluate(
     entrants = [_entrant(run, data, method, kept=kept) for method in baselines]
     entrants += [_entrant(run, data, None, shots=row) for row in shot_rows(run.recipe.evaluation)]
     entrants += [_entrant(run, data, method, kept=kept) for method in methods]
-    waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
-    if waiting:
-        record_opening(run, data, keys={entrant.name: entrant.key for entrant in waiting})
-        split = evaluation_split(data, "test")
-        train = data.records("train") if any(entrant.shots for entrant in waiting) else []
-        # The base model is loaded once for all of its rows.
-        for _, of_one_model in itertools.groupby(waiting, key=lambda entrant: entrant.method):
-            _evaluate_model(run, data, list(of_one_model), split=split, train=train)
-    else:
+    if not _answer_test(run, data, entrants):
         run.context.progress.say(f"{run.folder}: evaluated before and unchanged")
     _write_paired(run, data, entrants)
     trained = {method.name: points(run, method)[-1] for method in methods}
@@ -95,6 +87,25 @@ def evaluate(
     with storage_errors(run.folder):
         (run.folder / CERTIFICATE).unlink(missing_ok=True)
     return deliver(run, data, trained[_select(run, methods).name])
+
+
+def answer_base(run: Run, data: Data) -> None:
+    """Let the base model alone answer test, unless it did."""
+    _answer_test(run, data, [_entrant(run, data, None)])
+
+
+def _answer_test(run: Run, data: Data, entrants: Sequence[_Entrant]) -> bool:
+    """Let the models answer test that have not, and write its opening down; tell whether there were any."""
+    waiting = [entrant for entrant in entrants if not is_done(entrant.folder, entrant.key)]
+    if not waiting:
+        return False
+    record_opening(run, data, keys={entrant.name: entrant.key for entrant in waiting})
+    split = evaluation_split(data, "test")
+    train = data.records("train") if any(entrant.shots for entrant in waiting) else []
+    # The base model is loaded once for all of its rows.
+    for _, of_one_model in itertools.groupby(waiting, key=lambda entrant: entrant.method):
+        _evaluate_model(run, data, list(of_one_model), split=split, train=train)
+    return True
 
 
 def _entrant(

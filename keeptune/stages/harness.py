@@ -269,13 +269,18 @@ def _scores(answers: Sequence[Answer], suites: Mapping[str, Any]) -> Iterator[di
         yield from (asdict(score) for score in scores if score.task == suite)
 
 
+def ask_base(run: Run, data: Data, *, harness: Harness) -> None:
+    """Let the base model answer the report part, unless it did."""
+    folder = run.folder / BASE / "harness"
+    key = stage_key(harness=harness.key, weights=data.base.facts.sha256, **policy_of(run.recipe).answers_key())
+    if not is_done(folder, key):
+        _ask(run, data, load_base(run, data), harness=harness, name=BASE, folder=folder, key=key)
+
+
 def ask_all(run: Run, data: Data, methods: Sequence[Method], *, harness: Harness) -> None:
     """Let the base and each method's points answer the report part, but for those that did."""
-    base = run.folder / BASE / "harness"
+    ask_base(run, data, harness=harness)
     answered = policy_of(run.recipe).answers_key()
-    key = stage_key(harness=harness.key, weights=data.base.facts.sha256, **answered)
-    if not is_done(base, key):
-        _ask(run, data, load_base(run, data), harness=harness, name=BASE, folder=base, key=key)
     for method in methods:
         trained = trained_facts(run, method)["key"]
         given = {"trained": trained, "harness": harness.key, **answered}

@@ -26,14 +26,15 @@ _BYTES_PER_WEIGHT = 4
 
 @dataclass(frozen=True, slots=True)
 class KeepTexts:
-    """General texts in the base model's tokens, and the SHA-256 of all that decides them.
+    """General texts in the base model's tokens.
 
-    `replay` is mixed into the training of methods that ask for it; on `probe` the drift of every method is measured.
+    `replay` is mixed into the training of methods that ask for it, and `replay_sha256` is its content's; on `probe` the
+    drift of every method is measured.
     """
 
     replay: Examples | None
     probe: Examples | None
-    sha256: str
+    replay_sha256: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from keeptune.data.record import OTHER_TASKS
 from keeptune.errors import DataError
+from keeptune.stages.data import Data
 from keeptune.stages.harness import Harness, harness_answers
 from keeptune.stages.run import Run
 from keeptune.stages.way import BASE, ZERO_SHOT
@@ -15,6 +16,11 @@ if TYPE_CHECKING:
     from keeptune.evaluation.metrics import Answer
     from keeptune.retention.budget import Budget
     from keeptune.retention.chance import LeftOut
+
+
+def judged_by_test(budgets: Iterable[str], data: Data) -> bool:
+    """Tell whether a budget is of other tasks: whether they are left out is judged by the base's answers to test."""
+    return bool({OTHER_TASKS, *data.untrained_tasks} & {*budgets})
 
 
 def reported_answers(run: Run) -> list[Answer]:

@@ -31,11 +31,12 @@ def check_methods(recipe: Recipe, *, prepared: bool = False) -> None:
     folder = resolve_model(recipe.model)
     facts = check_model_folder(folder)
 
-    from keeptune.model.load import empty_model, require_quantization
+    from keeptune.model.load import check_size, empty_model, require_quantization
     from keeptune.model.methods import check_fit, check_method
     from keeptune.model.modes import NOT_RECOMPUTED
 
     policy_of(recipe)
+    check_size(folder, num_weights=facts.num_weights)
     quantised = recipe.quantization or facts.quantised
     if quantised:
         require_quantization()

@@ -6,7 +6,7 @@ for its own model does not speak of it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,8 +18,9 @@ from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificate
 from keeptune.stages.certify import certificate_facts
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
-from keeptune.stages.harness import write_harness
-from keeptune.stages.left_out import at_chance, reported_answers, tested_budgets
+from keeptune.stages.evaluation import answer_base
+from keeptune.stages.harness import Harness, ask_base, write_harness
+from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
 from keeptune.stages.run import Run, intact_record, stage_key
 from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
 from keeptune.stages.texts import certify_texts, write_texts
@@ -29,7 +30,8 @@ from keeptune.storage import MANIFEST, read_record, require_unchanged, write_rec
 if TYPE_CHECKING:
     from torch import nn
 
-    from keeptune.evaluation.metrics import Answer
+    from keeptune.retention.budget import Budget
+    from keeptune.retention.chance import LeftOut
     from keeptune.retention.drops import Drops
     from keeptune.retention.ledger import Opening
     from keeptune.retention.walk import Walk
@@ -68,6 +70,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     texts, harness = write_texts(run, data), write_harness(run, data)
     check_budgets(run.recipe, data, certify_texts(texts), harness=harness)
     budgets = budgets_of(run.recipe, harness=harness)
+    left_out = _left_out(run, data, budgets=budgets, harness=harness)
     hashes = artifact_sha256(folder)
     key = stage_key(
         data=data.key,
@@ -79,9 +82,10 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         confidence=run.recipe.retention.confidence,
         metric=main_metric(run.recipe),
         max_new_tokens=max_new_tokens_on_test(run.recipe, data),
+        left_out=[one.name for one in left_out],
         **policy_of(run.recipe).answers_key(),
     )
-    session = Session(run, data, texts, harness, budgets, (), key)
+    session = Session(run, data, texts, harness, budgets, left_out, key)
     name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"
     path = run.folder / CERTIFICATES / f"{name}.json"
     if intact_record(path, say=run.context.progress.say).get("key") == key:
@@ -91,15 +95,24 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         if (changed := changed_file(earlier)) is not None:
             run.context.progress.say(f"{changed}. What stands there now gets a certificate of its own.")
     opening = open_session(session, [name], certificate=path)
-    base = base_answers(session)
-    # Judged on the report part where the base answered that, so that nothing is chosen by the certify records.
-    judged = reported_answers(run) or base
-    left_out = at_chance(judged, budgets=budgets, tasks=data.untrained_tasks, harness=harness)
-    tested_budgets(budgets, left_out)
-    session = replace(session, left_out=left_out)
-    walked = _tested(session, folder, base=base, name=name, opening=opening)
+    walked = _tested(session, folder, name=name, opening=opening)
     _write(session, walked, folder=folder, hashes=hashes, opening=opening, path=path)
     return _read(path)
+
+
+def _left_out(run: Run, data: Data, *, budgets: Mapping[str, Budget], harness: Harness | None) -> tuple[LeftOut, ...]:
+    """Return the suites with nothing to lose, by what the base answers to the report part: nothing is chosen by others.
+
+    Raises:
+        DataError: none is left to test.
+    """
+    if judged_by_test(budgets, data):
+        answer_base(run, data)
+    if harness is not None:
+        ask_base(run, data, harness=harness)
+    found = at_chance(reported_answers(run), budgets=budgets, tasks=data.untrained_tasks, harness=harness)
+    tested_budgets(budgets, found)
+    return found
 
 
 def _refuse_unlike(folder: Path, *, run: Run, data: Data) -> None:
@@ -166,12 +179,13 @@ def _reads_alike(own: Tokenizer, data: Data) -> bool:
     return all(own.encode(texts, first=first) == theirs.encode(texts, first=first) for first in (True, False))
 
 
-def _tested(session: Session, folder: Path, *, base: Sequence[Answer], name: str, opening: Opening) -> Walk:
+def _tested(session: Session, folder: Path, *, name: str, opening: Opening) -> Walk:
     from keeptune.model.folder import ADAPTER_CONFIG
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.walk import Candidate, walk
 
     run, data = session.run, session.data
+    base = base_answers(session)
     if not (folder / ADAPTER_CONFIG).is_file():
         # A whole model is what its files hold, however the run reads its base.
         data = replace(data, base=replace(data.base, facts=replace(data.base.facts, quantization=None)))
@@ -196,12 +210,10 @@ def _write(
 ) -> None:
     from keeptune.retention.verdict import verdict
 
-    found = verdict(walked, choice=next(iter(walked.certified), None), left_out=session.left_out)
-    # The walk's words for a point between base and trained model: here there is one model, and no way to it.
-    sentence = found.sentence.replace(" at alpha 1, the smallest tested,", "").replace(" at alpha 1", "")
+    choice = next(iter(walked.certified), None)
+    found = verdict(walked, choice=choice, left_out=session.left_out, one_model=True)
     value = {
         **certificate_facts(session, walked, found, opening=opening),
-        "sentence": sentence,
         "artifact": {"folder": str(folder.resolve()), "sha256": dict(hashes)},
         "base": {"name": session.data.base.name, "sha256": session.data.base.facts.sha256},
     }

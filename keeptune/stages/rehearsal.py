@@ -163,7 +163,7 @@ def _trying(method: Method, step: str) -> AbstractContextManager[None]:
 
     return library_errors(
         lambda reason: (
-            f"methods.{method.name}: found that {step} fails on a single record ({reason}); expected it to pass, as a "
-            "run needs it. Choose another method or model, or another version of transformers and PEFT."
+            f"methods.{method.name}: found that {step} fails in a trial with one record ({reason}); expected it to "
+            "work. Choose another method or model, or another version of transformers and PEFT."
         )
     )

@@ -90,7 +90,7 @@ def _weigh_base(run: Run, data: Data, texts: Texts) -> None:
     folder = run.folder / BASE / "texts"
     key = stage_key(texts=texts.key, weights=data.base.facts.sha256, **policy_of(run.recipe).answers_key())
     if not is_done(folder, key):
-        run.context.progress.say(f"{BASE}: weighing texts")
+        run.context.progress.say(f"{BASE}: computing the loss of the texts")
         model = load_base(run, data)
         answer(run, data, model, split=texts.split("test"), metrics=(), name=BASE, folder=folder, key=key)
 

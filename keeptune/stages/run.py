@@ -74,7 +74,7 @@ class Run:
         """
         if self.context.stop_requested():
             raise Interrupted(
-                f"{self.folder}: found a request to stop; everything that is finished stands. "
+                f"{self.folder}: stopped on request; everything that is finished stands. "
                 "Give the same command again to go on."
             )
 
@@ -253,7 +253,7 @@ def _weight_deciding(recipe: Mapping[str, Any], *, methods: Sequence[str]) -> di
     flat["quantization"] = recipe.get("quantization")
     for section in ("data", "training"):
         flat |= dict(leaves(recipe.get(section, {}), section))
-    # Its forms have different keys: one is told beside the other as a whole.
+    # A mixture is a word or a section: a message names it as a whole.
     flat = {key: value for key, value in flat.items() if not key.startswith("data.mixture")}
     mixture = recipe.get("data", {}).get("mixture")
     is_section = isinstance(mixture, dict)

@@ -29,7 +29,16 @@ from keeptune.stages.data import Data, open_table, read_records
 from keeptune.stages.mixture import train_examples
 from keeptune.stages.parts import part_shares
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.storage import MANIFEST, read_json, read_record, staged_folder, storage_errors, write_json, write_jsonl
+from keeptune.storage import (
+    MANIFEST,
+    read_json,
+    read_manifest,
+    read_record,
+    staged_folder,
+    storage_errors,
+    write_json,
+    write_jsonl,
+)
 
 if TYPE_CHECKING:
     from keeptune.evaluation.evaluate import Split
@@ -182,11 +191,14 @@ def keep_texts(recipe: Recipe, data: Data, texts: Texts | None) -> KeepTexts | N
 
     named = {OTHER_TASKS, *(task.name for task in recipe.data.tasks)}
     owner = data if recipe.retention.replay in named else texts
-    replay = owner.table("replay") if owner is not None and (owner.folder / "replay.jsonl").is_file() else None
+    replaying = owner if owner is not None and (owner.folder / "replay.jsonl").is_file() else None
+    replay = replaying.table("replay") if replaying is not None else None
     probe = texts.table("probe") if texts is not None and texts.has("probe") else None
     if replay is None and probe is None:
         return None
-    return KeepTexts(replay, probe, stage_key(data=data.key, texts=texts.key if texts is not None else None))
+    # Of their content: what else is set aside of these texts, such as for a certificate, decides no weight.
+    manifest = read_manifest(replaying.folder / "tokens/replay.arrow") if replaying is not None else {}
+    return KeepTexts(replay, probe, stage_key(**manifest["files"]) if manifest else "")
 
 
 def _self_counts(recipe: Recipe, data: Data) -> dict[PartName | SplitName, int]:
@@ -197,12 +209,13 @@ def _self_counts(recipe: Recipe, data: Data) -> dict[PartName | SplitName, int]:
     if not retention.self_texts:
         return {}
     counts: dict[PartName | SplitName, int] = {"probe": _NUM_PROBE_TEXTS, "test": retention.self_texts}
-    if SELF_TEXTS in retention.budget:
-        counts["certify"] = retention.self_texts
     most = max((method.replay_fraction for method in recipe.methods.values()), default=0.0)
     if most and retention.replay == SELF_TEXTS:
         wanted_tokens = most / (1.0 - most) * float(first_epoch(train_examples(recipe, data)).lengths.sum())
         counts["replay"] = min(_MOST_REPLAY_TEXTS, math.ceil(wanted_tokens / retention.text_tokens))
+    # Last, since the number of a part seeds its texts: a budget that is added later changes no others.
+    if SELF_TEXTS in retention.budget:
+        counts["certify"] = retention.self_texts
     return counts
 
 

@@ -247,7 +247,7 @@ def training_key(recipe: Recipe, data: Data, method: Method, *, texts: KeepTexts
     training = recipe.training.model_dump(mode="json", exclude={"save_steps"})
     # A method that leaves a field at its default keeps the key from before there was such a field.
     unused = {field.name for field in fields(method) if getattr(method, field.name) == field.default}
-    replayed = {"texts": texts.sha256} if texts is not None and method.replay_fraction else {}
+    replayed = {"texts": texts.replay_sha256} if texts is not None and method.replay_fraction else {}
     return stage_key(
         data=data.key,
         weights=data.base.facts.sha256,

@@ -30,6 +30,10 @@ def with_fixed_date(source: str) -> str:
     return _DATE.sub(lambda found: json.dumps(_FIXED_DATE.strftime(found[1] or found[2])), source)
 
 
+class UnboundedTemplateError(RecipeError):
+    """A template that takes too long or ends the process that renders it; it is not tried with other conversations."""
+
+
 class ChatWording:
     """A chat template with the tokens that it may name.
 
@@ -69,14 +73,15 @@ class ChatWording:
 
         Raises:
             RecipeError: the template does not compile, refuses the conversation, breaks the sandbox, or takes more than
-                2 seconds or 512 MB.
+                512 MB.
+            UnboundedTemplateError: it takes more than 2 seconds, or ends its process.
         """
         variables = {**(switches or {}), "messages": list(messages), "tools": tools, "documents": None}
         reply = self._asked({**variables, "add_generation_prompt": add_generation_prompt})
         if "text" in reply:
             return reply["text"]
         roles = ", ".join(message["role"] for message in messages)
-        raise RecipeError(
+        raise (UnboundedTemplateError if reply.get("ended") else RecipeError)(
             f"chat template: found {reply['fault']} for a conversation of the roles {roles}; "
             "expected rendered text. Change the records, or set data.template=alpaca."
         )
@@ -117,7 +122,7 @@ class ChatWording:
             if line:
                 return json.loads(line)
             self._end()
-            return {"fault": _how_it_ended(process.returncode), "compiled": True}
+            return {"fault": _how_it_ended(process.returncode), "compiled": True, "ended": True}
 
     def _running(self) -> subprocess.Popen[str]:
         # A forked process has a copy of this object, and no right to its parent's pipes.

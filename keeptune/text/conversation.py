@@ -13,7 +13,7 @@ from typing import Any
 
 from keeptune.data.record import Message
 from keeptune.errors import DataError, RecipeError
-from keeptune.text.chat import ChatWording
+from keeptune.text.chat import ChatWording, UnboundedTemplateError
 from keeptune.text.control import Controls
 from keeptune.text.tokenizer import Tokenizer
 
@@ -183,6 +183,8 @@ class Conversations:
         for add_generation_prompt in (False, True):
             try:
                 yield self.wording.render(messages, add_generation_prompt=add_generation_prompt, tools=tools)
+            except UnboundedTemplateError:
+                raise
             except RecipeError:
                 continue
 

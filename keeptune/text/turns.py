@@ -10,6 +10,7 @@ from itertools import product
 
 from keeptune.data.record import Message
 from keeptune.errors import DataError, RecipeError
+from keeptune.text.chat import UnboundedTemplateError
 from keeptune.text.conversation import ANSWER, QUESTION, THOUGHT, Conversations
 
 _THINK = re.compile(r"\s*<(\w+)>\s*")
@@ -148,6 +149,8 @@ class Turns:
         """Return the first control token after an answer that another message follows."""
         try:
             text = self._texts.text([user, answer, replace(user, content=THOUGHT)], add_generation_prompt=True)
+        except UnboundedTemplateError:
+            raise
         except RecipeError:
             return self._end
         between = text.partition(ANSWER)[2].partition(THOUGHT)[0]

@@ -35,7 +35,7 @@ def drift_meter(
         with torch.no_grad(), autocasting(device, autocast):
             for micro_batch in micro_batches:
                 if stop_requested():
-                    raise Interrupted("drift: found a request to stop; it is measured when the run goes on.")
+                    raise Interrupted("drift: stopped on request; it is measured when the run goes on.")
                 batch = collate([probe[i] for i in micro_batch])
                 assert batch.teacher is not None
                 total += divergences(model, batch, batch.teacher).to(wide).sum()

@@ -172,7 +172,7 @@ def _steps_taken(run: Run, state: TrainingState) -> TrainingState:
         if state != saved:
             save(run, state)
         raise Interrupted(
-            f"{run.folder}: found a request to stop at step {state.step} of {run.plan.num_steps}; everything up to "
+            f"{run.folder}: stopped on request at step {state.step} of {run.plan.num_steps}; everything up to "
             "this step is saved. Give the same command again to go on."
         ) from error
     finally:

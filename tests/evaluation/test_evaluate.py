@@ -332,7 +332,7 @@ def test_a_stop_leaves_nothing_half_written(after: int, tokenizer: Tokenizer, tm
     evaluate(seeded(llama), split_of(RECORDS, tokenizer), bench_of(tokenizer), tmp_path / "a")
     before = (tmp_path / "a/samples.jsonl").read_bytes()
     with pytest.raises(
-        Interrupted, match=r"^(answers|losses): found a request to stop; .*the same command again to go on\.$"
+        Interrupted, match=r"^(answers|losses): stopped on request; .*the same command again to go on\.$"
     ):
         evaluate(seeded(gpt2), split_of(RECORDS, tokenizer), bench, tmp_path / "a")
     assert [path.name for path in tmp_path.iterdir()] == ["a"]
@@ -343,7 +343,7 @@ def test_a_stop_is_heard_between_losses(tokenizer: Tokenizer, monkeypatch: pytes
     model, calls = seeded(llama), iter([False, False])
     monkeypatch.setattr(model, "generate", fails)
     bench = replace(bench_of(tokenizer, tokens_per_batch=1), stop_requested=lambda: next(calls, True))
-    with pytest.raises(Interrupted, match=r"^losses: found a request to stop; .*the same command again to go on\.$"):
+    with pytest.raises(Interrupted, match=r"^losses: stopped on request; .*the same command again to go on\.$"):
         validation_value(model, split=split_of(RECORDS, tokenizer), bench=bench, metric="loss", num_records=9)
 
 

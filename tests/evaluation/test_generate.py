@@ -364,7 +364,7 @@ def test_a_stop_is_heard_within_an_answer() -> None:
         return next(asked_for, True)
 
     decoding = replace(decoding, stop_ids=(1,), max_new_tokens=60, max_positions=None)
-    with pytest.raises(Interrupted, match=r"^answers: found a request to stop; .* the same command again to go on"):
+    with pytest.raises(Interrupted, match=r"^answers: stopped on request; .* the same command again to go on"):
         generate(model, [[7, 8]], decoding=decoding, progress=Silent(), stop_requested=stop_requested)
     assert len(calls) == 4
 

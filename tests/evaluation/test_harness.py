@@ -196,7 +196,7 @@ def test_asking_leaves_the_random_state_and_the_progress_bars_as_they_were(tmp_p
 
 def test_asking_stops_where_that_is_asked_for(tmp_path: Path, base: Path) -> None:
     suites = load_suites(["colours"], include_path=task(tmp_path, "colours"))
-    with pytest.raises(Interrupted, match="answers to harness tasks: found a request to stop"):
+    with pytest.raises(Interrupted, match="answers to harness tasks: stopped on request"):
         asked(base, suites, stopped=True)
 
 

@@ -473,6 +473,9 @@ def test_merging_into_a_quantised_base_is_refused(bases: Callable[..., Base], tm
     config = json.loads((quantised / "config.json").read_text())
     config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
     (quantised / "config.json").write_text(json.dumps(config))
+    weights = load_file(quantised / "model.safetensors")
+    weights["model.layers.0.mlp.down_proj.weight"] = torch.zeros(8, 1, dtype=torch.uint8)
+    save_file(weights, quantised / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(RecipeError, match=r"quantised: found quantised weights; expected a base model in fp32 or bf16"):
         merge_adapter(folder, base=quantised, out=tmp_path / "merged")
     assert not (tmp_path / "merged").exists()

@@ -36,8 +36,8 @@ CPU_TORCH = Machine("cpu", unused_gpu="this machine has an NVIDIA GPU, but the i
             {"between": True},
             "cuda",
             (HALF, HALF, FULL),
-            "cuda (NVIDIA H200), bf16; answers in fp32, as the weights between base and tuned ones differ by less than "
-            "bf16 can hold",
+            "cuda (NVIDIA H200), bf16; answers in fp32, because bf16 is too coarse for the steps between base and "
+            "tuned weights",
         ),
         (T4, {}, "cuda", (None, FULL, FULL), "cuda (Tesla T4), fp32, as this GPU has no units for bf16"),
         (

@@ -56,12 +56,13 @@ def test_points_on_the_way_leave_the_scores_of_the_trained_models_alone(tmp_path
         (
             "CERTIFIED",
             "CERTIFIED, EXCEPT FOR wiki, arc_easy",
-            "no more than it may: with 97.5 % confidence, at most 0.05 of ROUGE-L on all other tasks but wiki.",
+            "show, with 97.5 % confidence, that the delivered model (lora, 30 % of the way from the base model to the "
+            "trained one) forgets at most 0.05 of ROUGE-L on all other tasks but wiki.",
         ),
         (
             "NOT CERTIFIED",
             "NOT CERTIFIED",
-            "This is no proof that they forget too much. Use the base model with 4 solved examples in its",
+            "That does not prove that they forget too much. Use the base model with 4 solved examples in its",
         ),
         (
             "INFEASIBLE",

@@ -93,7 +93,7 @@ def test_a_model_that_only_loops_is_given_up(pair: tuple[Any, Tokenizer], monkey
 
 
 def test_a_request_to_stop_ends_the_writing(pair: tuple[Any, Tokenizer]) -> None:
-    with pytest.raises(Interrupted, match=r"texts: found a request to stop; those that were being made are lost"):
+    with pytest.raises(Interrupted, match=r"texts: stopped on request; those in progress are lost"):
         written(*pair, stop_requested=lambda: True)
 
 

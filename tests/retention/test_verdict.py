@@ -31,9 +31,9 @@ def test_a_certificate_vouches_for_every_budget_at_once_and_tells_each_bound() -
         None,
     )
     assert found.sentence == (
-        "With 95 % confidence over the draw of records, lora at alpha 1 keeps every budget: sst2 loses at most 0.02 of "
-        "exact_match (measured 0.005, bound on its own 0.016); text loses at most 0.02 nats (measured 0, bound on its "
-        "own 0.00684)."
+        "With 95 % confidence over the draw of records, lora at alpha 1 stays within every budget: sst2 loses at most "
+        "0.02 of exact_match (measured 0.005, upper bound for this suite alone 0.016); text loses at most 0.02 nats "
+        "(measured 0, upper bound for this suite alone 0.00684)."
     )
 
 
@@ -51,7 +51,8 @@ def test_too_few_records_are_told_how_many_would_do() -> None:
         "sst2",
         found.num_records_needed,
         "Not certified: 500 records of sst2 are too few to show that lora at alpha 0.5 loses less than 0.02 of "
-        f"exact_match (measured 0.006, bound 0.0218). About {found.num_records_needed:,} records would be needed.",
+        "exact_match (measured 0.006, upper bound 0.0218). "
+        f"About {found.num_records_needed:,} records would be needed.",
     )
     # (1.645 + 0.842)^2 * 0.046 / 0.014^2
     assert found.num_records_needed is not None
@@ -76,7 +77,7 @@ def test_the_suite_that_asks_most_speaks_for_a_candidate_and_the_candidate_that_
 
 def test_where_no_bound_exists_none_is_told() -> None:
     found = verdict(walked({"text": NATS}, {"lora": {"text": single([0.0] * 500 + [1.5])}}), choice=None)
-    assert "(measured 0.00299, bound none)" in found.sentence
+    assert "(measured 0.00299, upper bound none)" in found.sentence
 
 
 def test_a_mean_over_the_budget_is_infeasible_for_any_number_of_records() -> None:
@@ -90,6 +91,18 @@ def test_a_mean_over_the_budget_is_infeasible_for_any_number_of_records() -> Non
         "Infeasible: lora at alpha 0.5, the smallest tested, lost 0.25 on sst2, and the budget is 0.02 of exact_match. "
         "More records would not change that: raise the budget, or train with a lower learning rate or more replay.",
     )
+
+
+def test_where_there_is_one_model_no_alpha_is_named() -> None:
+    too_few = walked({"sst2": TWO_POINTS}, {"tuned": {"sst2": single(SOME_LOST[::2])}})
+    over = walked({"sst2": TWO_POINTS}, {"tuned": {"sst2": single(np.ones(600))}})
+    certified = walked({"text": NATS}, {"tuned": {"text": single(np.zeros(600))}})
+    for one, choice, words in (
+        (certified, Choice("tuned", 1.0), "of records, tuned stays within every budget"),
+        (too_few, None, "too few to show that tuned loses less than"),
+        (over, None, "Infeasible: tuned lost 1 on sst2, and the budget is"),
+    ):
+        assert words in verdict(one, choice=choice, one_model=True).sentence
 
 
 def test_a_later_failure_takes_nothing_from_what_was_certified() -> None:
@@ -122,4 +135,4 @@ def test_each_sentence_says_first_what_nothing_is_certified_for() -> None:
             "base model scores no better than chance there. "
         )
         alone = verdict(one, choice=choice).sentence
-        assert found.sentence.endswith(alone.replace("keeps every budget", "keeps every other budget"))
+        assert found.sentence.endswith(alone.replace("within every budget", "within all other budgets"))

@@ -210,7 +210,7 @@ def test_what_a_dead_driver_left_running_is_failed_and_queued_again_with_the_sam
 def test_a_stop_says_how_to_go_on(tmp_path: Path) -> None:
     machine = Machine(tmp_path / "search")
     machine.stop_after = 1
-    with pytest.raises(Interrupted, match=r"found a request to stop; every finished trial stands\. Give the same"):
+    with pytest.raises(Interrupted, match=r"stopped on request; every finished trial stands\. Give the same"):
         machine.run(search())
 
 

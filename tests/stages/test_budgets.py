@@ -14,6 +14,8 @@ from keeptune.errors import RecipeError
 from keeptune.retention.budget import Budget
 from keeptune.stages.budgets import budget_texts, budgets_of
 from keeptune.stages.harness import Harness
+from keeptune.stages.methods import method_of
+from keeptune.stages.training import training_key
 from keeptune.storage import write_json
 from tests.stages.test_retention import WORDS, general_text, written_recipe
 from tests.stages.world import Keeptune, context, llama
@@ -106,6 +108,25 @@ def test_what_training_does_not_read_is_written_later_and_is_the_same(tmp_path: 
             assert found is not None and found.audit["self"]["parts"] == {"probe": 64, "test": 60, "certify": 60}
             made.append((found.key, contents(recipe)))
     assert made[0] == made[1]
+
+
+def test_a_budget_that_is_added_later_changes_no_text_that_is_trained_on(tmp_path: Path, model: Path) -> None:
+    hashes, parts = set(), []
+    for name, budget in (("without", {}), ("with", {"self": "0.9 nats"})):
+        (tmp_path / name).mkdir()
+        recipe = written_recipe(tmp_path / name, model=model, replay="self", budget=budget)
+        full = recipe.methods["full"].model_copy(update={"replay_fraction": 0.1})
+        recipe = recipe.model_copy(update={"methods": {"full": full}})
+        with stages.open_run(recipe, context=context()) as run:
+            data = stages.prepare(run)
+            texts = stages.write_texts(run, data)
+            assert texts is not None
+            kept = stages.keep_texts(recipe, data, texts)
+            assert kept is not None
+            parts.append([*texts.audit["self"]["parts"]])
+            hashes.add(training_key(recipe, data, method_of(recipe, "full"), texts=kept))
+    assert parts == [["probe", "test", "replay"], ["probe", "test", "replay", "certify"]]
+    assert len(hashes) == 1
 
 
 def test_an_evaluation_writes_the_texts_that_a_training_left_out(tmp_path: Path, model: Path) -> None:

@@ -26,6 +26,7 @@ from keeptune.terminal import show_certificate
 from tests.stages.world import Notes, context, llama, recipe_file, records
 
 TASKS = ("left", "right", "riddles")
+BOTH = ["zero-shot", "few-shot"]
 
 
 @dataclass
@@ -72,7 +73,7 @@ def write_recipe(folder: Path, *, model: Path) -> Recipe:
         model=model,
         data=records(folder / "a.jsonl"),
         retention={"self_texts": 0, "alphas": [0.5, 1.0], "budget": {"others": "20 points of exact_match"}},
-        evaluation={"metrics": ["exact_match"], "max_new_tokens": 8, "baselines": ["few-shot"], "num_shots": [1, 2]},
+        evaluation={"metrics": ["exact_match"], "max_new_tokens": 8, "baselines": BOTH, "num_shots": [1, 2]},
     )
     value = json.loads(path.read_text(encoding="utf-8"))
     for i, name in enumerate(TASKS):
@@ -358,9 +359,11 @@ def test_a_suite_at_chance_that_loses_more_than_its_budget_all_the_same_is_no_pa
     assert {cell["suite"] for cell in found["cells"]} == {"others", "riddles"}
 
 
-def test_where_the_base_was_not_scored_in_the_budgets_metric_no_suite_leaves(run: Scripted) -> None:
+def test_without_the_bases_own_answers_nothing_is_opened(run: Scripted) -> None:
     shutil.rmtree(run.folder / "base" / "zero-shot")
-    assert run.certified()["left_out_at_chance"] == {}
+    with pytest.raises(DataError, match="zero-shot: found no answers of the base model to test"):
+        run.certified()
+    assert not (run.folder / "certify_openings.jsonl").exists()
 
 
 def test_the_terminal_names_what_is_not_certified_first(run: Scripted) -> None:

@@ -46,7 +46,7 @@ def general_text(number: int, *, seed: int, length: int = 9) -> Table:
 
 
 def texts(**changed: Any) -> stages.KeepTexts:
-    given = stages.KeepTexts(replay=general_text(5, seed=0), probe=general_text(30, seed=1), sha256="ab12")
+    given = stages.KeepTexts(replay=general_text(5, seed=0), probe=general_text(30, seed=1), replay_sha256="ab12")
     return replace(given, **changed)
 
 
@@ -125,12 +125,12 @@ def test_the_same_command_again_trains_nothing_and_other_texts_are_told(
     with stages.open_run(world.recipe(path), context=world.context()) as opened:
         data = stages.prepare(opened)
         keys = {name: read_json(run / name / "training.json")["key"] for name in METHODS}
-        for given, same in ((texts(), set(METHODS)), (texts(sha256="cd"), {"frozen"}), (None, {"frozen"})):
+        for given, same in ((texts(), set(METHODS)), (texts(replay_sha256="cd"), {"frozen"}), (None, {"frozen"})):
             found = {
                 name: training_key(opened.recipe, data, method_of(opened.recipe, name), texts=given) for name in METHODS
             }
             assert {name for name in METHODS if found[name] == keys[name]} == same
-        monkeypatch.setattr("keeptune.stages.evaluation.keep_texts", lambda *_: texts(sha256="cd"))
+        monkeypatch.setattr("keeptune.stages.evaluation.keep_texts", lambda *_: texts(replay_sha256="cd"))
         with pytest.raises(DataError, match="found a model trained on other data, settings or base weights"):
             stages.evaluate(opened, data=data)
         monkeypatch.setattr("keeptune.stages.evaluation.keep_texts", lambda *_: texts())

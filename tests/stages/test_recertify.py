@@ -83,7 +83,7 @@ def test_a_folder_gets_a_certificate_that_names_it_by_its_hashes(copied: Made, t
     assert value["choice"] == {"candidate": path.stem, "alpha": 1.0}
     assert (
         "alpha" not in value["sentence"]
-        and "keeps every other budget: self loses at most 0.9 nats" in value["sentence"]
+        and "stays within all other budgets: self loses at most 0.9 nats" in value["sentence"]
     )
     assert str(tuned) in lines[2] and str(path) in lines[-1]
 
@@ -206,6 +206,18 @@ def test_suites_at_chance_alone_are_no_ground_for_a_certificate(
         match=r"found only suites that the base answers at chance \(others-task: exact_match 0, chance 0\.\d+\)",
     ):
         certified(copied, tuned)
+    assert len(ledger(copied)) == 1
+
+
+def test_what_the_base_has_to_lose_is_judged_by_its_answers_to_test_which_are_made_where_they_are_missing(
+    copied: Made, tuned: Path
+) -> None:
+    found = certified(copied, tuned)[0]
+    shutil.rmtree(copied.folder / "base" / "zero-shot")
+    next((copied.folder / "certificates").glob("*.json")).unlink()
+    again = certified(copied, tuned)[0]
+    assert again["left_out_at_chance"] == found["left_out_at_chance"] != {}
+    assert (copied.folder / "base" / "zero-shot" / "samples.jsonl").is_file()
 
 
 def test_suites_at_chance_are_left_out_and_the_sentence_says_so(copied: Made, tuned: Path) -> None:

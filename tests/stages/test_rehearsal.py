@@ -41,8 +41,8 @@ def test_what_fails_in_saving_fails_before_training(
     with stages.open_run(world.recipe(path), context=world.context()) as run, pytest.raises(RecipeError) as caught:
         stages.train(run, methods=[method])
     assert str(caught.value).startswith(
-        f"methods.{method}: found that saving the model and loading it again fails on a single record (RuntimeError: "
-        "these weights share memory); expected it to pass, as a run needs it."
+        f"methods.{method}: found that saving the model and loading it again fails in a trial with one record "
+        "(RuntimeError: these weights share memory); expected it to work."
     )
     assert not (tmp_path / "run" / method / "events.jsonl").exists()
 

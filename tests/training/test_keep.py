@@ -113,7 +113,7 @@ def test_a_run_that_keeps_and_is_stopped_anywhere_ends_with_the_same_bits(
     assert events.count("drift") == events.count("step") == 3
     for position in range(0, num_polls, 1 if peft_type is None else 4):
         folder = tmp_path / str(position)
-        with pytest.raises(Interrupted, match="found a request to stop at step"):
+        with pytest.raises(Interrupted, match="stopped on request at step"):
             start_keeping(peft_type, folder, stop_at=position)
         digest, _ = start_keeping(peft_type, folder)
         assert digest["log"] == expected["log"], position
@@ -347,7 +347,7 @@ def test_a_stop_between_a_step_and_its_measurement_leaves_it_to_the_next_start(t
             return counted([])(model)
 
         folder = tmp_path / str(stopped)
-        with pytest.raises(Interrupted, match=f"found a request to stop at step {stopped + 1} of 6"):
+        with pytest.raises(Interrupted, match=f"stopped on request at step {stopped + 1} of 6"):
             run(make_model(), folder, drift=drift)
         model = make_model()
         run(model, folder, drift=drift)

@@ -63,9 +63,7 @@ def test_a_stop_at_any_micro_batch_changes_no_bit(tmp_path: Path, kind: str) -> 
     # The metric's stops differ from the others only at the end of an epoch.
     for position in range(0, num_polls, 4 if kind == "metric" else 1):
         folder = tmp_path / str(position)
-        with pytest.raises(
-            Interrupted, match=r"found a request to stop at step .* Give the same command again to go on"
-        ):
+        with pytest.raises(Interrupted, match=r"stopped on request at step .* Give the same command again to go on"):
             start(kind, folder, stop_at=position)
         digest, polls_after = start(kind, folder)
         assert digest["log"] == expected["log"], position
@@ -147,7 +145,7 @@ def test_a_stop_inside_the_metric_takes_it_again(tmp_path: Path) -> None:
         return metric(model)
 
     changed = {**settings_of("metric"), "validate": interrupted_metric}
-    with pytest.raises(Interrupted, match="found a request to stop at step 3 of 6"):
+    with pytest.raises(Interrupted, match="stopped on request at step 3 of 6"):
         run(make_model(), tmp_path / "run", **changed)
     model = make_model()
     run(model, tmp_path / "run", **changed)
