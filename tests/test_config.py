@@ -139,6 +139,10 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
             "evaluation: found num_draws without effect; expected it only with few-shot among baselines.",
         ),
         (
+            "retention: {budget: {others: 2 points}}\nevaluation: {baselines: [few-shot]}\n",
+            "found a budget of others and evaluation.baselines without zero-shot; expected it, as a certificate sets",
+        ),
+        (
             "evaluation: {baselines: [zero-shot], num_shots: [2]}\n",
             "found num_shots without effect; expected it only with few-shot or nearest among baselines.",
         ),

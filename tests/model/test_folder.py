@@ -280,6 +280,29 @@ def test_more_layers_than_the_weights_can_hold_are_refused_before_any_is_built(t
             check_model_folder(model_folder(tmp_path / "m", **config))
 
 
+@pytest.mark.parametrize("dtype", ["I8", "U8", "F8_E4M3"])
+def test_quantised_matrices_that_no_configuration_explains_are_refused(tmp_path: Path, dtype: str) -> None:
+    header = json.dumps({"a.weight": {"dtype": dtype, "shape": [3, 4], "data_offsets": [0, 12]}}).encode()
+    weights = struct.pack("<Q", len(header)) + header + bytes(12)
+    with pytest.raises(RecipeError, match=rf"found weights stored as {dtype}, the first is 'a\.weight', and a config"):
+        check_model_folder(model_folder(tmp_path / "m", weights=weights))
+    stored = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    assert check_model_folder(model_folder(tmp_path / "n", weights=weights, quantization_config=stored)).quantised
+
+
+def test_a_mask_that_is_stored_as_integers_is_no_weight(tmp_path: Path) -> None:
+    header = json.dumps({"h.0.attn.bias": {"dtype": "U8", "shape": [3, 4], "data_offsets": [0, 12]}}).encode()
+    assert check_model_folder(model_folder(tmp_path / "m", weights=struct.pack("<Q", len(header)) + header + bytes(12)))
+
+
+def test_weights_that_are_not_quantised_as_the_configuration_says_are_refused(tmp_path: Path) -> None:
+    header = json.dumps({"a.weight": {"dtype": "F32", "shape": [3, 1], "data_offsets": [0, 12]}}).encode()
+    weights = struct.pack("<Q", len(header)) + header + bytes(12)
+    stored = {"quant_method": "bitsandbytes", "load_in_8bit": True}
+    with pytest.raises(RecipeError, match=r"in 8bit, and weight files that are not .* and set quantization=8bit\."):
+        check_model_folder(model_folder(tmp_path / "m", weights=weights, quantization_config=stored))
+
+
 def test_a_configuration_without_end_is_refused(tmp_path: Path) -> None:
     path = model_folder(tmp_path / "m")
     for depth, problem in ((100, "nested more than 16 levels deep"), (100_000, "found broken JSON")):

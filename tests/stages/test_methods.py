@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,18 @@ def test_virtual_tokens_leave_room_for_a_record(tmp_path: Path) -> None:
         "methods.p.num_virtual_tokens: found 5000; expected at most 504, as the model has 512 positions and a record "
         "needs some of them. Lower it, to methods.p.num_virtual_tokens=20 for instance."
     )
+
+
+@pytest.mark.parametrize("size", [{"vocab_size": 10**9}, {"intermediate_size": 10**9}, {"vocab_size": -5}])
+def test_a_model_that_is_larger_than_its_weight_files_is_refused_before_it_is_made(
+    tmp_path: Path, size: dict[str, int]
+) -> None:
+    base = world.llama(tmp_path / "base")
+    path = world.recipe_file(tmp_path, model=base, data=world.records(tmp_path / "data.jsonl", number=10))
+    config = json.loads((base / "config.json").read_text(encoding="utf-8"))
+    (base / "config.json").write_text(json.dumps(config | size), encoding="utf-8")
+    with pytest.raises(RecipeError, match=r"found a model of [\d,]+ weights, and weight files that hold|negative dim"):
+        stages.check_methods(world.recipe(path))
 
 
 def test_a_prefix_is_not_recomputed(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from keeptune.errors import RecipeError
-from keeptune.text.chat import ChatWording
+from keeptune.text.chat import ChatWording, UnboundedTemplateError
+from keeptune.text.template import make_template
+from keeptune.text.tokenizer import Tokenizer
+from tests import tiny
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 ESCAPES = [
@@ -113,6 +117,17 @@ def test_a_template_that_was_stopped_or_failed_renders_the_next_conversation() -
     with pytest.raises(RecipeError, match=r"found UndefinedError \(list object has no element 0\)"):
         rendered()
     assert rendered("3") == "1.0"
+
+
+def test_a_template_that_runs_on_is_tried_once(tmp_path: Path) -> None:
+    loop = "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}"
+    source = f"{{% if messages|length > 1 %}}{loop}{{% endif %}}{{{{ messages[0]['content'] }}}}"
+    tokenizer = Tokenizer.load(tiny.chatml_tokenizer(tmp_path, chat_template=source))
+    before = sum(os.times()[2:4])
+    with pytest.raises(UnboundedTemplateError, match="found a template that takes more than 2 seconds"):
+        make_template("chat", tokenizer=tokenizer, encoder_decoder=False)
+    # Seconds of the processes that rendered it.
+    assert sum(os.times()[2:4]) - before < 4.0
 
 
 PROCESSES = """
