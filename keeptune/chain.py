@@ -115,7 +115,7 @@ def _checked(content: bytes, path: Path, *, heads: Iterable[Head]) -> tuple[list
         hashes.append(hashlib.sha256(text).hexdigest())
     for head in heads:
         if head.num_lines > len(lines):
-            raise _broken(str(path), f"{len(lines)} lines where {head.known_to} knows of {head.num_lines}")
+            raise _broken(str(path), f"{len(lines)} of the {head.num_lines} lines that {head.known_to} knows of")
         if hashes[head.num_lines] != head.sha256:
             raise _broken(f"{path}:{head.num_lines}", f"another line than {head.known_to} knows of")
     return lines, hashes[1:]

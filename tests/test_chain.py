@@ -51,9 +51,9 @@ def flipped(content: bytes) -> bytes:
 @pytest.mark.parametrize(
     ("damage", "found"),
     [
-        (lambda content: b"", "0 lines where manifest.json knows of 3"),
-        (lambda content: content[: content.index(b'{"name": "three')], "2 lines where manifest.json knows of 3"),
-        (lambda content: content[:-20], "2 lines where manifest.json knows of 3"),
+        (lambda content: b"", "0 of the 3 lines that manifest.json knows of"),
+        (lambda content: content[: content.index(b'{"name": "three')], "2 of the 3 lines that manifest.json knows of"),
+        (lambda content: content[:-20], "2 of the 3 lines that manifest.json knows of"),
         (lambda content: content[content.index(b"\n") + 1 :], "a line that does not follow the one before it"),
         (lambda content: content.replace(b"three", b"seven"), "another line than manifest.json knows of"),
         (flipped, "a line that does not follow the one before it"),
@@ -79,7 +79,7 @@ def test_changed_and_removed_lines_are_refused(tmp_path: Path, damage: Callable[
 
 def test_a_file_that_is_gone_is_refused_where_lines_of_it_are_known(tmp_path: Path) -> None:
     head = added(tmp_path / "a.jsonl", "one")
-    with pytest.raises(StorageError, match="found 0 lines where"):
+    with pytest.raises(StorageError, match="found 0 of the 3 lines"):
         read_chain(tmp_path / "b.jsonl", heads=(head,))
 
 

@@ -61,7 +61,12 @@ class Result:
     @property
     def feasible(self) -> bool:
         """Whether every budget is kept on the probe."""
-        return self.excess is None or self.excess <= 0.0
+        return is_within(self.excess)
+
+
+def is_within(excess: float | None) -> bool:
+    """Tell whether every budget is kept, by how far the worst suite is above its own; None: there is no budget."""
+    return excess is None or excess <= 0.0
 
 
 def ranked(results: Sequence[Result], *, higher_is_better: bool) -> list[Result]:

@@ -9,7 +9,7 @@ from statistics import fmean
 from typing import Any
 
 from keeptune.search.rounds import REPEATS, contenders
-from keeptune.search.trials import Result, ranked
+from keeptune.search.trials import Result, is_within, ranked
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,7 @@ class Contender:
     @property
     def feasible(self) -> bool:
         """Whether the budgets are kept on the probe, in the mean over the seeds."""
-        return self.excess is None or self.excess <= 0.0
+        return is_within(self.excess)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,19 +8,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.errors import DataError
-from keeptune.stages.budgets import budget_texts, budgets_of, check_budgets, require_budget
+from keeptune.stages.budgets import budget_texts, require_budget
 from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_stands
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, prepare
-from keeptune.stages.harness import write_harness
 from keeptune.stages.instruct import deliver, withdraw
 from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
 from keeptune.stages.openings import ledger_heads
 from keeptune.stages.retention import FORGETTING
 from keeptune.stages.run import SELECTION, Run, intact_record, stage_key
-from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
-from keeptune.stages.texts import certify_texts, write_texts
+from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session, read_suites
 from keeptune.stages.training import artifact_folder
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
 from keeptune.stages.way import BASE, ZERO_SHOT, open_way, points, trained_facts
@@ -57,16 +55,14 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
 
     require_budget(run.recipe)
     data = data or prepare(run)
-    check_budgets(run.recipe, data)
-    texts, harness = write_texts(run, data), write_harness(run, data)
-    check_budgets(run.recipe, data, certify_texts(texts), harness=harness)
+    suites = read_suites(run, data)
+    asked, harness = suites.budgets, suites.harness
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
-    asked = budgets_of(run.recipe, harness=harness)
     _require_measured(run, methods, base=judged_by_test(asked, data))
     left_out = at_chance(reported_answers(run), budgets=asked, tasks=data.untrained_tasks, harness=harness)
     tested_budgets(asked, left_out)
-    session = Session(run, data, texts, harness, asked, left_out, "")
+    session = Session(run, data, suites.texts, harness, asked, left_out, "")
     session = replace(session, key=_key(session, methods))
     # A delivered model that someone changed or removed is delivered again.
     before = intact_record(path, say=run.context.progress.say)

@@ -13,17 +13,16 @@ from typing import TYPE_CHECKING
 
 from keeptune.errors import RecipeError
 from keeptune.report.certificate import read_certificate
-from keeptune.stages.budgets import budgets_of, check_budgets, main_metric, require_budget
+from keeptune.stages.budgets import main_metric, require_budget
 from keeptune.stages.certified import CERTIFICATES, artifact_sha256, certificates_of, changed_file
 from keeptune.stages.certify import certificate_facts
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.evaluation import answer_base
-from keeptune.stages.harness import Harness, ask_base, write_harness
+from keeptune.stages.harness import Harness, ask_base
 from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
 from keeptune.stages.run import Run, intact_record, stage_key
-from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session
-from keeptune.stages.texts import certify_texts, write_texts
+from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session, read_suites
 from keeptune.stages.way import load_at
 from keeptune.storage import MANIFEST, read_record, require_unchanged, write_record
 
@@ -66,10 +65,8 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     require_unchanged(folder)
     data = prepare(run)
     _refuse_unlike(folder, run=run, data=data)
-    check_budgets(run.recipe, data)
-    texts, harness = write_texts(run, data), write_harness(run, data)
-    check_budgets(run.recipe, data, certify_texts(texts), harness=harness)
-    budgets = budgets_of(run.recipe, harness=harness)
+    suites = read_suites(run, data)
+    texts, harness, budgets = suites.texts, suites.harness, suites.budgets
     left_out = _left_out(run, data, budgets=budgets, harness=harness)
     hashes = artifact_sha256(folder)
     key = stage_key(

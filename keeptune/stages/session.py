@@ -12,14 +12,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from keeptune.data.record import OTHER_TASKS
+from keeptune.stages.budgets import budgets_of, check_budgets
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test
-from keeptune.stages.harness import Harness, answer_harness
+from keeptune.stages.harness import Harness, answer_harness, write_harness
 from keeptune.stages.left_out import tested_budgets
 from keeptune.stages.openings import LEDGER, open_ledger
 from keeptune.stages.retention import answer
 from keeptune.stages.run import Run, is_done, stage_key
-from keeptune.stages.texts import Texts
+from keeptune.stages.texts import Texts, certify_texts, write_texts
 from keeptune.stages.way import BASE, load_base
 from keeptune.storage import file_sha256, storage_errors
 
@@ -75,6 +76,27 @@ class Session:
             return None
         records, table = self.data.records("certify"), self.data.table("certify")
         return Split("certify", records, table, untrained_tasks=self.data.untrained_tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Suites:
+    """What may not be lost, each suite with as many records as can certify something."""
+
+    texts: Texts | None
+    harness: Harness | None
+    budgets: Mapping[str, Budget]
+
+
+def read_suites(run: Run, data: Data) -> Suites:
+    """Write the texts and harness documents of a run, unless they stand there, and return them with the budgets.
+
+    Raises:
+        RecipeError: a suite has too few records; what is known before anything is written is said then.
+    """
+    check_budgets(run.recipe, data)
+    texts, harness = write_texts(run, data), write_harness(run, data)
+    check_budgets(run.recipe, data, certify_texts(texts), harness=harness)
+    return Suites(texts, harness, budgets_of(run.recipe, harness=harness))
 
 
 def open_session(session: Session, candidates: Sequence[str], *, certificate: Path) -> Opening:

@@ -190,7 +190,7 @@ def test_a_certificate_knows_the_openings_where_the_manifest_is_gone(run: Path, 
     (run / "certify_openings.jsonl").unlink()
     code, said = give("run", "--set", "retention.budget.self=0.7 nats")
     assert code == 4
-    assert f"certify_openings.jsonl: found 0 lines where {run / 'certificate.json'} knows of 1" in said
+    assert f"certify_openings.jsonl: found 0 of the 1 lines that {run / 'certificate.json'} knows of" in said
 
 
 def test_a_line_that_a_crash_tore_is_removed_and_the_openings_count_on(run: Path, give: Give) -> None:

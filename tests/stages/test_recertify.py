@@ -200,7 +200,7 @@ def test_suites_at_chance_alone_are_no_ground_for_a_certificate(
     def scored(*arguments: Any, **named: Any) -> dict[str, Any]:
         return {suite: budget for suite, budget in budgets_of(*arguments, **named).items() if budget.metric != "loss"}
 
-    monkeypatch.setattr(importlib.import_module("keeptune.stages.recertify"), "budgets_of", scored)
+    monkeypatch.setattr(importlib.import_module("keeptune.stages.session"), "budgets_of", scored)
     with pytest.raises(
         DataError,
         match=r"found only suites that the base answers at chance \(others-task: exact_match 0, chance 0\.\d+\)",
