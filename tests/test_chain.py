@@ -79,7 +79,7 @@ def test_changed_and_removed_lines_are_refused(tmp_path: Path, damage: Callable[
 
 def test_a_file_that_is_gone_is_refused_where_lines_of_it_are_known(tmp_path: Path) -> None:
     head = added(tmp_path / "a.jsonl", "one")
-    with pytest.raises(StorageError, match="found 0 of the 3 lines"):
+    with pytest.raises(StorageError, match="found 0 of the 1 lines"):
         read_chain(tmp_path / "b.jsonl", heads=(head,))
 
 
