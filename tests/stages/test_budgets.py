@@ -14,8 +14,6 @@ from keeptune.errors import RecipeError
 from keeptune.retention.budget import Budget
 from keeptune.stages.budgets import budget_texts, budgets_of
 from keeptune.stages.harness import Harness
-from keeptune.stages.methods import method_of
-from keeptune.stages.training import training_key
 from keeptune.storage import write_json
 from tests.stages.test_retention import WORDS, general_text, written_recipe
 from tests.stages.world import Keeptune, context, llama
@@ -124,7 +122,7 @@ def test_a_budget_that_is_added_later_changes_no_text_that_is_trained_on(tmp_pat
             kept = stages.keep_texts(recipe, data, texts)
             assert kept is not None
             parts.append([*texts.audit["self"]["parts"]])
-            hashes.add(training_key(recipe, data, method_of(recipe, "full"), texts=kept))
+            hashes.add(kept.replay_sha256)
     assert parts == [["probe", "test", "replay"], ["probe", "test", "replay", "certify"]]
     assert len(hashes) == 1
 
