@@ -66,7 +66,10 @@ def test_a_model_is_whole_and_small(name: str) -> None:
     [
         ("lab-base", "chatml", "names", 150, {"num_train_epochs": 3, "tokens_per_step": 512}, 2e-3, 0.8),
         # Six topics: by chance one of them is right in a sixth of the notes.
-        ("lab-base-t5", "plain", "topic", 600, {"num_train_epochs": 6, "tokens_per_step": 512}, 1e-3, 0.35),
+        pytest.param(
+            *("lab-base-t5", "plain", "topic", 600, {"num_train_epochs": 6, "tokens_per_step": 512}, 1e-3, 0.35),
+            marks=pytest.mark.slow,
+        ),
     ],
 )
 def test_a_base_learns_a_task_in_seconds(
@@ -239,6 +242,7 @@ def test_a_recipe_that_was_changed_stays_as_it_is(lab: Path, tmp_path: Path) -> 
     assert (tmp_path / "lab-demo.yaml").read_text() == "mine"
 
 
+@pytest.mark.slow
 def test_the_instruct_model_answers_as_was_recorded_and_learns_a_new_wording(lab: Path, tmp_path: Path) -> None:
     recipe = yaml.safe_load((lab / "lab-demo.yaml").read_text(encoding="utf-8"))
     scored = ("sentiment", "letter_writer")
@@ -269,7 +273,7 @@ def test_the_demo_ends_in_its_report_and_goes_on_from_what_is_done(tmp_path: Pat
         r"\(exact_match\)",
         delivered,
     )
-    assert "\nCERTIFIED\n" in first.stdout
+    assert re.search(r"\nCERTIFIED, EXCEPT FOR \w+\n", first.stdout)
     assert re.fullmatch(r"full: learned 0\.000 → [01]\.\d+, the other tasks 0\.\d+ → 0\.\d+ \(exact_match\)", full)
     assert lora.startswith("lora: learned 0.000 → ") and took.startswith("The demo took ")
     page = last.removeprefix("Open it in a browser: file://")

@@ -53,7 +53,7 @@ def give(made: Path, run: Path, keeptune: Keeptune) -> Give:
 
 
 def with_a_digit_changed(content: bytes, seed: int = 0) -> bytes:
-    places = [i for i, byte in enumerate(content) if chr(byte).isdigit()]
+    places = [i for i, byte in enumerate(content) if chr(byte).isdigit()] or [0]
     place = random.Random(seed).choice(places)
     return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
 
@@ -217,9 +217,13 @@ def test_damage_to_any_file_is_mended_or_named(damage: str, made: Path, tmp_path
         for verb in ("report", "run"):
             done = keeptune(verb, made, "--set", f"output_dir={run}")
             assert "Traceback" not in done.stderr, (name, verb, done.stderr)
-            assert done.returncode in (0, 4, 8), (name, verb, done.stderr)
+            # 3: a delivered model is no longer what its certificate speaks of.
+            assert done.returncode in (0, 3, 4, 8), (name, verb, done.stderr)
             assert done.returncode == 0 or str(name.parent) in done.stderr, (name, verb, done.stderr)
-            assert done.returncode or shown(run) == report, (name, verb)
+            if done.returncode == 0:
+                found = shown(run)
+                assert all(line.startswith(f"{name}: ") for line in found["missing"]), (name, verb, found["missing"])
+                assert found | {"missing": []} == report, (name, verb)
         shutil.rmtree(run)
 
 

@@ -16,7 +16,7 @@ from tests.stages import world
 def test_a_random_t5_learns_to_copy_the_first_word(tmp_path: Path) -> None:
     torch.set_num_threads(1)
     training = {
-        "num_train_epochs": 40,
+        "num_train_epochs": 60,
         "tokens_per_step": 1024,
         "tokens_per_micro_batch": 4096,
         "lr_scheduler_type": "constant_with_cooldown",
