@@ -308,6 +308,9 @@ class RetentionFields(Section):
     budget: dict[str, str] = Field(default_factory=dict)
     """Suite → what it may lose, with its unit: `1 point of exact_match`, `0.02 nats`. Suites are the tasks with
     `train: false`, `others` (all of them together), `texts` and `harness.tasks` by name, and self."""
+    loss_cap: Annotated[float, Field(gt=0.0)] = 1.0
+    """Nats per token that one record may lose or gain in a budget in nats; more counts as this. Without such a cap no
+    number of records could rule out a rare large loss."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of the certificate: one minus the chance that it is given wrongly."""
     alphas: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] | Literal["auto"] = "auto"

@@ -8,6 +8,7 @@ from typing import Literal, NoReturn
 
 from keeptune.errors import RecipeError
 from keeptune.evaluation.metrics import LOSS_METRICS, metric_problems
+from keeptune.progress import noun
 from keeptune.retention.drops import metric_scale
 
 _BUDGET = re.compile(r"(?P<amount>[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?) *(?P<unit>[a-z]+)( +of +(?P<metric>\w+))?", re.I)
@@ -20,22 +21,25 @@ _POINTS_OF_SCALE = 100.0
 class Budget:
     """How much of `metric` one suite may lose: `amount` in the metric's own units.
 
-    A point is 0.01 of a metric in [0, 1] and 1.0 of BLEU or chrF; a nat is one of loss per token.
+    A point is 0.01 of a metric in [0, 1] and 1.0 of BLEU or chrF; a nat is one of loss per token. What a single record
+    loses or gains beyond `scale` counts as `scale`: the most that a metric can fall, and of nats what the recipe says.
     """
 
     amount: float
     unit: Literal["points", "nats"]
     metric: str
+    scale: float = 1.0
 
     def worded(self, amount: float) -> str:
         """Return a loss in words: "0.012 of exact_match" or "0.012 nats"."""
         return f"{amount:.3g} nats" if self.unit == "nats" else f"{amount:.3g} of {self.metric}"
 
 
-def parse_budget(text: str, *, suite: str, main_metric: str) -> Budget:
+def parse_budget(text: str, *, suite: str, main_metric: str, loss_cap: float) -> Budget:
     """Return the budget that a recipe gives `suite`, as in "1 point of exact_match", "2 points" or "0.02 nats".
 
-    Points without a metric are points of `main_metric`, the one that the suite is scored by.
+    Points without a metric are points of `main_metric`, the one that the suite is scored by. `loss_cap` is the most
+    nats that a record counts.
 
     Raises:
         RecipeError: the text is no such budget, or none that could be certified.
@@ -55,12 +59,12 @@ def parse_budget(text: str, *, suite: str, main_metric: str) -> Budget:
     if (unit == "nats") != (metric == "loss") or metric == "perplexity":
         expected = "nats of the loss, or points of a metric other than it and perplexity"
         _refuse(where, text, expected=expected, example=_example(metric))
-    scale = metric_scale(metric)
+    scale = loss_cap if unit == "nats" else metric_scale(metric)
     amount = float(match["amount"]) * (scale / _POINTS_OF_SCALE if unit == "points" else 1.0)
     if not 0.0 < amount < scale:
-        largest = "100 points" if unit == "points" else "1 nat"
+        largest = "100 points" if unit == "points" else f"{scale:g} {noun(scale, 'nats')} (retention.loss_cap)"
         _refuse(where, text, expected=f"more than 0 and less than {largest}", example=_example(metric))
-    return Budget(amount, unit, metric)
+    return Budget(amount, unit, metric, scale)
 
 
 def _example(metric: str) -> str:

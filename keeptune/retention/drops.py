@@ -20,13 +20,15 @@ from keeptune.evaluation.metrics import Answer, metric_of
 class Drops:
     """What each record of one suite lost, in the metric's units (nats for the loss); positive = lost.
 
-    Records with the same number in `clusters_R` are not independent. A record is expected to lose at most `scale`: 1
-    for metrics in [0, 1] and for nats, 100 for BLEU and chrF.
+    Records with the same number in `clusters_R` are not independent. `strata_R` numbers the kinds of records, such as
+    tasks, whose mix is taken as fixed (None: all are of one kind); a cluster is of the kind of its first record. No
+    record loses or gains more than `scale`.
     """
 
     values_R: NDArray[np.float64]
     clusters_R: NDArray[np.int64]
     scale: float = 1.0
+    strata_R: NDArray[np.int64] | None = None
 
     @property
     def num_records(self) -> int:
@@ -49,11 +51,12 @@ class Drops:
         return int(np.count_nonzero(self.values_R < 0))
 
 
-def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str, suite: str) -> Drops:
+def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str, scale: float, suite: str) -> Drops:
     """Return what `tuned` lost against `base` in each record's own value of `metric`.
 
-    Of the loss it is nats per token of that record, of BLEU and chrF the record's own score: their mean weighs every
-    record alike, and is not the difference of the two corpus scores.
+    What a record lost or gained beyond `scale` counts as `scale`. Of the loss it is nats per token of that record, of
+    BLEU and chrF the record's own score: their mean weighs every record alike, and is not the difference of the two
+    corpus scores.
 
     Raises:
         DataError: there is no record, a record has no finite value, or the two do not answer the same records in the
@@ -70,10 +73,11 @@ def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str
             f"base or tuned model, the first of them {first.id}; expected one of each. Evaluate both again."
         )
     # -0.0 would print as a loss of "-0".
-    values_R = sign * (before_R - after_R) + 0.0
+    values_R = np.clip(sign * (before_R - after_R), -scale, scale) + 0.0
     # Numbered in the order of their names, so that the order of records decides nothing.
     clusters_R = np.unique([answer.cluster for answer in base], return_inverse=True)[1]
-    return Drops(values_R, clusters_R.astype(np.int64), metric_scale(metric))
+    strata_R = np.unique([answer.task for answer in base], return_inverse=True)[1]
+    return Drops(values_R, clusters_R.astype(np.int64), scale, strata_R.astype(np.int64))
 
 
 def require_same_records(base: Sequence[Answer], tuned: Sequence[Answer], *, suite: str) -> None:
@@ -94,5 +98,5 @@ def require_same_records(base: Sequence[Answer], tuned: Sequence[Answer], *, sui
 
 
 def metric_scale(metric: str) -> float:
-    """Return the largest value that a metric takes: 100 of BLEU and chrF, else 1; 1 nat for the loss."""
+    """Return the largest value that a metric takes: 100 of BLEU and chrF, else 1; of a loss there is none, and 1."""
     return metric_of(metric).scale

@@ -12,6 +12,8 @@ from typing import Any
 
 from keeptune.chain import Chain
 
+_FIRST_SHARE = 0.8
+
 
 @dataclass(frozen=True, slots=True)
 class Opening:
@@ -62,9 +64,12 @@ def record_opening(
 
 
 def confidence_left(delta: float, *, opening: int) -> float:
-    """Return the delta of the opening with this number: half of what those before it left, so all sum to `delta`."""
+    """Return the delta of the opening with this number; those of all openings sum to `delta`.
+
+    The first gets four fifths, as most records are opened once; each later one half of what those before it left.
+    """
     assert opening >= 1, "openings are counted from 1"
-    return delta / 2**opening
+    return _FIRST_SHARE * delta if opening == 1 else (1.0 - _FIRST_SHARE) * delta / 2 ** (opening - 1)
 
 
 def _opened(line: Mapping[str, Any]) -> Iterator[str]:

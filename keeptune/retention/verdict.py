@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from keeptune.progress import noun
 from keeptune.retention.chance import LeftOut
 from keeptune.retention.walk import Cell, Choice, Walk
 
@@ -87,9 +88,11 @@ def _certified(cells: Sequence[Cell], *, model: str, delta: float, other: bool) 
         f"(measured {cell.measured.mean:.3g}, upper bound for this suite alone {_bound(cell)})"
         for cell in cells
     ]
+    caps = {cell.budget.scale for cell in cells if cell.budget.unit == "nats"}
+    cap = "".join(f" A record's change beyond {cap:g} {noun(cap, 'nats')} counts as that." for cap in caps)
     return (
         f"With {100 * (1 - delta):.4g} % confidence over the draw of records, {model} stays within "
-        f"{'all other budgets' if other else 'every budget'}: {'; '.join(parts)}."
+        f"{'all other budgets' if other else 'every budget'}: {'; '.join(parts)}.{cap}"
     )
 
 

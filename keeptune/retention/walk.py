@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from types import MappingProxyType
 
 from keeptune.retention.budget import Budget
@@ -79,28 +80,50 @@ def walk(
     asked for what lies beyond a failure. That a choice breaks some budget is refuted only where each suite's test
     refutes it, so the largest p-value counts and suites need no correction (intersection-union). In a fixed order, the
     first broken budget must pass a test before any later one is claimed: a path errs with a chance of its own delta at
-    most, and all paths together with that of their sum.
+    most, and all paths together with that of their sum. A path that was walked to its end needs its delta no more: the
+    others share it, and go on from where they failed.
 
     Nothing is certified for a `watched` suite, but a choice that is shown to lose more than the budget there fails.
 
-    Source: Angelopoulos et al. 2021, "Learn then Test" (arXiv 2110.01052), fixed-sequence testing.
+    Sources: Angelopoulos et al. 2021, "Learn then Test" (arXiv 2110.01052), fixed-sequence testing; Bretz et al. 2009,
+    "A graphical approach to sequentially rejective multiple test procedures", for what is passed on.
     """
     assert budgets, "no suite to certify"
-    cells: list[Cell] = []
-    certified: list[Choice] = []
-    for candidate in candidates:
-        for alpha in candidate.alphas:
-            choice = Choice(candidate.name, alpha)
-            drops = drops_at(candidate.name, alpha)
-            assert set(drops) == {*budgets, *watched}, "suites measured are not the suites with a budget"
-            tested = _test(choice, drops, budgets=budgets, delta=delta / len(candidates))
-            over = {suite: budget for suite, budget in watched.items() if _is_over(drops[suite], budget)}
-            tested += _test(choice, drops, budgets=over, delta=delta / len(candidates))
-            cells += tested
-            if not all(cell.certified for cell in tested):
-                break
-            certified.append(choice)
-    return Walk(tuple(cells), tuple(certified), delta)
+
+    def tested(choice: Choice, *, delta: float) -> list[Cell]:
+        drops = drops_at(choice.candidate, choice.alpha)
+        assert set(drops) == {*budgets, *watched}, "suites measured are not the suites with a budget"
+        over = {suite: budget for suite, budget in watched.items() if _is_over(drops[suite], budget)}
+        return _test(choice, drops, budgets={**budgets, **over}, delta=delta)
+
+    walked: dict[Candidate, dict[Choice, list[Cell]]] = {candidate: {} for candidate in candidates}
+    waiting = list(candidates)
+    while waiting:
+        share = delta / len(waiting)
+        stopped = [one for one in waiting if not _reaches_its_end(one, walked[one], test=partial(tested, delta=share))]
+        if len(stopped) == len(waiting):
+            break
+        waiting = stopped
+    of_choices = [(choice, cells) for own in walked.values() for choice, cells in own.items()]
+    certified = [choice for choice, cells in of_choices if _is_certified(cells)]
+    return Walk(tuple(cell for _, cells in of_choices for cell in cells), tuple(certified), delta)
+
+
+def _reaches_its_end(
+    candidate: Candidate, tested: dict[Choice, list[Cell]], *, test: Callable[[Choice], list[Cell]]
+) -> bool:
+    """Walk a path on from its first choice in `tested` that is not certified; tell whether its last one is."""
+    for alpha in candidate.alphas:
+        choice = Choice(candidate.name, alpha)
+        if choice not in tested or not _is_certified(tested[choice]):
+            tested[choice] = test(choice)
+        if not _is_certified(tested[choice]):
+            return False
+    return True
+
+
+def _is_certified(cells: Sequence[Cell]) -> bool:
+    return all(cell.certified for cell in cells)
 
 
 def choose(
@@ -130,7 +153,7 @@ def choose(
 def _test(choice: Choice, drops: Mapping[str, Drops], *, budgets: Mapping[str, Budget], delta: float) -> list[Cell]:
     cells = []
     for suite, budget in budgets.items():
-        measured = p_value(drops[suite], budget=budget.amount, delta=delta)
+        measured = p_value(drops[suite], budget=budget.amount)
         bound = upper_bound(drops[suite], delta=delta)
         certified = measured.p <= delta
         cells.append(
@@ -153,4 +176,4 @@ def _test(choice: Choice, drops: Mapping[str, Drops], *, budgets: Mapping[str, B
 def _is_over(drops: Drops, budget: Budget) -> bool:
     """Tell whether a test shows that more than the budget was lost."""
     gained = replace(drops, values_R=-drops.values_R)
-    return p_value(gained, budget=-budget.amount, delta=_WATCH_LEVEL).p <= _WATCH_LEVEL
+    return p_value(gained, budget=-budget.amount).p <= _WATCH_LEVEL

@@ -57,7 +57,9 @@ def budgets_of(recipe: Recipe, *, harness: Harness | None = None) -> dict[str, B
                 "a metric that is a mean over documents, as no other can be certified. Leave it without a budget: of a "
                 "group, name the other tasks one by one in retention.harness.tasks."
             )
-        budget = parse_budget(text, suite=suite, main_metric=own.get(suite, main_metric(recipe)))
+        budget = parse_budget(
+            text, suite=suite, main_metric=own.get(suite, main_metric(recipe)), loss_cap=recipe.retention.loss_cap
+        )
         scored = (own[suite],) if suite in own and suite not in texts else (*recipe.evaluation.metrics, "loss")
         if suite in texts and budget.metric != "loss":
             raise RecipeError(
@@ -143,22 +145,21 @@ def counted(
 def _counted(
     recipe: Recipe, suite: str, text: str, *, budget: Budget | None, inputs: Counter[str] | None
 ) -> CheckedBudget:
-    from keeptune.retention.drops import Drops, metric_scale
+    from keeptune.retention.drops import Drops
     from keeptune.retention.ledger import confidence_left
     from keeptune.retention.pvalues import p_value, records_needed_for_any_verdict
 
     if budget is None:
         return CheckedBudget(suite, text, None, None)
     delta = confidence_left(1.0 - recipe.retention.confidence, opening=1) / len(recipe.methods)
-    scale = metric_scale(budget.metric)
-    needed = records_needed_for_any_verdict(budget=budget.amount, delta=delta, scale=scale)
+    needed = records_needed_for_any_verdict(budget=budget.amount, delta=delta, scale=budget.scale)
     if inputs is None:
         return CheckedBudget(suite, text, None, needed)
     number = inputs.total()
     if number:
         clusters_R = np.repeat(np.arange(len(inputs)), list(inputs.values()))
-        unchanged = Drops(np.zeros(number), clusters_R, scale)
-        if p_value(unchanged, budget=budget.amount, delta=delta).p <= delta:
+        unchanged = Drops(np.zeros(number), clusters_R, budget.scale)
+        if p_value(unchanged, budget=budget.amount).p <= delta:
             return CheckedBudget(suite, text, number, needed)
     of = f" with {len(inputs):,} different inputs" if number >= needed else ""
     more = (

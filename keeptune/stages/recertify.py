@@ -53,7 +53,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     """Test whether a model or adapter folder keeps every budget, and write a certificate that names it by its hashes.
 
     It is one candidate, without a way from the base. The base's answers are those of the run; the certify records are
-    opened once more, at half of the confidence that is left. The run's own certificate and model stay as they are. A
+    opened once more, at half of the error that is left. The run's own certificate and model stay as they are. A
     folder that was certified and holds the same files is not asked again.
 
     Raises:
@@ -229,7 +229,7 @@ def _read(path: Path) -> ArtifactCertificate:
             certificate.heading,
             value["sentence"],
             f"It speaks of {value['artifact']['folder']} ({named}), and of no other file.",
-            f"Opening {value['opening']} of the certify records; each later one is tested at half of what is left.",
+            f"Opening {value['opening']} of the certify records; each later one may use half of the error left.",
             f"Certificate: {path}",
         ),
     )

@@ -200,6 +200,7 @@ def drops_of(session: Session, base: Sequence[Answer], tuned: Sequence[Answer]) 
             [answer for answer in base if answer.task in of[suite]],
             [answer for answer in tuned if answer.task in of[suite]],
             metric=budget.metric,
+            scale=budget.scale,
             suite=suite,
         )
         for suite, budget in {**session.tested, **session.watched}.items()

@@ -152,7 +152,7 @@ def probe_drops(recipe: Recipe, base: Path, tuned: Path) -> tuple[dict[str, floa
         names = untrained if suite == OTHER_TASKS else {suite}
         mine, theirs = ([a for a in answers if a.task in names] for answers in (before, after))
         if mine:
-            found = paired_drops(mine, theirs, metric=budget.metric, suite=suite)
+            found = paired_drops(mine, theirs, metric=budget.metric, scale=budget.scale, suite=suite)
             drops[suite] = float(found.values_R.mean())
             excess.append((drops[suite] - budget.amount) / budget.amount)
     return drops, max(excess, default=None)

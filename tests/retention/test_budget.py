@@ -13,14 +13,14 @@ from keeptune.retention.budget import Budget, parse_budget
         ("2 points", Budget(0.02, "points", "rougeL")),
         ("  0.5points  of  token_f1 ", Budget(0.005, "points", "token_f1")),
         ("1e-1 Points of rougeL", Budget(0.001, "points", "rougeL")),
-        ("1.5 points of bleu", Budget(1.5, "points", "bleu")),
-        ("1 point of chrf", Budget(1.0, "points", "chrf")),
+        ("1.5 points of bleu", Budget(1.5, "points", "bleu", 100.0)),
+        ("1 point of chrf", Budget(1.0, "points", "chrf", 100.0)),
         ("0.02 nats", Budget(0.02, "nats", "loss")),
         (".5 nat of loss", Budget(0.5, "nats", "loss")),
     ],
 )
 def test_a_budget_is_in_the_metrics_own_units(text: str, expected: Budget) -> None:
-    found = parse_budget(text, suite="sst2", main_metric="rougeL")
+    found = parse_budget(text, suite="sst2", main_metric="rougeL", loss_cap=1.0)
     assert (found.unit, found.metric) == (expected.unit, expected.metric)
     assert found.amount == pytest.approx(expected.amount)
 
@@ -77,7 +77,11 @@ def test_a_loss_is_worded_in_its_units() -> None:
             "found '100 points of chrf'; expected more than 0 and less than 100 points. Write for example "
             "'1 point of chrf'.",
         ),
-        ("1 nat", "found '1 nat'; expected more than 0 and less than 1 nat. Write for example '0.02 nats'."),
+        (
+            "1 nat",
+            "found '1 nat'; expected more than 0 and less than 1 nat (retention.loss_cap). Write for example "
+            "'0.02 nats'.",
+        ),
         (
             "1 point of loss",
             "found '1 point of loss'; expected nats of the loss, or points of a metric other than it and perplexity. "
@@ -102,13 +106,13 @@ def test_a_loss_is_worded_in_its_units() -> None:
 )
 def test_what_is_no_budget_is_refused_with_one_that_is(text: str, refusal: str) -> None:
     with pytest.raises(RecipeError) as error:
-        parse_budget(text, suite="sst2", main_metric="exact_match")
+        parse_budget(text, suite="sst2", main_metric="exact_match", loss_cap=1.0)
     assert str(error.value) == f"retention.budget.sst2: {refusal}"
 
 
 def test_points_of_a_suite_scored_by_loss_are_refused() -> None:
     with pytest.raises(RecipeError) as error:
-        parse_budget("1 point", suite="text", main_metric="loss")
+        parse_budget("1 point", suite="text", main_metric="loss", loss_cap=1.0)
     assert str(error.value) == (
         "retention.budget.text: found '1 point'; expected nats of the loss, or points of a metric other than it and "
         "perplexity. Write for example '0.02 nats'."
@@ -117,14 +121,16 @@ def test_points_of_a_suite_scored_by_loss_are_refused() -> None:
 
 def test_an_unknown_metric_is_refused_with_the_nearest() -> None:
     with pytest.raises(RecipeError) as error:
-        parse_budget("1 point of exact_matches", suite="sst2", main_metric="rougeL")
+        parse_budget("1 point of exact_matches", suite="sst2", main_metric="rougeL", loss_cap=1.0)
     message = str(error.value)
     assert message.startswith("retention.budget.sst2: found 'exact_matches'; expected one of rouge1, rouge2, ")
     assert message.endswith("Did you mean exact_match?")
 
 
 def test_points_of_a_harness_task_are_of_its_own_metric() -> None:
-    assert parse_budget("2 points", suite="arc", main_metric="acc") == Budget(0.02, "points", "acc")
-    assert parse_budget("2 points of acc", suite="arc", main_metric="acc") == Budget(0.02, "points", "acc")
+    assert parse_budget("2 points", suite="arc", main_metric="acc", loss_cap=1.0) == Budget(0.02, "points", "acc")
+    assert parse_budget("2 points of acc", suite="arc", main_metric="acc", loss_cap=1.0) == Budget(
+        0.02, "points", "acc"
+    )
     with pytest.raises(RecipeError, match="found 'acc'; expected one of"):
-        parse_budget("2 points of acc", suite="sst2", main_metric="rougeL")
+        parse_budget("2 points of acc", suite="sst2", main_metric="rougeL", loss_cap=1.0)

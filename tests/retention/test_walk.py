@@ -10,7 +10,7 @@ from keeptune.retention.budget import Budget
 from keeptune.retention.drops import Drops
 from keeptune.retention.pvalues import p_value, records_needed, upper_bound
 from keeptune.retention.walk import Candidate, Choice, choose, walk
-from tests.retention.simulated import flips, single
+from tests.retention.simulated import single
 
 DELTA = 0.05
 POINT = Budget(0.01, "points", "exact_match")
@@ -49,7 +49,9 @@ def test_a_walk_asks_for_nothing_beyond_its_first_failure() -> None:
         delta=DELTA,
         drops_at=drops_at,
     )
-    assert asked == [("full", 0.25), ("full", 0.5), *(("lora", alpha) for alpha in ALPHAS)]
+    # With the delta of the path that was walked to its end, the other one is tried once more.
+    assert asked == [("full", 0.25), ("full", 0.5), *(("lora", alpha) for alpha in ALPHAS), ("full", 0.5)]
+    assert [cell.delta for cell in walked.cells] == [0.025, 0.05, 0.025, 0.025, 0.025, 0.025]
     assert walked.certified == (Choice("full", 0.25), *(Choice("lora", alpha) for alpha in ALPHAS))
 
 
@@ -70,7 +72,7 @@ def test_one_suite_over_its_budget_stops_the_walk_and_each_suite_is_still_told()
 
 
 def test_candidates_share_delta_and_suites_do_not() -> None:
-    drops = single(flips(np.random.default_rng(0), 700, churn=0.05, mean=0.0))
+    drops = single([1.0] * 15 + [-1.0] * 13 + [0.0] * 672)
     cells = []
     for num in (1, 4):
         walked = walk(
@@ -81,7 +83,7 @@ def test_candidates_share_delta_and_suites_do_not() -> None:
         )
         cells.append(walked.cells[0])
     assert [cell.delta for cell in cells] == [0.05, 0.0125]
-    assert cells[0].measured == p_value(drops, budget=0.02, delta=0.05)
+    assert cells[0].measured == p_value(drops, budget=0.02)
     assert 0.0125 < cells[0].measured.p <= 0.05
     assert [cell.certified for cell in cells] == [True, False]
     assert [cell.upper_bound for cell in cells] == [upper_bound(drops, delta=delta) for delta in (0.05, 0.0125)]
@@ -92,17 +94,30 @@ def test_a_bound_that_does_not_exist_is_none() -> None:
     walked = walk(
         [Candidate("lora", (1.0,))],
         budgets={"text": Budget(0.02, "nats", "loss")},
-        delta=DELTA,
-        drops_at=lambda *_: {"text": single([0.0] * 500 + [1.5])},
+        delta=1e-15,
+        drops_at=lambda *_: {"text": single([0.0] * 2)},
     )
     (cell,) = walked.cells
-    assert (cell.measured.p, cell.upper_bound, cell.certified) == (1.0, None, False)
+    assert (cell.upper_bound, cell.certified) == (None, False)
+
+
+def test_a_path_that_was_walked_to_its_end_passes_its_delta_on() -> None:
+    # At half of delta lora fails, at all of it it does not.
+    close = single([1.0] * 3 + [0.0] * 400)
+    assert 0.025 < p_value(close, budget=0.02).p <= 0.05
+    paths = [Candidate("full", (1.0,)), Candidate("lora", (0.5, 1.0))]
+    drops = {("full", 1.0): UNCHANGED, ("lora", 0.5): close, ("lora", 1.0): ALL_LOST}
+    walked = walk(paths, budgets={"a": TWO_POINTS}, delta=DELTA, drops_at=lambda *place: {"a": drops[place]})
+    assert walked.certified == (Choice("full", 1.0), Choice("lora", 0.5))
+    assert [(cell.choice.alpha, cell.delta, cell.certified) for cell in walked.cells] == [
+        (1.0, 0.025, True), (0.5, 0.05, True), (1.0, 0.05, False)
+    ]  # fmt: skip
 
 
 def test_a_family_of_paths_breaks_a_budget_in_delta_of_runs_at_most_and_naive_selection_far_more_often() -> None:
     # The true loss of each path passes the budget between two alphas, and models are better the further they go. A
     # record that flips at some alpha stays flipped beyond it, so neighbouring tests err together, as real ones do.
-    num_runs, num_records, slope = 200, 1000, {"full": 0.036, "lora": 0.06}
+    num_runs, num_records, slope = 100, 1000, {"full": 0.036, "lora": 0.06}
     rng = np.random.default_rng(1)
     broken = {"certificate": 0, "naive": 0, "nothing": 0}
     for _ in range(num_runs):

@@ -36,8 +36,8 @@ def test_every_budget_without_enough_records_is_refused_before_the_base_is_loade
     assert "Ready" not in found.stdout
     where = f"{tmp_path / 'recipe.yaml'}: retention.budget."
     self_, others = (line.removeprefix("keeptune: ") for line in found.stderr.splitlines()[-2:])
-    assert self_.startswith(f"{where}self: found 60 records to certify on; expected at least 2")
-    assert "Set retention.self_texts=2" in self_
+    assert self_.startswith(f"{where}self: found 60 records to certify on; expected at least 160")
+    assert "Set retention.self_texts=160" in self_
     assert others.startswith(f"{where}others: found 18") and "Give the suite more records (two fifths" in others
     assert not (tmp_path / "run" / "texts").exists() and not (tmp_path / "run" / "full").exists()
 
