@@ -183,7 +183,7 @@ def report(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) 
 
 @app.command()
 def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> None:
-    """Prepare, train, evaluate and report. Finished stages are not run again."""
+    """Prepare, train, evaluate, certify and report. Finished stages are not run again."""
     from keeptune import stages, terminal
 
     with open_recipe(recipe, set_, quiet=quiet, check=stages.check_methods) as opened:

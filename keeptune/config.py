@@ -180,10 +180,12 @@ class EvaluationFields(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> EvaluationFields:
-        if problems := metric_problems(list(dict.fromkeys([*self.metrics, self.select_by]))):
+        if problems := metric_problems(list(dict.fromkeys(self.metrics))):
             raise ValueError(" ".join(problems))
         if self.select_by != "loss" and self.select_by not in self.metrics:
-            raise ValueError(f"found select_by: {self.select_by}; expected loss or one of metrics. Add it to metrics")
+            unknown = metric_problems([self.select_by])
+            remedy = unknown[0].partition(". ")[2] if unknown else "Add it to metrics"
+            raise ValueError(f"found select_by: {self.select_by}; expected loss or one of metrics. {remedy}")
         self._refuse_shots_without_effect()
         return self
 

@@ -147,7 +147,7 @@ def next_steps(run: Path) -> list[str]:
     if (model / "adapter_config.json").is_file():
         steps.append(("fold the adapter", command_line("export", str(model), "--merged", "FOLDER")))
     steps.append(("compare", command_line("compare", str(run), "OTHER_RUN")))
-    return [f"  {what + ':':<17}{how}" for what, how in steps]
+    return [f"  {what + ':':<18}{how}" for what, how in steps]
 
 
 def program() -> str:

@@ -377,7 +377,8 @@ def _choice(value: Mapping[str, Any]) -> str:
         f"{method} {'no finite value' if number is None else f'{number:.4f}'}"
         for method, number in selection["values"].items()
     )
-    return f"Selected on validation: {value['selected']} ({selection['metric']}: {reached}; the tables above show test)"
+    where = ", each at its best certified alpha" if value["certificate"] else ""
+    return f"Selected on validation: {value['selected']} ({selection['metric']}{where}: {reached})"
 
 
 def show_certificate(console: Console, path: Path) -> None:

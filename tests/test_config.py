@@ -81,7 +81,10 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
             "evaluation: {metrics: [rougel], select_by: rougeL}\n",
             "token_f1, char_f1, loss, perplexity. Did you mean rougeL?",
         ),
-        ("evaluation: {metrics: [rougeL], select_by: rouge_l}\n", "evaluation: found 'rouge_l'; expected one of"),
+        (
+            "evaluation: {metrics: [rougeL], select_by: rouge_l}\n",
+            "found select_by: rouge_l; expected loss or one of metrics. Did you mean",
+        ),
         ("methods: {full: {learning_rte: 1}}\n", "fine-tuning. Did you mean 'learning_rate'?"),
         ("methods: {lora: 3}\n", "methods.lora: found 3; expected a section. Fix"),
         ("training: {tokens_per_step: aut}\n", "found 'aut'; expected a whole number or 'auto'. Fix this value."),

@@ -288,7 +288,7 @@ def test_few_shot_scores_take_a_line_for_each_number_of_examples(tmp_path: Path)
 
 def test_the_choice_says_what_each_method_reached(tmp_path: Path) -> None:
     lines = scores_of(write_run(tmp_path, num_steps=1)).splitlines()
-    assert lines[-1] == "Selected on validation: lora (rougeL: full 0.3991, lora 0.4312; the tables above show test)"
+    assert lines[-1] == "Selected on validation: lora (rougeL: full 0.3991, lora 0.4312)"
 
 
 def test_where_nothing_is_delivered_every_method_still_has_its_column(tmp_path: Path) -> None:

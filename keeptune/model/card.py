@@ -13,6 +13,11 @@ import yaml
 from keeptune.model.declared import BITSANDBYTES, Quantization
 from keeptune.storage import write_atomic
 
+_MERGED = (
+    "The adapter that was merged into this model is certified; this model is not. Certify it with `keeptune certify "
+    "RECIPE --artifact FOLDER`."
+)
+
 
 @dataclass(frozen=True, slots=True)
 class CardScore:
@@ -39,6 +44,7 @@ class CardScore:
 class ModelCard:
     """What a card says; `recipe` is the whole recipe as YAML, `limits` are sentences that a user should know.
 
+    `certificate` holds what is certified of this very folder and what that leaves open; of a merged one nothing is.
     `prompt` holds the messages of a prompt that the model was trained on, as the chat template takes them.
     """
 
@@ -59,6 +65,7 @@ class ModelCard:
     """In how many bits the base model's weights were read beside the adapter, where they were quantised for it."""
     forgotten: tuple[str, ...] = ()
     """What the model does worse than the base on what it was not trained on, a sentence a suite."""
+    certificate: tuple[str, ...] = ()
 
 
 def card_to_json(card: ModelCard) -> dict[str, Any]:
@@ -68,7 +75,7 @@ def card_to_json(card: ModelCard) -> dict[str, Any]:
 
 def card_from_json(value: Mapping[str, Any]) -> ModelCard:
     """Return the card that `card_to_json` wrote."""
-    lists = {name: tuple(value[name]) for name in ("prompt", "limits", "forgotten") if name in value}
+    lists = {name: tuple(value[name]) for name in ("prompt", "limits", "forgotten", "certificate") if name in value}
     return ModelCard(**{**value, **lists, "scores": tuple(CardScore(**score) for score in value["scores"])})
 
 
@@ -79,6 +86,7 @@ def write_model_card(folder: Path, *, card: ModelCard, merged: bool = False) -> 
         StorageError: the disk refuses.
     """
     adapter = card.peft_type is not None and not merged
+    certificate = (_MERGED,) if merged and card.certificate else card.certificate
     front = yaml.safe_dump(_front_matter(card, adapter=adapter), sort_keys=False, allow_unicode=True)
     parts = [
         f"---\n{front}---\n\n# {_plain(card.name)}\n",
@@ -86,7 +94,7 @@ def write_model_card(folder: Path, *, card: ModelCard, merged: bool = False) -> 
         "## Use\n\n" + _fenced(_usage(card, adapter=adapter), language="python"),
         "## Scores\n\n" + _score_table(card),
         _section("What it forgot", card.forgotten),
-        _section("Limits", card.limits),
+        _section("Limits", (*certificate, *card.limits)),
         "## Recipe\n\n" + _fenced(card.recipe.rstrip("\n"), language="yaml"),
         "## Versions\n\n" + ", ".join(f"{_plain(name)} {version}" for name, version in card.versions.items()) + "\n",
     ]

@@ -248,7 +248,8 @@ def _require_all_weights(folder: Path, loading: dict[str, Any]) -> None:
 
 def _differences(loading: dict[str, Any]) -> Iterator[tuple[str, str]]:
     yield from (("missing", str(name)) for name in sorted(loading["missing_keys"]))
-    yield from (("misshapen", str(entry[0])) for entry in loading.get("mismatched_keys", ()))
+    for name, stored, wanted in loading.get("mismatched_keys", ()):
+        yield "misshapen", f"{name} of {tuple(stored)} where the configuration says {tuple(wanted)}"
     yield from (("left-over", str(n)) for n in sorted(loading["unexpected_keys"]) if not _COMPUTED.search(str(n)))
 
 

@@ -48,7 +48,8 @@ class Tested:
 class LeftOut:
     """A suite that the certificate does not speak of: `base` is no better than `chance` in the metric of its budget.
 
-    `budget` is the suite's own name, or "others" where it is one of them. `name` tells the two apart.
+    `reason` "budget": it is no more than the budget. `budget` is the suite's own name, or "others" where it is one of
+    them. `name` tells the two apart.
     """
 
     name: str
@@ -57,6 +58,7 @@ class LeftOut:
     metric: str
     base: float | None
     chance: float | None
+    reason: str = "chance"
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,7 +123,9 @@ def _left_out(name: str, found: Any) -> LeftOut:
     value = mapping(found)
     suite, budget = (string(value.get(key)) or name for key in ("suite", "budget"))
     base, chance = (finite(value.get(key)) for key in ("base", "chance"))
-    return LeftOut(name, suite, budget, string(value.get("metric")) or "?", base, chance)
+    words = (string(value.get(key)) or default for key, default in (("metric", "?"), ("reason", "chance")))
+    metric, reason = words
+    return LeftOut(name, suite, budget, metric, base, chance, reason)
 
 
 def _budget(suite: str, value: Mapping[str, Any]) -> Budget:

@@ -113,9 +113,13 @@ def forgetting_sentence(report: Report) -> tuple[Phrase, ...]:
     parts = []
     if of_tasks:
         row = max(of_tasks, key=lambda row: row.forgetting)
-        parts.append(f"of {count(len(of_tasks))} {noun(len(of_tasks), 'tasks')}, {lost_in_words(row)}")
+        of = f"of {count(len(of_tasks))} tasks, " if len(of_tasks) > 1 else ""
+        parts.append(f"{of}{lost_in_words(row)}")
     parts += [lost_in_words(max(rows, key=lambda row: row.forgetting)) for rows in (of_harness, of_texts) if rows]
-    return (Phrase("Forgotten at worst: ", strong=True), Phrase(f"{'; '.join(parts)}.")) if parts else ()
+    if not parts:
+        return ()
+    title = "Forgotten at worst: " if any(row.forgetting > 0 for row in found) else "No loss was measured: "
+    return Phrase(title, strong=True), Phrase(f"{'; '.join(parts)}.")
 
 
 def lost_in_words(row: Lost) -> str:
@@ -127,9 +131,13 @@ def lost_in_words(row: Lost) -> str:
         way = "higher" if row.forgetting >= 0 else "lower"
         picture = "; ".join(filter(None, [likelihood(row.forgetting), ends]))
         return f"on {suite_label(row.suite)}, the tuned model’s loss is {number} nats per token {way} ({picture})"
-    verb = "dropped by" if row.forgetting >= 0 else "rose by"
-    drop = f" ({ends.replace('interval', 'interval of the drop')})" if ends else ""
-    return f"{metric_label(row.metric)} on {suite_label(row.suite)} {verb} {number}{drop}"
+    score = f"{metric_label(row.metric)} on {suite_label(row.suite)}"
+    if row.forgetting == 0:
+        return f"{score} stayed the same" + (f" ({ends})" if ends else "")
+    if row.forgetting > 0 or row.low is None or row.high is None:
+        return f"{score} {'dropped' if row.forgetting > 0 else 'rose'} by {number}" + (f" ({ends})" if ends else "")
+    # Of a rise, as the sentence speaks of one.
+    return f"{score} rose by {number} (95 % interval {interval(-row.high, -row.low, places)})"
 
 
 def forgotten_number(report: Report) -> KeyNumber | None:

@@ -34,11 +34,21 @@ def verdict_sentence(certificate: Certificate, *, others: frozenset[str]) -> str
 
 def left_out_words(left_out: Sequence[LeftOut]) -> str:
     """Return the sentence that says for which suites nothing is certified, and why."""
-    parts = [
+    low = [
         f"{suite_label(one.name)} ({metric_label(one.metric)} {decimal(one.base)}, chance {decimal(one.chance)})"
         for one in left_out
+        if one.reason != "budget"
     ]
-    return f"Not certified for {series(parts)}: the base model scores no better than chance there."
+    kept = [
+        f"{suite_label(one.name)} ({metric_label(one.metric)} {decimal(one.base)})"
+        for one in left_out
+        if one.reason == "budget"
+    ]
+    reasons = (
+        (low, "the base model scores no better than chance there"),
+        (kept, "the base model scores no more than the budget allows to lose there"),
+    )
+    return " ".join(f"Not certified for {series(parts)}: {reason}." for parts, reason in reasons if parts)
 
 
 def _verdict(certificate: Certificate, *, kept: str) -> str:

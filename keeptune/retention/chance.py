@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from scipy.special import stdtr
 
@@ -41,10 +42,11 @@ class Chance:
 
 @dataclass(frozen=True, slots=True)
 class LeftOut:
-    """A suite that no certificate speaks of, since the base is no better than chance in the metric of its `budget`.
+    """A suite that no certificate speaks of, since there the base has nothing to lose in the metric of its `budget`.
 
-    `budget` is the name that the recipe's budget has: the suite's own, or "others" where it is one of them. `name` is
-    the suite's, told apart from the same suite under a budget of its own.
+    `reason`: it is no better than chance, or scores no more than the budget allows to lose. `budget` is the name that
+    the recipe's budget has: the suite's own, or "others" where it is one of them. `name` is the suite's, told apart
+    from the same suite under a budget of its own.
     """
 
     name: str
@@ -53,6 +55,7 @@ class LeftOut:
     metric: str
     base: float
     chance: float
+    reason: Literal["chance", "budget"] = "chance"
 
 
 def chance_of(base: Sequence[Answer], *, metric: str, least: float = 0.0) -> Chance:

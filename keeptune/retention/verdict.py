@@ -47,8 +47,7 @@ def verdict(
     open_ = [cells for cells in firsts if all(cell.num_records_needed is not None for cell in cells)]
     if not open_:
         over = next(cell for cells in firsts for cell in cells if cell.num_records_needed is None)
-        model = _model(over.choice, one_model=one_model) + ("" if one_model else ", the smallest tested,")
-        return Verdict("INFEASIBLE", None, over.suite, None, first + _infeasible(over, model=model))
+        return Verdict("INFEASIBLE", None, over.suite, None, first + _infeasible(over, one_model=one_model))
     hungriest = min((max(cells, key=_needed) for cells in open_), key=_needed)
     sentence = _not_certified(hungriest, model=_model(hungriest.choice, one_model=one_model))
     return Verdict("NOT CERTIFIED", None, hungriest.suite, _needed(hungriest), first + sentence)
@@ -56,8 +55,20 @@ def verdict(
 
 def left_out_sentence(left_out: Sequence[LeftOut]) -> str:
     """Return the sentence that says which suites nothing is certified for, and why."""
-    parts = [f"{one.name} ({one.metric} {one.base:.3g}, chance {one.chance:.3g})" for one in left_out]
-    return f"Not certified for {', '.join(parts)}: the base model scores no better than chance there."
+    low = [f"{one.name} ({one.metric} {one.base:.3g}, chance {one.chance:.3g})" for one in left_out if _is_low(one)]
+    kept = [f"{one.name} ({one.metric} {one.base:.3g})" for one in left_out if not _is_low(one)]
+    sentences = (
+        [f"Not certified for {', '.join(low)}: the base model scores no better than chance there."] if low else []
+    )
+    if kept:
+        sentences.append(
+            f"Not certified for {', '.join(kept)}: the base model scores no more than the budget allows to lose there."
+        )
+    return " ".join(sentences)
+
+
+def _is_low(one: LeftOut) -> bool:
+    return one.reason == "chance"
 
 
 def _failures(walked: Walk) -> list[list[Cell]]:
@@ -104,9 +115,11 @@ def _not_certified(cell: Cell, *, model: str) -> str:
     )
 
 
-def _infeasible(cell: Cell, *, model: str) -> str:
+def _infeasible(cell: Cell, *, one_model: bool) -> str:
+    model = _model(cell.choice, one_model=one_model) + ("" if one_model else ", the smallest tested,")
+    remedies = "" if one_model else "test smaller retention.alphas, "
     return (
-        f"Infeasible: {model} lost {cell.measured.mean:.3g} on {cell.suite}, and the budget is "
-        f"{cell.budget.worded(cell.budget.amount)}. More records would not change that: raise the budget, or train "
-        "with a lower learning rate or more replay."
+        f"Infeasible: {model} lost {cell.budget.worded(cell.measured.mean)} on {cell.suite}, and the budget is "
+        f"{cell.budget.worded(cell.budget.amount)}. More records would not change that: {remedies}raise the budget, or "
+        "train with a lower learning rate or more replay."
     )

@@ -88,7 +88,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
         artifact = None
     else:
         chosen = next(p for p in points(run, methods[choice.candidate]) if p.alpha == choice.alpha)
-        artifact = deliver(run, data, chosen, limits=(found.sentence, *LIMITS))
+        artifact = deliver(run, data, chosen, certificate=(found.sentence, *LIMITS))
     _write_certificate(session, walked, found, opening=opening, artifact=artifact, values=values)
     _write_selection(run, choice, values)
     run.context.progress.say(found.sentence)

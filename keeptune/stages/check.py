@@ -90,14 +90,16 @@ def check(recipe: Recipe, *, context: Context, num_shown: int) -> CheckOutcome:
         others = {task: number for task, number in tasks.items() if task not in not_missing}
         mixture = shares_of(train_examples(recipe, data))
         say_ignored_code(base, progress=context.progress)
-        _dry_run(Run(recipe, folder, context), data)
+        budgets = counted(recipe, data, certify_texts(read_general(recipe, data)[1]))
+        if not any(budget.problem for budget in budgets):
+            _dry_run(Run(recipe, folder, context), data)
         return CheckOutcome(
             data.audit,
             base.template.name,
             previews,
             others,
             list(_methods(recipe, data)),
-            counted(recipe, data, certify_texts(read_general(recipe, data)[1])),
+            budgets,
             mixture,
             idle_temperature(recipe, mixture),
             policy_of(recipe).why,

@@ -395,5 +395,5 @@ def require_embeddings(table: TokenTable, *, base: Base) -> None:
 def _no_embedding(folder: Path, token_id: int, *, vocab_size: int) -> RecipeError:
     return RecipeError(
         f"{folder}: found a tokenizer with id {token_id} for a model of {vocab_size} embeddings; expected every id "
-        "to have one. Use the model's own tokenizer."
+        "to have one. Use the model's own tokenizer, or correct vocab_size in config.json."
     )

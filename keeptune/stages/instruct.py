@@ -27,13 +27,13 @@ _CARD_RECORDS = 1000
 _CARD_CHARACTERS = 400
 
 
-def deliver(run: Run, data: Data, selected: Point, *, limits: Sequence[str] = ()) -> Path:
-    """Copy a point's artifact to `instruct-model/` and write its card, with `limits` of what was found out about it."""
+def deliver(run: Run, data: Data, selected: Point, *, certificate: Sequence[str] = ()) -> Path:
+    """Copy a point's artifact to `instruct-model/` and write its card, with what its `certificate` says."""
     from keeptune.model.card import card_to_json, write_model_card
 
     source = artifact_at(run, data, selected)
     target = run.folder / INSTRUCT_MODEL
-    made, card = read_record(source / MANIFEST), model_card(run, data, selected, limits=limits)
+    made, card = read_record(source / MANIFEST), model_card(run, data, selected, certificate=certificate)
     key = stage_key(artifact=made, card=card_to_json(card))
     if is_done(target, key):
         return target
@@ -54,7 +54,7 @@ def withdraw(run: Run) -> None:
             shutil.rmtree(target)
 
 
-def model_card(run: Run, data: Data, point: Point, *, limits: Sequence[str] = ()) -> ModelCard:
+def model_card(run: Run, data: Data, point: Point, *, certificate: Sequence[str] = ()) -> ModelCard:
     """Return the card of a point: how it was made, and its scores on test beside the base model's."""
     from keeptune.model.card import ModelCard
 
@@ -79,13 +79,13 @@ def model_card(run: Run, data: Data, point: Point, *, limits: Sequence[str] = ()
         recipe=run.recipe.to_yaml(),
         forgotten=tuple(_capitalised(f"{lost_in_words(row)}.") for row in lost),
         limits=(
-            *limits,
             *_broken(forgetting, point, data=data),
             "Scores hold for records like those of the test split.",
             f"What the base model lost beyond {beyond} was not measured.",
         ),
         versions=read_record(run.folder / MANIFEST)["versions"],
         quantization=data.base.facts.quantization,
+        certificate=tuple(certificate),
     )
 
 

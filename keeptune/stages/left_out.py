@@ -38,8 +38,10 @@ def at_chance(
     """Return the suites on which a base with these answers has nothing to lose, each in the metric of its own budget.
 
     Of "others" it is each of the other `tasks` in the metric of that budget, and "others" itself where all of them are
-    at chance. A suite without scored answers stays, and so does any under a budget in nats: a loss has no chance level.
+    at chance. A suite whose base scores no more than the budget is one too: no model could break it. A suite without
+    scored answers stays, and so does any under a budget in nats: a loss has no chance level, and no end.
     """
+    from keeptune.evaluation.scores import score_of
     from keeptune.retention.chance import LeftOut, chance_of
 
     levels = {suite: facts["chance"] for suite, facts in (harness.audit if harness is not None else {}).items()}
@@ -54,13 +56,19 @@ def at_chance(
         return LeftOut(name, named, of, metric, found.base, found.level), found.above
 
     left_out: list[LeftOut] = []
-    for name in budgets:
+    for name, budget in budgets.items():
         members = sorted(tasks) if name == OTHER_TASKS else [name]
         found = [judged([suite], named=suite, of=name) for suite in members]
         low = [one[0] for one in found if one is not None and not one[1]]
         left_out += low
-        if name == OTHER_TASKS and len(low) == len(members) and (all_ := judged(tasks, named=name, of=name)):
+        tested = set(members) - {one.suite for one in low}
+        answers = [answer for answer in base if answer.task in tested and budget.metric in answer.metrics]
+        if name == OTHER_TASKS and not tested and (all_ := judged(tasks, named=name, of=name)):
             left_out.append(all_[0])
+        elif (
+            answers and budget.unit == "points" and (score := score_of(answers, metric=budget.metric)) <= budget.amount
+        ):
+            left_out.append(LeftOut(name, name, name, budget.metric, score, 0.0, "budget"))
     return tuple(left_out)
 
 
@@ -75,7 +83,8 @@ def tested_budgets(asked: Mapping[str, Budget], left_out: Sequence[LeftOut]) -> 
     if not tested:
         listed = ", ".join(f"{one.name}: {one.metric} {one.base:.3g}, chance {one.chance:.3g}" for one in left_out)
         raise DataError(
-            f"retention.budget: found only suites that the base answers at chance ({listed}); expected one or more "
-            "with something to lose. Name other suites, or a metric that tells right answers from wrong ones there."
+            f"retention.budget: found only suites where the base has nothing to lose beyond the budget ({listed}); "
+            "expected one or more where it has. Lower the budget, name other suites, or a metric that tells right "
+            "answers from wrong ones there."
         )
     return tested

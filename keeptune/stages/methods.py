@@ -24,7 +24,9 @@ def check_methods(recipe: Recipe, *, prepared: bool = False) -> None:
         RecipeError: what is wrong with any of the methods.
     """
     from keeptune.model.folder import check_model_folder, resolve_model
+    from keeptune.stages.budgets import budgets_of
 
+    budgets_of(recipe)
     # What can be known without torch is told first: its import takes seconds.
     if not prepared:
         check_sources(recipe)

@@ -101,7 +101,7 @@ def test_suites_that_no_budget_names_are_said_to_be_outside_the_certificate(tmp_
 def test_without_a_budget_the_worst_suites_are_said(tmp_path: Path) -> None:
     words = page_of(a_run(tmp_path)).words
     assert (
-        "Forgotten at worst: of 2 tasks, ROUGE-L on boolq dropped by 0.200 (95 % interval of the drop 0.180 to 0.220); "
+        "Forgotten at worst: of 2 tasks, ROUGE-L on boolq dropped by 0.200 (95 % interval 0.180 to 0.220); "
         "on text that the base wrote, the tuned model’s loss is 0.100 nats per token higher (a token becomes 1.1 times "
         "less likely; 95 % interval 0.080 to 0.120)." in words
     )
@@ -113,7 +113,7 @@ def test_a_harness_task_is_a_suite_in_its_own_metric_and_no_text(tmp_path: Path)
     value["rows"] += [lost_row(model, "arc_easy", 0.3, metric="acc") for model in ("full", "lora")]
     (run / "forgetting.json").write_text(json.dumps(value), encoding="utf-8")
     words = page_of(run).words
-    assert "Accuracy on arc_easy dropped by 0.300 (95 % interval of the drop 0.280 to 0.320); on text that" in words
+    assert "Accuracy on arc_easy dropped by 0.300 (95 % interval 0.280 to 0.320); on text that" in words
     assert "Forgetting was measured on boolq, wiki" in words and "arc_easy" in words.split("on nothing else")[0]
 
 

@@ -88,8 +88,9 @@ def test_a_mean_over_the_budget_is_infeasible_for_any_number_of_records() -> Non
         None,
         "sst2",
         None,
-        "Infeasible: lora at alpha 0.5, the smallest tested, lost 0.25 on sst2, and the budget is 0.02 of exact_match. "
-        "More records would not change that: raise the budget, or train with a lower learning rate or more replay.",
+        "Infeasible: lora at alpha 0.5, the smallest tested, lost 0.25 of exact_match on sst2, and the budget is "
+        "0.02 of exact_match. More records would not change that: test smaller retention.alphas, raise the budget, or "
+        "train with a lower learning rate or more replay.",
     )
 
 
@@ -100,7 +101,7 @@ def test_where_there_is_one_model_no_alpha_is_named() -> None:
     for one, choice, words in (
         (certified, Choice("tuned", 1.0), "of records, tuned stays within every budget"),
         (too_few, None, "too few to show that tuned loses less than"),
-        (over, None, "Infeasible: tuned lost 1 on sst2, and the budget is"),
+        (over, None, "Infeasible: tuned lost 1 of exact_match on sst2, and the budget is"),
     ):
         assert words in verdict(one, choice=choice, one_model=True).sentence
 

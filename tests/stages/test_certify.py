@@ -99,12 +99,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
     return Scripted(recipe, run.folder)
 
 
-def report_base(folder: Path, *, knows_nothing_of: set[str], metric: str = "exact_match") -> None:
-    """Write what the base answered to the records that are reported on, right or wrong by task."""
+def report_base(folder: Path, *, knows_nothing_of: set[str], metric: str = "exact_match", right: float = 1.0) -> None:
+    """Write what the base answered to the records that are reported on, right or wrong by task, or `right` in part."""
     rows = [json.loads(line) for line in (folder / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
     answers = []
     for row in rows:
-        values = {"exact_match": 1.0, "rouge2": 0.0, "loss": 0.1}
+        values = {"exact_match": right, "rouge2": 0.0, "loss": 0.1}
         values |= {metric: 0.0} if row["task"] in knows_nothing_of else {}
         answers.append(Answer(row["id"], row["task"], row["id"], "?", "!", ("!",), True, values, 3))
     (folder / "base" / "zero-shot").mkdir(parents=True, exist_ok=True)
@@ -113,7 +113,15 @@ def report_base(folder: Path, *, knows_nothing_of: set[str], metric: str = "exac
 
 def left_out(name: str, budget: str = "others", *, metric: str = "exact_match") -> dict[str, Any]:
     suite = name.removesuffix(" of others")
-    return {"name": name, "suite": suite, "budget": budget, "metric": metric, "base": 0.0, "chance": 0.0}
+    return {
+        "name": name,
+        "suite": suite,
+        "budget": budget,
+        "metric": metric,
+        "base": 0.0,
+        "chance": 0.0,
+        "reason": "chance",
+    }
 
 
 @pytest.fixture
@@ -228,7 +236,7 @@ def certify_lines(run: Scripted) -> list[dict[str, Any]]:
 
 def test_where_every_other_task_is_at_chance_there_is_nothing_to_certify(run: Scripted) -> None:
     report_base(run.folder, knows_nothing_of={*TASKS})
-    with pytest.raises(DataError, match=r"retention\.budget: found only suites that the base answers at chance"):
+    with pytest.raises(DataError, match=r"retention\.budget: found only suites where the base has nothing to lose"):
         run.certified()
 
 
@@ -252,7 +260,7 @@ def test_a_budget_in_nats_leaves_out_nothing_since_a_loss_has_no_chance_level(ru
 
 def test_where_each_task_is_at_chance_the_others_have_nothing_to_lose_whatever_their_mean_says(run: Scripted) -> None:
     report_base(run.folder, knows_nothing_of={*TASKS})
-    with pytest.raises(DataError, match=r"answers at chance \(left: .*others: exact_match 0, chance 0\)"):
+    with pytest.raises(DataError, match=r"beyond the budget \(left: .*others: exact_match 0, chance 0\)"):
         run.certified()
 
 
@@ -345,6 +353,17 @@ def test_a_task_is_judged_in_the_metric_of_the_others_for_them_and_in_its_own_fo
     found = run.certified(budget={"others": "20 points of rouge2", "left": "20 points of exact_match"})
     assert found["left_out_at_chance"].keys() == {"left of others", "riddles"}
     assert found["verdict"] == "INFEASIBLE" and "on left, and the budget is 0.2 of exact_match" in found["sentence"]
+
+
+def test_a_suite_whose_base_scores_no_more_than_the_budget_is_left_out_as_no_model_could_break_it(
+    run: Scripted,
+) -> None:
+    report_base(run.folder, knows_nothing_of={"riddles"}, right=0.1)
+    found = run.certified(budget={"others": "20 points of exact_match", "left": "6 points of exact_match"})
+    assert found["left_out_at_chance"].keys() == {"others", "riddles"}
+    assert found["left_out_at_chance"]["others"]["reason"] == "budget"
+    assert found["budgets"].keys() == {"left"}
+    assert "Not certified for others (exact_match 0.1): the base model scores no more than" in found["sentence"]
 
 
 def test_a_suite_at_chance_that_loses_more_than_its_budget_all_the_same_is_no_part_of_a_certificate(

@@ -46,8 +46,10 @@ def copied(made: Made, tmp_path: Path) -> Iterator[Made]:
 
 @pytest.fixture
 def tuned(made: Made, tmp_path: Path) -> Path:
-    """Return a copy of the trained model that knows nothing of the run."""
-    return Path(shutil.copytree(made.folder / "full" / "model", tmp_path / "elsewhere" / "tuned"))
+    """Return a copy of the trained model that knows nothing of the run, with a file more than the delivered one has."""
+    folder = Path(shutil.copytree(made.folder / "full" / "model", tmp_path / "elsewhere" / "tuned"))
+    (folder / "special_tokens_map.json").write_text("{}", encoding="utf-8")
+    return folder
 
 
 def certified(made: Made, folder: Path, *, notes: Notes | None = None) -> tuple[dict[str, Any], Path, tuple[str, ...]]:
@@ -203,7 +205,7 @@ def test_suites_at_chance_alone_are_no_ground_for_a_certificate(
     monkeypatch.setattr(importlib.import_module("keeptune.stages.session"), "budgets_of", scored)
     with pytest.raises(
         DataError,
-        match=r"found only suites that the base answers at chance \(others-task: exact_match 0, chance 0\.\d+\)",
+        match=r"nothing to lose beyond the budget \(others-task: exact_match 0, chance 0\.\d+\)",
     ):
         certified(copied, tuned)
     assert len(ledger(copied)) == 1
@@ -320,3 +322,16 @@ def test_another_chat_template_is_refused_with_what_it_means(copied: Made, tuned
     (tuned / "chat_template.jinja").write_text("{{ messages[0]['content'] }}", encoding="utf-8")
     with pytest.raises(RecipeError, match="found another chat template than the run's .*put other prompts before"):
         certified(copied, tuned)
+
+
+def test_an_unchanged_copy_of_the_delivered_model_has_its_certificate_and_opens_nothing(
+    copied: Made, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(copied.folder / "instruct-model", tmp_path / "copy")
+    value, path, lines = certified(copied, copy)
+    assert path == copied.folder / "certificate.json"
+    assert value["sentence"] == lines[1]
+    assert f"{copy}: its files are those that {path} speaks of" in lines[2]
+    assert len(ledger(copied)) == 1
+    (copy / "special_tokens_map.json").write_text("{}", encoding="utf-8")
+    assert certified(copied, copy)[1] != path
