@@ -642,6 +642,18 @@ def test_the_card_shows_tasks_that_were_not_trained_on_in_a_table_of_their_own(t
     assert "not trained on" not in (tmp_path / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_merged_model_is_not_what_its_adapters_certificate_speaks_of(tmp_path: Path) -> None:
+    one = replace(card(), peft_type="LORA", certificate=("It keeps every budget.",), limits=("Mind the gap.",))
+    texts = {}
+    for merged in (False, True):
+        (folder := tmp_path / str(merged)).mkdir()
+        write_model_card(folder, card=one, merged=merged)
+        texts[merged] = (folder / "README.md").read_text(encoding="utf-8")
+    assert "- It keeps every budget.\n- Mind the gap." in texts[False]
+    assert "It keeps every budget" not in texts[True]
+    assert "is certified; this model is not." in texts[True] and "- Mind the gap." in texts[True]
+
+
 def test_the_card_says_what_was_forgotten_and_what_few_shot_reached(tmp_path: Path) -> None:
     write_model_card(tmp_path, card=card())
     text = (tmp_path / "README.md").read_text(encoding="utf-8")

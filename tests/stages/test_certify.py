@@ -21,7 +21,7 @@ from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.stages.retention import FORGETTING
 from keeptune.stages.run import stage_key
 from keeptune.stages.session import LEDGER
-from keeptune.storage import staged_folder, write_json, write_jsonl, write_record
+from keeptune.storage import read_record, staged_folder, write_json, write_jsonl, write_record
 from keeptune.terminal import show_certificate
 from tests.stages.world import Notes, context, llama, recipe_file, records
 
@@ -196,6 +196,16 @@ def test_each_new_question_is_an_opening_that_spends_some_of_what_is_left(run: S
     assert openings(run) == [1, 2, 3]
     assert [f["opening"] for f in found] == [1, 2, 3]
     assert [f["delta"] for f in found] == pytest.approx([0.04, 0.005, 0.0025])
+
+
+def test_a_selection_that_an_interruption_left_behind_is_mended_without_another_opening(run: Scripted) -> None:
+    run.certified()
+    path = run.folder / "selection.json"
+    right = read_record(path)
+    write_record(path, {**right, "alpha": 0.123})
+    run.certified()
+    assert read_record(path) == right
+    assert openings(run) == [1]
 
 
 def test_an_opening_names_the_records_of_each_suite(run: Scripted) -> None:

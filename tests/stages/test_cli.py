@@ -71,7 +71,7 @@ def test_a_run_prints_its_outcome_and_quiet_prints_less(path: Path, keeptune: wo
     assert loud.returncode == 0, loud.stderr
     assert "Selected on validation:" in loud.stdout
     run = path.parent / "run"
-    assert f"Next:\n  ask the model:   see the code in {run}/instruct-model/README.md\n" in loud.stdout
+    assert f"Next:\n  ask the model:    see the code in {run}/instruct-model/README.md\n" in loud.stdout
     assert f"compare {run} OTHER_RUN\n" in loud.stdout
     assert "steps" in loud.stderr
     assert "Records" in loud.stdout

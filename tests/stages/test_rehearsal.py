@@ -60,6 +60,14 @@ def test_the_dry_run_changes_no_weight(small: bool, tmp_path: Path, monkeypatch:
     assert weights[0] == weights[1]
 
 
+def test_the_dry_run_leaves_the_random_state_as_it_was(tmp_path: Path) -> None:
+    path = written(tmp_path, world.llama(tmp_path / "base", dropout=0.3))
+    torch.manual_seed(7)
+    before = torch.random.get_rng_state()
+    stages.check(world.recipe(path), context=world.context(), num_shown=1)
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
 def test_broken_weights_stop_the_check(tmp_path: Path) -> None:
     base = world.llama(tmp_path / "base")
     tensors = load_file(base / "model.safetensors")
