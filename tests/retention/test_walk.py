@@ -117,7 +117,7 @@ def test_a_path_that_was_walked_to_its_end_passes_its_delta_on() -> None:
 def test_a_family_of_paths_breaks_a_budget_in_delta_of_runs_at_most_and_naive_selection_far_more_often() -> None:
     # The true loss of each path passes the budget between two alphas, and models are better the further they go. A
     # record that flips at some alpha stays flipped beyond it, so neighbouring tests err together, as real ones do.
-    num_runs, num_records, slope = 100, 1000, {"full": 0.036, "lora": 0.06}
+    num_runs, num_records, slope = 50, 1000, {"full": 0.036, "lora": 0.06}
     rng = np.random.default_rng(1)
     broken = {"certificate": 0, "naive": 0, "nothing": 0}
     for _ in range(num_runs):

@@ -154,7 +154,7 @@ def test_a_stop_inside_the_metric_takes_it_again(tmp_path: Path) -> None:
 
 
 def test_a_stop_before_the_first_step_leaves_nothing_to_resume(tmp_path: Path) -> None:
-    with pytest.raises(Interrupted, match="stop at step 0 of 6"):
+    with pytest.raises(Interrupted, match="stopped on request at step 0 of 6"):
         start("full", tmp_path / "run", stop_at=0)
     assert list((tmp_path / "run" / "checkpoints").iterdir()) == []
     assert start("full", tmp_path / "run") == start("full", tmp_path / "reference")
