@@ -38,7 +38,6 @@ class Tested:
     bound: float | None
     p_value: float | None
     delta: float | None
-    test: str | None
     num_records: int | None
     num_changed: int | None
     certified: bool
@@ -147,7 +146,6 @@ def _tested(cell: Mapping[str, Any]) -> Tested | None:
         bound=finite(cell.get("upper_bound")),
         p_value=finite(measured.get("p")),
         delta=finite(cell.get("delta")),
-        test=string(measured.get("test")),
         num_records=whole(measured.get("num_records")),
         num_changed=whole(measured.get("num_changed")),
         certified=cell.get("certified") is True,
