@@ -327,6 +327,9 @@ class RetentionFields(Section):
 
     @model_validator(mode="after")
     def _consistent(self) -> RetentionFields:
+        in_nats = any("nat" in text.lower() for text in self.budget.values())
+        if self.loss_cap != type(self).model_fields["loss_cap"].default and not in_nats:
+            raise ValueError("found loss_cap without effect; expected it with a budget in nats. Remove it")
         if self.alphas != "auto" and (not self.alphas or list(self.alphas) != sorted(set(self.alphas))):
             raise ValueError(f"found alphas: {list(self.alphas)}; expected different numbers that rise. Sort them")
         return self

@@ -15,6 +15,8 @@ from numpy.typing import NDArray
 from keeptune.errors import DataError
 from keeptune.evaluation.metrics import Answer, metric_of
 
+_ROUNDING = 1.0 + 1e-9
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Drops:
@@ -59,8 +61,8 @@ def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str
     corpus scores.
 
     Raises:
-        DataError: there is no record, a record has no finite value, or the two do not answer the same records in the
-            same order.
+        DataError: there is no record, a record has no finite value or one that is larger than its metric's scale, or
+            the two do not answer the same records in the same order.
     """
     require_same_records(base, tuned, suite=suite)
     sign = 1.0 if metric_of(metric).higher_is_better else -1.0
@@ -73,7 +75,13 @@ def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str
             f"base or tuned model, the first of them {first.id}; expected one of each. Evaluate both again."
         )
     # -0.0 would print as a loss of "-0".
-    values_R = np.clip(sign * (before_R - after_R), -scale, scale) + 0.0
+    values_R = sign * (before_R - after_R) + 0.0
+    if metric != "loss" and np.abs(values_R).max() > scale * _ROUNDING:
+        raise DataError(
+            f"{suite}: found {metric} that changes by {np.abs(values_R).max():.3g}; expected at most {scale:g}, as "
+            "points are hundredths of a score between 0 and that. Name another suite, or another metric."
+        )
+    values_R = np.clip(values_R, -scale, scale)
     # Numbered in the order of their names, so that the order of records decides nothing.
     clusters_R = np.unique([answer.cluster for answer in base], return_inverse=True)[1]
     strata_R = np.unique([answer.task for answer in base], return_inverse=True)[1]

@@ -1,4 +1,4 @@
-"""Values of independent clusters arrive; the chance of a sum as low as theirs, if the mean were 0 or more, leaves.
+"""The chance that independent clusters lose as little as was measured, if they lost the budget or more in the mean.
 
 The distribution with such a mean under which the observed values are likeliest (their empirical likelihood) weighs low
 values down and high ones up, and may put weight on the worst value that a cluster can have, seen or not. How likely it
@@ -23,9 +23,11 @@ from scipy.special import bdtr, ndtr, ndtri
 _NUM_PLACES = 1 << 13
 # The grid reaches so many standard deviations of the sum to each side, or so many times the largest single value.
 _DEVIATIONS, _JUMPS = 12.0, 5.0
-# Values this many standard deviations of the sum of all lower ones above their mean stand apart from them.
+# A value is a jump if it lies above the mean of all lower ones by this many standard deviations of their sum.
 _APART = 2.0
-# The sums of the grid are exact to about 1e-13.
+# Values that differ by less are equal.
+_DIGITS = 12
+# Below it rounding in the transforms decides.
 SMALLEST_P = 1e-12
 _NUM_STEPS = 100
 
@@ -187,7 +189,7 @@ def _on_grid(places: NDArray[np.float64], chances: NDArray[np.float64]) -> NDArr
 
 
 def _chance_of_few_jumps(tilted: Tilted) -> float:
-    """Return the chance of no more jumps than came; 0 where no values stand apart from the others.
+    """Return the chance of no more jumps, losses that stand apart from all else, than came; 0 where there are none.
 
     Where rare large losses decide, the rank of a sum among sums with as many of them is noise, whose mean the null
     takes from the data: it is no evidence, and the number of losses alone counts.
@@ -195,14 +197,17 @@ def _chance_of_few_jumps(tilted: Tilted) -> float:
     values_W = np.concatenate(tilted.values)
     expected_W = np.concatenate([s.number * c for s, c in zip(tilted.strata, tilted.chances, strict=True)])
     came_W = np.concatenate([np.append(s.counts_V, 0.0) for s in tilted.strata])
-    order = np.argsort(values_W, kind="stable")
-    order = order[expected_W[order] > 0.0]
-    values_W, expected_W, came_W = values_W[order], expected_W[order], came_W[order]
+    possible_W = expected_W > 0.0
+    # Strata share values, up to rounding.
+    values_W, places_W = np.unique(np.round(values_W[possible_W], _DIGITS), return_inverse=True)
+    expected_W, came_W = (np.bincount(places_W, weights=each[possible_W]) for each in (expected_W, came_W))
     # Of the values up to each: their number, mean, and the standard deviation of their sum.
     number_W = np.cumsum(expected_W)
     mean_W = np.cumsum(expected_W * values_W) / number_W
     spread_W = np.sqrt(np.maximum(0.0, np.cumsum(expected_W * np.square(values_W)) - number_W * np.square(mean_W)))
-    near = np.flatnonzero(values_W[1:] - mean_W[:-1] < _APART * spread_W[:-1])
+    # What lost no more than the budget is no jump, however far from all else it lies.
+    is_near_W = (values_W[1:] <= 0.0) | (values_W[1:] - mean_W[:-1] < _APART * spread_W[:-1])
+    near = np.flatnonzero(is_near_W)
     first = int(near[-1]) + 2 if len(near) else 1
     if first >= len(values_W):
         return 0.0

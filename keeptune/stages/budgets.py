@@ -135,7 +135,11 @@ def counted(
     if not asked:
         return []
     budgets = budgets_of(recipe, harness=harness)
-    inputs: dict[str, Counter[str]] = {**_of_tasks(data, asked), **_of_texts(recipe, texts), **_of_harness(harness)}
+    inputs: dict[str, Counter[tuple[str, str]]] = {
+        **_of_tasks(data, asked),
+        **_of_texts(recipe, texts),
+        **_of_harness(harness),
+    }
     return [
         _counted(recipe, suite, text, budget=budgets.get(suite), inputs=inputs.get(suite))
         for suite, text in asked.items()
@@ -143,7 +147,7 @@ def counted(
 
 
 def _counted(
-    recipe: Recipe, suite: str, text: str, *, budget: Budget | None, inputs: Counter[str] | None
+    recipe: Recipe, suite: str, text: str, *, budget: Budget | None, inputs: Counter[tuple[str, str]] | None
 ) -> CheckedBudget:
     from keeptune.retention.drops import Drops
     from keeptune.retention.ledger import confidence_left
@@ -157,8 +161,10 @@ def _counted(
         return CheckedBudget(suite, text, None, needed)
     number = inputs.total()
     if number:
-        clusters_R = np.repeat(np.arange(len(inputs)), list(inputs.values()))
-        unchanged = Drops(np.zeros(number), clusters_R, budget.scale)
+        sizes = list(inputs.values())
+        strata = np.unique([task for task, _ in inputs], return_inverse=True)[1]
+        clusters_R, strata_R = np.repeat(np.arange(len(inputs)), sizes), np.repeat(strata, sizes)
+        unchanged = Drops(np.zeros(number), clusters_R, budget.scale, strata_R)
         if p_value(unchanged, budget=budget.amount).p <= delta:
             return CheckedBudget(suite, text, number, needed)
     of = f" with {len(inputs):,} different inputs" if number >= needed else ""
@@ -174,29 +180,31 @@ def _counted(
     return CheckedBudget(suite, text, number, needed, problem)
 
 
-def _of_tasks(data: Data, asked: Mapping[str, str]) -> dict[str, Counter[str]]:
-    """Return the inputs of the records to certify on of each other task and of all of them, with their numbers."""
-    found: dict[str, Counter[str]] = {OTHER_TASKS: Counter()} | {task: Counter() for task in data.untrained_tasks}
+def _of_tasks(data: Data, asked: Mapping[str, str]) -> dict[str, Counter[tuple[str, str]]]:
+    """Return the inputs of the records to certify on, with their tasks, of each other task and of all of them."""
+    found: dict[str, Counter[tuple[str, str]]] = {OTHER_TASKS: Counter()} | {
+        task: Counter() for task in data.untrained_tasks
+    }
     if not asked.keys() & found.keys() or not (data.folder / "certify.jsonl").is_file():
         return found
     for record in data.records("certify"):
         for suite in (record.task, OTHER_TASKS):
-            found[suite][prompt_key(record)] += 1
+            found[suite][record.task, prompt_key(record)] += 1
     return found
 
 
-def _of_texts(recipe: Recipe, texts: Mapping[str, int] | None) -> dict[str, Counter[str]]:
+def _of_texts(recipe: Recipe, texts: Mapping[str, int] | None) -> dict[str, Counter[tuple[str, str]]]:
     """Return the texts to certify on of each suite that is counted; each is an input of its own."""
     counts = {SELF_TEXTS: recipe.retention.self_texts, **(texts or {})}
-    return {suite: Counter(map(str, range(number))) for suite, number in counts.items()}
+    return {suite: Counter((suite, str(i)) for i in range(number)) for suite, number in counts.items()}
 
 
-def _of_harness(harness: Harness | None) -> dict[str, Counter[str]]:
+def _of_harness(harness: Harness | None) -> dict[str, Counter[tuple[str, str]]]:
     """Return the inputs of the documents to certify on of each suite of the harness, with their numbers."""
     if harness is None:
         return {}
-    found: dict[str, Counter[str]] = {suite: Counter() for suite in harness.metrics}
+    found: dict[str, Counter[tuple[str, str]]] = {suite: Counter() for suite in harness.metrics}
     for document in harness.stored("certify"):
         if document.suite in found:
-            found[document.suite][document.cluster] += 1
+            found[document.suite][document.suite, document.cluster] += 1
     return found

@@ -37,6 +37,7 @@ LIMITS = (
     "about anything that no suite asks.",
     "It is about these weights with this chat template and this way of decoding. Once they are merged, quantised or "
     "changed otherwise, the model needs a new one.",
+    "It takes no input to have more records than the largest one among those that were tested.",
     "Its confidence is over the draw of records. Training again with another seed makes another model.",
 )
 
@@ -63,7 +64,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     left_out = at_chance(reported_answers(run), budgets=asked, tasks=data.untrained_tasks, harness=harness)
     tested_budgets(asked, left_out)
     session = Session(run, data, suites.texts, harness, asked, left_out, "")
-    session = replace(session, key=_key(session, methods))
+    session = replace(session, key=question_key(session, methods))
     # A delivered model that someone changed or removed is delivered again.
     before = intact_record(path, say=run.context.progress.say)
     chosen = intact_record(run.folder / SELECTION, say=run.context.progress.say)
@@ -124,7 +125,8 @@ def _require_measured(run: Run, methods: Mapping[str, Method], *, base: bool) ->
         )
 
 
-def _key(session: Session, methods: Mapping[str, Method]) -> str:
+def question_key(session: Session, methods: Mapping[str, Method]) -> str:
+    """Return the key of the candidates, and of all that they are asked and held to."""
     run, texts, harness = session.run, session.texts, session.harness
     artifacts = {
         name: file_sha256(artifact_folder(run.folder / name, method) / MANIFEST) for name, method in methods.items()

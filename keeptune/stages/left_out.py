@@ -1,4 +1,4 @@
-"""Suites under a budget arrive; those that no certificate can speak of, since the base is at chance there, leave."""
+"""Suites under a budget arrive; those where the base has nothing to lose, which no certificate can speak of, leave."""
 
 from __future__ import annotations
 
@@ -41,7 +41,6 @@ def at_chance(
     at chance. A suite whose base scores no more than the budget is one too: no model could break it. A suite without
     scored answers stays, and so does any under a budget in nats: a loss has no chance level, and no end.
     """
-    from keeptune.evaluation.scores import score_of
     from keeptune.retention.chance import LeftOut, chance_of
 
     levels = {suite: facts["chance"] for suite, facts in (harness.audit if harness is not None else {}).items()}
@@ -65,10 +64,11 @@ def at_chance(
         answers = [answer for answer in base if answer.task in tested and budget.metric in answer.metrics]
         if name == OTHER_TASKS and not tested and (all_ := judged(tasks, named=name, of=name)):
             left_out.append(all_[0])
-        elif (
-            answers and budget.unit == "points" and (score := score_of(answers, metric=budget.metric)) <= budget.amount
-        ):
-            left_out.append(LeftOut(name, name, name, budget.metric, score, 0.0, "budget"))
+        elif answers and budget.unit == "points":
+            # The mean of the records' own scores, which the budget is of, as is no corpus score.
+            score = sum(answer.metrics[budget.metric] for answer in answers) / len(answers)
+            if score <= budget.amount:
+                left_out.append(LeftOut(name, name, name, budget.metric, score, 0.0, "budget"))
     return tuple(left_out)
 
 

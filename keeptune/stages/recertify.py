@@ -15,13 +15,14 @@ from keeptune.errors import RecipeError
 from keeptune.report.certificate import read_certificate
 from keeptune.stages.budgets import main_metric, require_budget
 from keeptune.stages.certified import CERTIFICATE, CERTIFICATES, artifact_sha256, certificates_of, changed_file
-from keeptune.stages.certify import certificate_facts
+from keeptune.stages.certify import certificate_facts, question_key
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.evaluation import answer_base
 from keeptune.stages.harness import Harness, ask_base
 from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
-from keeptune.stages.run import Run, intact_record, stage_key
+from keeptune.stages.methods import method_of
+from keeptune.stages.run import Run, begun_methods, intact_record, stage_key
 from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session, read_suites
 from keeptune.stages.way import load_at
 from keeptune.storage import MANIFEST, read_record, require_unchanged, write_record
@@ -52,9 +53,8 @@ class ArtifactCertificate:
 def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     """Test whether a model or adapter folder keeps every budget, and write a certificate that names it by its hashes.
 
-    It is one candidate, without a way from the base. The base's answers are those of the run; the certify records are
-    opened once more, at half of the error that is left. The run's own certificate and model stay as they are. A
-    folder that was certified and holds the same files is not asked again.
+    It is one candidate. The base's answers are those of the run; the certify records are opened once more. The run's
+    own certificate and model stay as they are. A folder that was certified and holds the same files is not asked again.
 
     Raises:
         DataError: the recipe has no budget, or one of suites alone that the base answers at chance.
@@ -63,8 +63,6 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     """
     require_budget(run.recipe)
     require_unchanged(folder)
-    if (certified := _delivered(run, folder)) is not None:
-        return certified
     data = prepare(run)
     _refuse_unlike(folder, run=run, data=data)
     suites = read_suites(run, data)
@@ -85,6 +83,8 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         **policy_of(run.recipe).answers_key(),
     )
     session = Session(run, data, texts, harness, budgets, left_out, key)
+    if (certified := _delivered(session, folder, hashes=hashes)) is not None:
+        return certified
     name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"
     path = run.folder / CERTIFICATES / f"{name}.json"
     if intact_record(path, say=run.context.progress.say).get("key") == key:
@@ -99,17 +99,14 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     return _read(path)
 
 
-def _delivered(run: Run, folder: Path) -> ArtifactCertificate | None:
-    """Return the run's own certificate where it speaks of these very files and of the recipe's budgets."""
-    path = run.folder / CERTIFICATE
+def _delivered(session: Session, folder: Path, *, hashes: Mapping[str, str]) -> ArtifactCertificate | None:
+    """Return the run's own certificate where it speaks of these very files and answers what the recipe asks now."""
+    run, path = session.run, session.run.folder / CERTIFICATE
     value = intact_record(path, say=run.context.progress.say)
-    retention = run.recipe.retention
-    budgets = {suite: facts["text"] for suite, facts in value.get("budgets", {}).items()}
-    left_out = {facts["budget"] for facts in value.get("left_out_at_chance", {}).values()}
-    asked = {suite: text for suite, text in retention.budget.items() if suite in budgets or suite not in left_out}
-    if not value.get("artifact") or value["artifact"]["sha256"] != artifact_sha256(folder):
+    if not value.get("artifact") or value["artifact"]["sha256"] != hashes:
         return None
-    if budgets != asked or value["confidence"] != retention.confidence:
+    methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
+    if begun_methods(run.folder) < methods.keys() or value["key"] != question_key(session, methods):
         return None
     certificate = read_certificate(value)
     assert certificate is not None, "a certificate without a verdict"

@@ -104,6 +104,32 @@ def rare_nats(*, share: float, noise: float) -> Kind:
     return Kind(draw, share)
 
 
+def two_sizes(*, mean: float) -> Kind:
+    """Return single records and pairs, a fifth of which are pairs; pairs are lost alone."""
+
+    def draw(rng: np.random.Generator, num: int) -> Drops:
+        paired = rng.random(num) < 0.2
+        sizes = np.where(paired, 2, 1)
+        # Of 1.2 records a cluster, 0.4 stand in pairs.
+        values = (paired & (rng.random(num) < 3.0 * mean)).astype(np.float64)
+        return Drops(np.repeat(values, sizes), np.repeat(np.arange(num), sizes))
+
+    return Kind(draw, mean)
+
+
+def rare_in_one_task(*, num: int, share: float) -> Kind:
+    """Return records of `num` tasks alike in size, of which one bears all losses, and some records gain a little."""
+
+    def draw(rng: np.random.Generator, num_records: int) -> Drops:
+        strata = np.arange(num_records) % num
+        lost = (strata == 0) & (rng.random(num_records) < share * num_records / np.count_nonzero(strata == 0))
+        gained = np.where(rng.random(num_records) < 0.01, -0.1 * rng.random(num_records), 0.0)
+        return Drops(np.where(lost, 1.0, gained), np.arange(num_records), strata_R=strata)
+
+    # Records that are lost do not gain.
+    return Kind(draw, share - 0.01 * 0.05 * (1.0 - share))
+
+
 def clustered(*, largest: int, churn: float, mean: float) -> Kind:
     """Return accuracy-like clusters of 1 to `largest` records that go the same way; large ones change more often."""
 
@@ -156,6 +182,11 @@ KINDS: Mapping[str, Kind] = {
     **{
         f"clusters of 1 to {largest}, {mean:g} lost": clustered(largest=largest, churn=0.1, mean=mean)
         for largest, mean in ((4, 0.02), (50, 0.02), (4, 0.05))
+    },
+    "single records and pairs, .02 lost in pairs": two_sizes(mean=0.02),
+    **{
+        f"{num} tasks, {share:g} lost in one, isolated gains": rare_in_one_task(num=num, share=share)
+        for num, share in ((2, 0.01), (4, 0.02))
     },
     **{
         f"{num} tasks, means {spread:g} about .1": tasks(num=num, spread=spread, churn=0.3, mean=0.1)

@@ -35,6 +35,12 @@ def test_what_a_record_loses_beyond_the_scale_counts_as_the_scale() -> None:
     assert (drops.values_R.tolist(), drops.scale) == ([1.5, -1.5], 1.5)
 
 
+def test_a_score_of_another_scale_is_refused() -> None:
+    base, tuned = [answer(0, exact_match=23.0)], [answer(0, exact_match=4.0)]
+    with pytest.raises(DataError, match=r"sst2: found exact_match that changes by 19; expected at most 1, as points"):
+        paired_drops(base, tuned, metric="exact_match", scale=1.0, suite="sst2")
+
+
 def test_records_of_one_task_are_of_one_kind() -> None:
     base = [replace(answer(i, loss=1.0), task=task) for i, task in enumerate(["b", "a", "b"])]
     drops = paired_drops(base, base, metric="loss", scale=1.0, suite="others")

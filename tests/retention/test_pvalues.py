@@ -226,6 +226,13 @@ def test_more_records_are_asked_for_than_failed(num: int, lost: int, gained: int
     assert num < asked < 3 * num
 
 
+@pytest.mark.parametrize("lost", [9, 11])
+def test_no_number_of_records_mends_a_mean_of_the_very_budget(lost: int) -> None:
+    drops = single([1.0] * lost + [0.0] * (1000 - lost))
+    assert records_needed(drops, budget=lost / 1000, delta=DELTA) is None
+    assert records_needed(drops, budget=lost / 1000 + 1e-15, delta=DELTA) is None
+
+
 def test_no_number_of_records_mends_a_mean_over_the_budget() -> None:
     assert records_needed(single([1.0, 0.0, 0.0, 0.0]), budget=0.25, delta=DELTA) is None
     assert records_needed(single([1.0, 0.0, 0.0, 0.0]), budget=0.26, delta=DELTA) is not None

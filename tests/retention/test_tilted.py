@@ -111,6 +111,31 @@ def test_strata_that_differ_in_their_means_tell_more_than_one_of_all() -> None:
     assert 0.0 < apart < 0.5 * lower_tail([stratum(parts[0] + parts[1], budget=0.1)], offset=0.1)
 
 
+@pytest.mark.parametrize("num_lost", [0, 1, 5])
+@pytest.mark.parametrize("num_strata", [2, 3, 4])
+def test_strata_that_are_alike_tell_what_one_of_all_tells(num_strata: int, num_lost: int) -> None:
+    values = [1.0] * num_lost + [0.0] * (1200 - num_lost)
+    alone = lower_tail([stratum(values, budget=0.02)], offset=0.02)
+    apart = [stratum(values[i::num_strata], budget=0.02) for i in range(num_strata)]
+    assert lower_tail(apart, offset=0.02) == pytest.approx(alone, rel=0.15)
+
+
+@pytest.mark.parametrize("lost", [0, 1, 5])
+def test_a_single_gain_is_no_evidence_of_a_loss(lost: int) -> None:
+    values = [1.0] * lost + [0.0] * (640 - lost)
+    without = lower_tail([stratum(values, budget=0.02)], offset=0.02)
+    for gain in (0.01, 0.1):
+        assert lower_tail([stratum([*values[:-1], -gain], budget=0.02)], offset=0.02) <= 1.05 * without
+
+
+def test_clusters_of_two_sizes_that_lost_nothing_are_no_jumps() -> None:
+    budget, number = 0.02, 640
+    sizes = np.array([1.0] * 500 + [2.0] * 70)
+    values, counts = np.unique(np.round(-budget * sizes, 12), return_counts=True)
+    found = lower_tail([Stratum(values, counts.astype(float), (1.0 - budget) * 2.0)], offset=budget)
+    assert (1.0 - budget) ** number < found < 0.002
+
+
 def test_more_clusters_with_the_same_shares_are_more_evidence() -> None:
     one = stratum([0.0] * 95 + [1.0] * 3 + [-0.5] * 2)
     assert lower_tail([one.grown(3.0)], offset=BUDGET) < lower_tail([one.grown(1.5)], offset=BUDGET)
