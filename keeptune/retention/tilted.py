@@ -25,8 +25,6 @@ _NUM_PLACES = 1 << 13
 _DEVIATIONS, _JUMPS = 12.0, 5.0
 # A value is a jump if it lies above the mean of all lower ones by this many standard deviations of their sum.
 _APART = 2.0
-# Values that differ by less are equal.
-_DIGITS = 12
 # Below it rounding in the transforms decides.
 SMALLEST_P = 1e-12
 _NUM_STEPS = 100
@@ -198,8 +196,8 @@ def _chance_of_few_jumps(tilted: Tilted) -> float:
     expected_W = np.concatenate([s.number * c for s, c in zip(tilted.strata, tilted.chances, strict=True)])
     came_W = np.concatenate([np.append(s.counts_V, 0.0) for s in tilted.strata])
     possible_W = expected_W > 0.0
-    # Strata share values, up to rounding.
-    values_W, places_W = np.unique(np.round(values_W[possible_W], _DIGITS), return_inverse=True)
+    # Strata share values.
+    values_W, places_W = np.unique(values_W[possible_W], return_inverse=True)
     expected_W, came_W = (np.bincount(places_W, weights=each[possible_W]) for each in (expected_W, came_W))
     # Of the values up to each: their number, mean, and the standard deviation of their sum.
     number_W = np.cumsum(expected_W)
