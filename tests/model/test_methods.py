@@ -355,3 +355,17 @@ def test_a_model_of_which_nothing_would_train_is_refused() -> None:
     model.requires_grad_(False)
     with pytest.raises(RecipeError, match="found no weight that would train"):
         apply_method(model, method(None), seed=0)
+
+
+def test_a_layer_that_cannot_be_called_with_one_input_gets_no_adapter(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Routed(torch.nn.Linear):
+        def forward(self, input: torch.Tensor, routes: torch.Tensor) -> torch.Tensor:  # pyright: ignore
+            return super().forward(input) * routes
+
+    monkeypatch.setattr(Routed, "__module__", "transformers.models.made")
+    model = llama()
+    part: Any = model.model.layers[0].mlp
+    part.down_proj = Routed(part.down_proj.in_features, part.down_proj.out_features, bias=False)
+    adapted = apply_method(model, Method("lora", "LORA", 1e-3, {"r": 2}), seed=0)
+    assert not any("down_proj" in name for name, p in adapted.named_parameters() if p.requires_grad)
+    assert any("up_proj" in name for name, p in adapted.named_parameters() if p.requires_grad)
