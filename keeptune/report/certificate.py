@@ -122,8 +122,7 @@ def _left_out(name: str, found: Any) -> LeftOut:
     value = mapping(found)
     suite, budget = (string(value.get(key)) or name for key in ("suite", "budget"))
     base, chance = (finite(value.get(key)) for key in ("base", "chance"))
-    words = (string(value.get(key)) or default for key, default in (("metric", "?"), ("reason", "chance")))
-    metric, reason = words
+    metric, reason = string(value.get("metric")) or "?", string(value.get("reason")) or "chance"
     return LeftOut(name, suite, budget, metric, base, chance, reason)
 
 

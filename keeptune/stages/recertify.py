@@ -22,7 +22,7 @@ from keeptune.stages.evaluation import answer_base
 from keeptune.stages.harness import Harness, ask_base
 from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
-from keeptune.stages.run import Run, begun_methods, intact_record, stage_key
+from keeptune.stages.run import TRAINING, Run, intact_record, stage_key
 from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session, read_suites
 from keeptune.stages.way import load_at
 from keeptune.storage import MANIFEST, read_record, require_unchanged, write_record
@@ -106,7 +106,9 @@ def _delivered(session: Session, folder: Path, *, hashes: Mapping[str, str]) -> 
     if not value.get("artifact") or value["artifact"]["sha256"] != hashes:
         return None
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
-    if begun_methods(run.folder) < methods.keys() or value["key"] != question_key(session, methods):
+    # A method that the recipe has now may not be trained yet: then the certificate answered another question.
+    trained = all((run.folder / name / TRAINING).is_file() for name in methods)
+    if not trained or value["key"] != question_key(session, methods):
         return None
     certificate = read_certificate(value)
     assert certificate is not None, "a certificate without a verdict"

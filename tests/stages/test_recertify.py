@@ -16,6 +16,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from keeptune import stages
+from keeptune.config import MethodFields
 from keeptune.errors import DataError, RecipeError, StorageError
 from keeptune.model.methods import quiet_peft
 from keeptune.stages.budgets import budgets_of
@@ -335,3 +336,19 @@ def test_an_unchanged_copy_of_the_delivered_model_has_its_certificate_and_opens_
     assert len(ledger(copied)) == 1
     (copy / "special_tokens_map.json").write_text("{}", encoding="utf-8")
     assert certified(copied, copy)[1] != path
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_a_copy_of_the_delivered_model_is_asked_anew_where_the_recipe_has_a_method_more(
+    begun: bool, copied: Made, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(copied.folder / "instruct-model", tmp_path / "copy")
+    methods = {**copied.recipe.methods, "lora": MethodFields(peft_type="LORA")}
+    more = Made(copied.recipe.model_copy(update={"methods": methods}), copied.folder, copied.certificate, [])
+    with stages.open_run(more.recipe, context=context()):
+        pass
+    if begun:
+        (copied.folder / "lora" / "checkpoints" / "step-1").mkdir(parents=True)
+    value, path, _ = certified(more, copy)
+    assert path.parent.name == "certificates" and value["verdict"] == "CERTIFIED"
+    assert len(ledger(copied)) == 2
