@@ -1,14 +1,18 @@
 """How often a certified model loses more than its budget in truth, beside a model chosen from the same figures naively.
 
-    python benchmarks/certificate.py [--out FOLDER] [--runs 40] [--first 0]
+    python benchmarks/certificate.py [--out FOLDER] [--runs 200] [--first 0] [--through-stages 0]
     python benchmarks/certificate.py --tables
 
 Each run draws one of the lab's tasks that its model does not know, 200 of its records, a method, a learning rate and
-retention records, and goes through the stages of `keeptune run` with a budget of 2 points. The truth is what the model
-lost on 20,000 fresh records of the same tasks. The naive choice is the point with the lowest test loss on the target
-among those whose measured loss is within the budget. Runs that stand in `--out` or in the results are not made again;
-two processes may make different ones at once. Results: `benchmarks/results/certificate.json`; docs/certificate.md shows
-them.
+retention records, and trains as `keeptune train` does. Base and tuned model answer the retained tasks at alphas in
+steps of 0.1. From these answers a point is certified in four ways: a budget of 2 points of exact match or of 0.02 nats,
+each with 95 and with 90 % confidence. The truth is what the model loses on fresh records of the same tasks: 2,500 at
+first, up to 20,000 while the budget lies within four standard errors. The naive choice is the point with the lowest
+loss on the target's test records among those whose measured loss, on the report part, is within the budget.
+
+`--through-stages N` certifies the first N runs by `keeptune certify` too, and stops where that chooses another point.
+Runs that stand in `--out` are not made again; two processes may make different ones at once. Results:
+`benchmarks/results/certificate.json`; docs/certificate.md shows them.
 """
 
 from __future__ import annotations
@@ -17,7 +21,10 @@ import argparse
 import json
 import math
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -31,18 +38,24 @@ from torch import nn
 
 from keeptune import stages
 from keeptune.config import load_recipe
-from keeptune.data.record import OTHER_TASKS, SplitName
+from keeptune.data.clean import prompt_key
+from keeptune.data.record import OTHER_TASKS, PartName, Record, SplitName
 from keeptune.evaluation.evaluate import Split, read_answers
+from keeptune.evaluation.metrics import Answer
 from keeptune.lab.folder import write_lab
 from keeptune.lab.tasks import SPAN_SENTENCE, TASKS, LabTask, examples, write_task
 from keeptune.lab.world import make_world
 from keeptune.model.loss import target_logits
 from keeptune.model.modes import evaluating
 from keeptune.progress import Silent
-from keeptune.stages.data import Data, evaluation_split
+from keeptune.retention.budget import Budget
+from keeptune.retention.drops import Drops, paired_drops
+from keeptune.retention.ledger import confidence_left
+from keeptune.retention.walk import Candidate, Choice, choose, walk
+from keeptune.stages.data import Data
 from keeptune.stages.methods import method_of
 from keeptune.stages.retention import answer
-from keeptune.stages.way import BASE, TEST, ZERO_SHOT, load_base, open_way
+from keeptune.stages.way import load_base, open_way
 from keeptune.storage import read_json, write_json, write_jsonl
 from keeptune.text.batches import NOT_TRAINED, pad
 from keeptune.text.table import Table
@@ -50,12 +63,19 @@ from keeptune.text.tokens import Example
 
 RESULTS = Path(__file__).parent / "results" / "certificate.json"
 WORLD = make_world()
-BUDGET = 0.02
-ALPHAS = (0.25, 0.5, 0.75, 1.0)
+BUDGETS = {
+    "2 points of exact_match": Budget(0.02, "points", "exact_match"),
+    "0.02 nats": Budget(0.02, "nats", "loss"),
+}
+CONFIDENCES = (0.95, 0.9)
+ALPHAS = tuple(round(0.1 * step, 1) for step in range(1, 11))
+# A path is not followed beyond the alpha at which so many times every budget is measured.
+FAR_BEYOND = 3.0
 NUM_TRAIN = 200
 # Two fifths of the retained records are the certify part and two fifths the report part: about 640 each.
 NUM_RETAINED = 400
-NUM_FRESH, FRESH_SEED = 20_000, 1_000_000
+NUM_FRESH, FRESH_BLOCK, FRESH_SEED = 20_000, 2_500, 1_000_000
+SURE = 4.0
 RETAINED = ("translation", "sums", "tense", "sorting")
 TARGETS = (SPAN_SENTENCE, *(task for task in TASKS if task.held_out))
 # Each method with the range over which its learning rate is drawn, evenly in its logarithm.
@@ -65,6 +85,7 @@ METHODS: tuple[tuple[dict[str, Any], tuple[float, float]], ...] = (
     ({"peft_type": "LORA", "r": 4, "lora_alpha": 8}, (5e-4, 1e-2)),
     ({"peft_type": "IA3"}, (3e-3, 5e-2)),
 )
+METHOD = "tuned"
 CONTEXT = stages.Context(progress=Silent(), stop_requested=lambda: False, command="benchmark", now=lambda: "")
 
 
@@ -74,7 +95,7 @@ def write_rows(task: LabTask, path: Path, *, count: int, seed: int) -> None:
     write_jsonl(path, islice(examples(task, WORLD, split="test", seed=seed), count))
 
 
-def recipe(lab: Path, folder: Path, *, seed: int) -> dict[str, Any]:
+def recipe(lab: Path, folder: Path, *, seed: int, retained: int = NUM_RETAINED) -> dict[str, Any]:
     """Write a run's data and return its recipe; everything that varies is drawn from `seed`."""
     rng = Random(seed)
     target, (arguments, rates) = rng.choice(TARGETS), rng.choice(METHODS)
@@ -82,19 +103,19 @@ def recipe(lab: Path, folder: Path, *, seed: int) -> dict[str, Any]:
     write_task(target, WORLD, folder / target.name, counts=counts, seed=seed + 1)
     for task in TASKS:
         if task.name in RETAINED:
-            write_rows(task, folder / f"{task.name}.jsonl", count=NUM_RETAINED, seed=seed + 1)
-    retained = [{"path": str(folder / f"{name}.jsonl"), "name": name, "train": False} for name in RETAINED]
+            write_rows(task, folder / f"{task.name}.jsonl", count=retained, seed=seed + 1)
+    tasks = [{"path": str(folder / f"{name}.jsonl"), "name": name, "train": False} for name in RETAINED]
     return {
         "model": str(lab / "models" / "lab-instruct"),
         "output_dir": str(folder / "run"),
-        "data": {"tasks": [{"path": str(folder / target.name), "name": target.name}, *retained]},
-        "methods": {"tuned": {**arguments, "learning_rate": drawn(rng, rates)}},
+        "data": {"tasks": [{"path": str(folder / target.name), "name": target.name}, *tasks]},
+        "methods": {METHOD: {**arguments, "learning_rate": drawn(rng, rates)}},
         "training": {"num_train_epochs": rng.choice((1, 2, 3)), "tokens_per_micro_batch": 4096},
         "evaluation": {"metrics": ["exact_match"], "select_by": "loss", "baselines": ["zero-shot"]},
         "retention": {
             "self_texts": 0,
             "alphas": list(ALPHAS),
-            "budget": {OTHER_TASKS: f"{BUDGET * 100:g} points of exact_match"},
+            "budget": {OTHER_TASKS: next(iter(BUDGETS))},
         },
         "seed": seed,
     }
@@ -105,230 +126,332 @@ def drawn(rng: Random, bounds: tuple[float, float]) -> float:
     return float(f"{math.exp(rng.uniform(*map(math.log, bounds))):.3g}")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Records of a run that models are asked, with their tokens."""
+
+    run: stages.Run
+    data: Data
+    records: Sequence[Record]
+    tokens: Sequence[Example]
+
+    @classmethod
+    def of(cls, run: stages.Run, data: Data, part: SplitName | PartName, *, tasks: Sequence[str]) -> Asked:
+        """Return the records of tasks in a split or part, in their order."""
+        by_id = {record.id: record for record in data.records(part) if record.task in tasks}
+        table = data.table(part)
+        places = [i for i, id_ in enumerate(table.record_ids) if id_ in by_id]
+        return cls(run, data, [by_id[table.record_ids[i]] for i in places], [table[i] for i in places])
+
+    def block(self, places: slice) -> Asked:
+        """Return some of the records."""
+        return Asked(self.run, self.data, self.records[places], self.tokens[places])
+
+    def losses(self, model: nn.Module) -> np.ndarray:
+        """Return each completion's loss in nats per token."""
+        return self._in_one_pass(model)[0]
+
+    def answers(self, model: nn.Module) -> list[Answer]:
+        """Return each record's exact match and loss, as answers without their text.
+
+        Greedy decoding gives the completion where each of its tokens is the likeliest after those before it: one pass
+        tells that. Another answer may still match, as without the full stop: what is left is generated.
+        """
+        losses, likeliest = self._in_one_pass(model)
+        exact = likeliest.astype(float)
+        others = np.flatnonzero(~likeliest)
+        if len(others):
+            exact[others] = self._generated(model, others)
+        return [
+            Answer(r.id, r.task, prompt_key(r), "", "", (r.completion,), True, {"exact_match": value, "loss": loss}, 1)
+            for r, value, loss in zip(self.records, exact.tolist(), losses.tolist(), strict=True)
+        ]
+
+    def _in_one_pass(self, model: nn.Module) -> tuple[np.ndarray, np.ndarray]:
+        order = np.argsort([len(example.input_ids) for example in self.tokens], kind="stable")
+        losses, likeliest = np.zeros(len(order)), np.zeros(len(order), dtype=bool)
+        with evaluating(model):
+            for places in np.array_split(order, max(1, len(order) // 128)):
+                batch = pad([self.tokens[i] for i in places], pad_id=0)
+                is_target = batch.labels != NOT_TRAINED
+                ids = torch.from_numpy(batch.labels[is_target]).long()
+                logits = torch.cat([*target_logits(model, batch)])
+                nats, hits = np.zeros(batch.labels.shape), np.ones(batch.labels.shape, dtype=bool)
+                nats[is_target] = torch.nn.functional.cross_entropy(logits, ids, reduction="none").numpy()
+                hits[is_target] = (logits.argmax(1) == ids).numpy()
+                losses[places], likeliest[places] = nats.sum(1) / is_target.sum(1), hits.all(1)
+        return losses, likeliest
+
+    def _generated(self, model: nn.Module, places: np.ndarray) -> list[float]:
+        records = [self.records[i] for i in places]
+        table = Table.of([self.tokens[i] for i in places], record_ids=[record.id for record in records])
+        split = Split("test", records, table)
+        with tempfile.TemporaryDirectory(dir=self.run.folder) as scratch:
+            folder = Path(scratch) / "asked"
+            answer(self.run, self.data, model, split=split, metrics=["exact_match"], name="", folder=folder, key="")
+            found = {one.id: one.metrics["exact_match"] for one in read_answers(folder)}
+        return [found[record.id] for record in records]
+
+
 class Truth:
-    """The fresh records and which of them the base answers rightly."""
+    """Fresh records of the retained tasks, and what the base answers to them."""
 
     def __init__(self, lab: Path, folder: Path) -> None:
         each = NUM_FRESH // len(RETAINED)
-        made = recipe(lab, folder, seed=FRESH_SEED)
-        for task in TASKS:
-            if task.name in RETAINED:
-                # Some rows more, since duplicates are left out.
-                write_rows(task, folder / f"{task.name}.jsonl", count=each + each // 10, seed=FRESH_SEED)
+        # Some rows more, since duplicates are left out; of own tasks four fifths are not in the certify part.
+        made = recipe(lab, folder, seed=FRESH_SEED, retained=each + each // 10)
         del made["retention"]["budget"]
         path = folder / "fresh.yaml"
         path.write_text(yaml.safe_dump(made), encoding="utf-8")
-        with stages.open_run(load_recipe(path), context=CONTEXT) as self.run:
-            self.data = stages.prepare(self.run)
-            split = evaluation_split(self.data, "test")
-            by_id = {record.id: record for record in split.records}
-            ids = split.examples.record_ids
-            chosen = [[i for i, id_ in enumerate(ids) if by_id[id_].task == name][:each] for name in RETAINED]
-            self.examples = [split.examples[i] for positions in chosen for i in positions]
-            self.records = [by_id[ids[i]] for positions in chosen for i in positions]
-            assert len(self.examples) == NUM_FRESH, f"found {len(self.examples)} fresh records"
-            self.base = self._right(load_base(self.run, self.data))
+        with stages.open_run(load_recipe(path), context=CONTEXT) as run:
+            data = stages.prepare(run)
+            tasks = [Asked.of(run, data, "test", tasks=[name]) for name in RETAINED]
+            # In turn, so that every block has as many of each task.
+            records = [record for four in zip(*(task.records for task in tasks), strict=False) for record in four]
+            tokens = [example for four in zip(*(task.tokens for task in tasks), strict=False) for example in four]
+            assert len(records) >= NUM_FRESH, f"found {len(records)} fresh records"
+            self.asked = Asked(run, data, records, tokens)
+            self.base: list[Answer] = []
 
-    def lost(self, model: nn.Module) -> dict[str, float]:
-        """Return what a model loses on the fresh records, with its standard error."""
-        drops = self.base - self._right(model)
-        return {"lost": float(drops.mean()), "standard_error": float(drops.std(ddof=1) / math.sqrt(len(drops)))}
-
-    def _right(self, model: nn.Module) -> np.ndarray:
-        """Return the exact match of each fresh record; only what one pass does not find right is generated."""
-        values = right(model, self.examples).astype(float)
-        others = np.flatnonzero(values == 0.0)
-        records, folder = [self.records[i] for i in others], self.run.folder / "asked"
-        table = Table.of([self.examples[i] for i in others], record_ids=[record.id for record in records])
-        split = Split("test", records, table)
-        answer(self.run, self.data, model, split=split, metrics=["exact_match"], name="fresh", folder=folder, key="")
-        found = {asked.id: asked.metrics["exact_match"] for asked in read_answers(folder)}
-        values[others] = [found[record.id] for record in records]
-        shutil.rmtree(folder)
-        return values
+    def lost(self, model: nn.Module, budgets: Sequence[Budget]) -> dict[str, dict[str, float]]:
+        """Return what a model loses in each budget's metric, with its standard error."""
+        tuned: list[Answer] = []
+        found: dict[str, dict[str, float]] = {}
+        while len(tuned) < NUM_FRESH:
+            block = self.asked.block(slice(len(tuned), len(tuned) + FRESH_BLOCK))
+            if len(self.base) == len(tuned):
+                self.base += block.answers(load_base(self.asked.run, self.asked.data))
+            tuned += block.answers(model)
+            found = {budget.metric: _mean_of(drops(self.base[: len(tuned)], tuned, budget)) for budget in budgets}
+            if all(abs(found[b.metric]["lost"] - b.amount) > SURE * found[b.metric]["error"] for b in budgets):
+                break
+        return found
 
 
-def right(model: nn.Module, examples: Sequence[Example]) -> np.ndarray:
-    """Return for each example whether a greedy answer would be its completion, token by token.
-
-    That is where each target token is the likeliest after those before it: one pass instead of one a token. Another
-    answer may still match, as it does without the full stop.
-    """
-    order = np.argsort([len(example.input_ids) for example in examples], kind="stable")
-    found = np.zeros(len(examples), dtype=bool)
-    with evaluating(model):
-        for positions in np.array_split(order, max(1, len(order) // 128)):
-            batch = pad([examples[i] for i in positions], pad_id=0)
-            likeliest = torch.cat([logits_CV.argmax(1) for logits_CV in target_logits(model, batch)]).numpy()
-            is_target = batch.labels != NOT_TRAINED
-            hits = np.ones(batch.labels.shape, dtype=bool)
-            hits[is_target] = likeliest == batch.labels[is_target]
-            found[positions] = hits.all(1)
-    return found
+def drops(base: Sequence[Answer], tuned: Sequence[Answer], budget: Budget) -> Drops:
+    """Return what was lost in the metric of a budget."""
+    return paired_drops(base, tuned, metric=budget.metric, scale=budget.scale, suite=OTHER_TASKS)
 
 
-def measure(lab: Path, out: Path, *, seed: int, truth: Truth) -> dict[str, Any]:
+def _mean_of(found: Drops) -> dict[str, float]:
+    values = found.values_R
+    return {
+        "lost": float(values.mean()),
+        "error": float(values.std(ddof=1) / math.sqrt(len(values))),
+        "num_records": len(values),
+    }
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A trained run: what the base and the model at each alpha answer, and what it reaches on the target."""
+
+    run: stages.Run
+    data: Data
+    target: str
+
+    @cached_property
+    def base(self) -> dict[str, list[Answer]]:
+        """What the base answers to the certify part and to the report part, test."""
+        model = load_base(self.run, self.data)
+        return {part: self._part(part).answers(model) for part in ("certify", "test")}
+
+    @cached_property
+    def base_target_loss(self) -> float:
+        """The base's loss on the target's test records, in nats per token."""
+        return float(self._target("test").losses(load_base(self.run, self.data)).mean())
+
+    @cached_property
+    def points(self) -> dict[float, dict[str, Any]]:
+        """Of each alpha: answers to both parts, and the target's losses on validation and test."""
+        found: dict[float, dict[str, Any]] = {}
+        for alpha in ALPHAS:
+            model = self.model_at(alpha)
+            found[alpha] = {part: self._part(part).answers(model) for part in ("certify", "test")}
+            for split in ("validation", "test"):
+                found[alpha][f"target_{split}"] = float(self._target(split).losses(model).mean())
+            if all(self.lost(found[alpha], b) > FAR_BEYOND * b.amount for b in BUDGETS.values()):
+                break
+        return found
+
+    def lost(self, point: Mapping[str, Any], budget: Budget) -> float:
+        """Return what was measured lost on the report part."""
+        return float(drops(self.base["test"], point["test"], budget).values_R.mean())
+
+    def certified(self, budget: Budget, confidence: float) -> float | None:
+        """Return the alpha that a first opening certifies and that is best on validation."""
+        walked = walk(
+            [Candidate(METHOD, tuple(self.points))],
+            budgets={OTHER_TASKS: budget},
+            delta=confidence_left(1.0 - confidence, opening=1),
+            drops_at=lambda _, alpha: {OTHER_TASKS: drops(self.base["certify"], self.points[alpha]["certify"], budget)},
+        )
+
+        def on_validation(_: str, alpha: float) -> float:
+            return float(self.points[alpha]["target_validation"])
+
+        chosen = choose(walked.certified, validation=on_validation, loss=on_validation, higher_is_better=False)
+        return chosen.alpha if chosen else None
+
+    def naive(self, budget: Budget) -> float | None:
+        """Return the alpha with the lowest target loss on test among those measured within the budget."""
+        within = [alpha for alpha, point in self.points.items() if self.lost(point, budget) <= budget.amount]
+        return min(within, key=lambda alpha: (self.points[alpha]["target_test"], alpha), default=None)
+
+    def model_at(self, alpha: float) -> nn.Module:
+        """Return the model at an alpha."""
+        way = open_way(self.run, self.data, method_of(self.run.recipe, METHOD))
+        way.set_(alpha)
+        return way.model
+
+    def _part(self, part: SplitName | PartName) -> Asked:
+        return Asked.of(self.run, self.data, part, tasks=RETAINED)
+
+    def _target(self, split: SplitName) -> Asked:
+        return Asked.of(self.run, self.data, split, tasks=[self.target])
+
+
+def measure(lab: Path, out: Path, *, seed: int, truth: Truth, through_stages: bool) -> dict[str, Any]:
     """Make one run and return what was certified, what would have been chosen naively, and what each lost in truth."""
     folder = out / f"run-{seed}"
     made = recipe(lab, folder, seed=seed)
-    target = made["data"]["tasks"][0]["name"]
     path = folder / "recipe.yaml"
     path.write_text(yaml.safe_dump(made, sort_keys=False), encoding="utf-8")
     with stages.open_run(load_recipe(path), context=CONTEXT) as run:
         data = stages.prepare(run)
-        for stage in (stages.train, stages.evaluate, stages.certify):
-            stage(run, data=data)
-        forgetting, certificate = (read_json(run.folder / f"{name}.json") for name in ("forgetting", "certificate"))
-        measured = {
-            (row["model"], row["alpha"]): row["forgetting"] for row in forgetting["rows"] if row["suite"] == OTHER_TASKS
+        stages.train(run, data=data)
+        measured = Measured(run, data, made["data"]["tasks"][0]["name"])
+        choices: dict[str, dict[str, float | None]] = {
+            name: {
+                **{f"{confidence:g}": measured.certified(budget, confidence) for confidence in CONFIDENCES},
+                "naive": measured.naive(budget),
+            }
+            for name, budget in BUDGETS.items()
         }
-        losses = {point: target_loss(run.folder, *point, target=target) for point in measured}
-        base_loss = target_loss(run.folder, BASE, 0.0, target=target)
-        within = [point for point, lost in measured.items() if lost <= BUDGET]
-        naive = min(within, key=lambda point: (losses[point], point[1]), default=None)
-        chosen = certificate["choice"]
-        certified = (chosen["candidate"], chosen["alpha"]) if chosen else None
-        true = {point: truth.lost(model_at(run, data, point)) for point in {certified, naive} if point is not None}
-
-    def facts(point: tuple[str, float] | None) -> dict[str, Any] | None:
-        if point is None:
-            return None
-        return {
-            "method": point[0],
-            "alpha": point[1],
-            "measured": measured[point],
-            "target_loss": losses[point],
-            **true[point],
-        }
-
+        if through_stages:
+            _require_same(run, data, alpha=choices[next(iter(BUDGETS))][f"{run.recipe.retention.confidence:g}"])
+        true: dict[float, Any] = {}
+        for alpha in sorted({alpha for chosen in choices.values() for alpha in chosen.values() if alpha is not None}):
+            asked = [budget for name, budget in BUDGETS.items() if alpha in choices[name].values()]
+            true[alpha] = truth.lost(measured.model_at(alpha), asked)
     found = {
-        "target": target,
-        "method": made["methods"]["tuned"],
+        "target": measured.target,
+        "method": made["methods"][METHOD],
         "num_train_epochs": made["training"]["num_train_epochs"],
-        "verdict": certificate["verdict"],
-        "num_certify_records": certificate["items"][OTHER_TASKS],
-        "base_loss": base_loss,
-        "certified": facts(certified),
-        "naive": facts(naive),
-        "points": [
-            {"method": p[0], "alpha": p[1], "measured": measured[p], "target_loss": losses[p]} for p in measured
-        ],
+        "num_certify_records": len(measured.base["certify"]),
+        "base_target_loss": measured.base_target_loss,
+        "points": {
+            f"{alpha:g}": {
+                "target_loss": point["target_test"],
+                "measured": {budget.metric: measured.lost(point, budget) for budget in BUDGETS.values()},
+                **({"true": true[alpha]} if alpha in true else {}),
+            }
+            for alpha, point in measured.points.items()
+        },
+        "choices": choices,
     }
     shutil.rmtree(folder)
     return found
 
 
-def model_at(run: stages.Run, data: Data, point: tuple[str, float]) -> nn.Module:
-    """Return the model of a method at an alpha."""
-    way = open_way(run, data, method_of(run.recipe, point[0]))
-    way.set_(point[1])
-    return way.model
+def _require_same(run: stages.Run, data: Data, *, alpha: float | None) -> None:
+    """Certify through the stages of `keeptune run`, and refuse another choice than `alpha`."""
+    stages.evaluate(run, data=data)
+    stages.certify(run, data=data)
+    chosen = read_json(run.folder / "certificate.json")["choice"]
+    found = Choice(**chosen).alpha if chosen else None
+    assert found == alpha, f"{run.folder}: the stages certify alpha {found}, the study {alpha}"
 
 
-def target_loss(folder: Path, name: str, alpha: float, *, target: str) -> float:
-    """Return the mean loss of the target's test records, in nats per token, of the base or of a method at alpha."""
-    if name == BASE:
-        place = folder / BASE / ZERO_SHOT
-    else:
-        place = folder / name / (TEST if alpha == 1.0 else f"path/{alpha:g}/{TEST}")
-    return float(np.mean([found.metrics["loss"] for found in read_answers(place) if found.task == target]))
-
-
-def summary(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return how often the certified and the naively chosen model lost more than the budget.
+def summary(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Return for each budget and way to choose how often the model lost more than the budget in truth.
 
     The interval is that of Clopper and Pearson. What one can be sure of counts besides: losses that are above the
-    budget by more than 1.96 standard errors of the measured truth.
+    budget by more than 1.96 standard errors of the measured truth. Where nothing is chosen the base's loss counts.
     """
-    kinds = {
-        "certified": [row["certified"] for row in rows if row["certified"]],
-        "naive": [row["naive"] for row in rows if row["naive"]],
-    }
-    found: dict[str, Any] = {"num_runs": len(rows)}
-    for kind, models in kinds.items():
-        broken = sum(model["lost"] > BUDGET for model in models)
-        surely = sum(model["lost"] - 1.96 * model["standard_error"] > BUDGET for model in models)
-        low = float(beta.ppf(0.025, broken, len(models) - broken + 1)) if broken else 0.0
-        high = float(beta.ppf(0.975, broken + 1, len(models) - broken)) if broken < len(models) else 1.0
-        found[kind] = {
-            "num_models": len(models),
-            "num_over_budget": broken,
-            "num_surely_over_budget": surely,
-            "interval": [low, high],
-            "mean_lost": mean([model["lost"] for model in models]),
-            "mean_target_loss": mean([model["target_loss"] for model in models]),
-        }
+    found = []
+    for name, budget in BUDGETS.items():
+        for kind in (*(f"{confidence:g}" for confidence in CONFIDENCES), "naive"):
+            chosen = [(row, row["choices"][name][kind]) for row in rows]
+            models = [row["points"][f"{alpha:g}"] for row, alpha in chosen if alpha is not None]
+            true = [model["true"][budget.metric] for model in models]
+            broken = sum(one["lost"] > budget.amount for one in true)
+            reached = [
+                row["base_target_loss"] if alpha is None else row["points"][f"{alpha:g}"]["target_loss"]
+                for row, alpha in chosen
+            ]
+            found.append(
+                {
+                    "budget": name,
+                    "chosen_by": kind,
+                    "num_runs": len(rows),
+                    "num_models": len(models),
+                    "num_over_budget": broken,
+                    "num_surely_over_budget": sum(o["lost"] - 1.96 * o["error"] > budget.amount for o in true),
+                    "interval": clopper_pearson(broken, len(models)),
+                    "mean_lost": float(np.mean([one["lost"] for one in true])) if true else None,
+                    "mean_target_loss": float(np.mean([m["target_loss"] for m in models])) if models else None,
+                    "mean_target_loss_with_base": float(np.mean(reached)),
+                }
+            )
     return found
 
 
-def mean(values: Sequence[float]) -> float | None:
-    """Return the mean, None of none."""
-    return float(np.mean(values)) if values else None
+def clopper_pearson(count: int, number: int) -> tuple[float, float]:
+    """Return the exact 95 % interval of a share."""
+    low = float(beta.ppf(0.025, count, number - count + 1)) if count else 0.0
+    high = float(beta.ppf(0.975, count + 1, number - count)) if count < number else 1.0
+    return low, high
 
 
-def tables(found: Mapping[str, Any]) -> str:
-    """Return the tables of docs/certificate.md from the results."""
-    first = ("chosen by", "models", "lost more than 2 points in truth", "95 % interval", "surely more")
-    lines = [f"| {' | '.join(first)} | mean loss on the target |", "|---|---|---|---|---|---|"]
-    for kind, name in (("certified", "the certificate"), ("naive", "the measured loss alone")):
-        of = found["summary"][kind]
-        share = of["num_over_budget"] / of["num_models"]
-        low, high = (f"{100 * end:.1f}" for end in of["interval"])
+def tables(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the table of docs/certificate.md from the results."""
+    columns = (
+        "budget",
+        "chosen by",
+        "models",
+        "over budget in truth",
+        "95 % interval",
+        "surely over",
+        "mean true loss",
+    )
+    lines = [f"| {' | '.join(columns)} | mean target loss | with the base where none |", "|---" * 9 + "|"]
+    for row in rows:
+        by = "the measured loss alone" if row["chosen_by"] == "naive" else f"a certificate of {row['chosen_by']}"
+        low, high = (f"{100 * end:.1f}" for end in row["interval"])
+        share = 100 * row["num_over_budget"] / max(1, row["num_models"])
         lines.append(
-            f"| {name} | {of['num_models']} | {of['num_over_budget']} ({100 * share:.1f} %) | {low} to {high} % | "
-            f"{of['num_surely_over_budget']} | {of['mean_target_loss']:.2f} |"
+            f"| {row['budget']} | {by} | {row['num_models']} of {row['num_runs']} | {row['num_over_budget']} "
+            f"({share:.1f} %) | {low} to {high} % | {row['num_surely_over_budget']} | {row['mean_lost']:.4f} | "
+            f"{row['mean_target_loss']:.2f} | {row['mean_target_loss_with_base']:.2f} |"
         )
-    columns = ("run", "task", "method", "learning rate", "epochs", "whole training, points lost", "verdict")
-    chosen = [f"{name}: α, measured, true" for name in ("certified", "naive")]
-    lines += ["", f"| {' | '.join((*columns, *chosen))} |", "|---|---|---|---|---|---|---|---|---|"]
-    for seed, row in found["runs"].items():
-        method = row["method"].get("peft_type", "full") + (
-            f", r = {row['method']['r']}" if "r" in row["method"] else ""
-        )
-        whole = next(point["measured"] for point in row["points"] if point["alpha"] == 1.0)
-        cells = [seed, row["target"], method, f"{row['method']['learning_rate']:g}", row["num_train_epochs"]]
-        cells += [f"{100 * whole:.1f}", row["verdict"], _chosen(row["certified"]), _chosen(row["naive"])]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
     return "\n".join(lines)
-
-
-def _chosen(model: Mapping[str, Any] | None) -> str:
-    if model is None:
-        return "none"
-    doubt = 100 * 1.96 * model["standard_error"]
-    true = f"{100 * model['lost']:.2f} ± {doubt:.2f}"
-    return f"{model['alpha']:g}, {100 * model['measured']:.2f}, {f'**{true}**' if model['lost'] > BUDGET else true}"
 
 
 def main() -> None:
     """Make the runs that are missing and write the results after each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("lab-certificate"), help="where the lab and the runs go")
-    parser.add_argument("--runs", type=int, default=40, help="their number")
+    parser.add_argument("--runs", type=int, default=200, help="their number")
     parser.add_argument("--first", type=int, default=0, help="the first one's seed")
+    parser.add_argument("--through-stages", type=int, default=0, help="how many are certified by the stages too")
     parser.add_argument("--tables", action="store_true", help="print the tables of the results that stand")
-    arguments = parser.parse_args()
-    if arguments.tables:
-        print(tables(read_json(RESULTS)))
+    given = parser.parse_args()
+    if given.tables:
+        print(tables(read_json(RESULTS)["summary"]))
         return
-    out, name = arguments.out, f"from-{arguments.first}"
+    out, name = given.out, f"from-{given.first}"
     write_lab(out / name / "lab", progress=Silent())
     truth = Truth(out / name / "lab", out / name / "fresh")
-    known = read_json(RESULTS)["runs"] if RESULTS.exists() else {}
-    for seed in range(arguments.first, arguments.first + arguments.runs):
+    (out / "rows").mkdir(exist_ok=True)
+    for i, seed in enumerate(range(given.first, given.first + given.runs)):
         path = out / "rows" / f"{seed}.json"
-        if not path.exists() and str(seed) not in known:
-            path.parent.mkdir(exist_ok=True)
-            write_json(path, measure(out / name / "lab", out / name, seed=seed, truth=truth))
-        made = known | {row.stem: read_json(row) for row in (out / "rows").glob("*.json")}
-        rows = {seed: made[seed] for seed in sorted(made, key=int)}
-        found = {
-            "budget": BUDGET,
-            "num_fresh_records": NUM_FRESH,
-            "summary": summary(list(rows.values())),
-            "runs": rows,
-        }
-        write_json(RESULTS, found)
+        if not path.exists():
+            through = i < given.through_stages
+            write_json(path, measure(out / name / "lab", out / name, seed=seed, truth=truth, through_stages=through))
+        rows = {row.stem: read_json(row) for row in sorted((out / "rows").glob("*.json"), key=lambda p: int(p.stem))}
+        budgets = {name: budget.amount for name, budget in BUDGETS.items()}
+        write_json(RESULTS, {"budgets": budgets, "summary": summary(list(rows.values())), "runs": rows})
         print(seed, json.dumps(rows[str(seed)]), flush=True)
 
 

@@ -130,7 +130,7 @@ def records_needed(drops: Drops, *, budget: float, delta: float) -> int | None:
     needed = float(ndtri(1.0 - delta)) * math.sqrt(tilt(strata).variance)
     needed += float(ndtri(POWER)) * clusters.standard_error * num_records
     factor = (needed / (num_records * (budget - clusters.mean))) ** 2
-    while lower_tail([stratum.grown(factor) for stratum in strata], offset=budget) > max(delta, SMALLEST_P):
+    while lower_tail([stratum.grown(factor) for stratum in strata], offset=budget) > max(delta, 2.0 * SMALLEST_P):
         factor *= 1.02
     return math.ceil(factor * num_records)
 

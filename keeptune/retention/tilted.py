@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import bdtr, ndtr, ndtri
+from scipy.special import bdtr, ndtr, ndtri, stdtr
 
 _NUM_PLACES = 1 << 13
 # The grid reaches so many standard deviations of the sum to each side, or so many times the largest single value.
@@ -28,6 +28,9 @@ _APART = 2.0
 # Below it rounding in the transforms decides.
 SMALLEST_P = 1e-12
 _NUM_STEPS = 100
+_ROUNDING = 1e-9
+# Few degrees of freedom arise for budgets far above what was lost, where the exact tail is nearly 0 anyway.
+_LEAST_FREEDOM = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +70,30 @@ class Tilted:
     @property
     def variance(self) -> float:
         """The variance of the sum of all clusters."""
+        return self._central_moment(2)
+
+    @property
+    def freedom(self) -> float:
+        """How well the observed values tell that variance, as the degrees of freedom of Student's t.
+
+        Twice the squared variance over the variance of its estimate, less what the sum itself explains of that. Of one
+        stratum with skewness g and kurtosis k: 2 n / (k - 1 - g^2), which is n for a normal distribution, and infinite
+        for two values, of which the number of the one tells all.
+        """
+        squares = sum(
+            stratum.number * float(chances @ np.square(values - chances @ values)) ** 2
+            for stratum, values, chances in zip(self.strata, self.values, self.chances, strict=True)
+        )
+        explained = self._central_moment(3) ** 2 / self.variance
+        unexplained = self._central_moment(4) - squares - explained
+        if unexplained <= _ROUNDING * squares:
+            return math.inf
+        return max(_LEAST_FREEDOM, 2.0 * self.variance**2 / unexplained)
+
+    def _central_moment(self, order: int) -> float:
+        """Return the sum over all clusters of the central moment of this order."""
         return sum(
-            stratum.number * float(chances @ np.square(values - chances @ values))
+            stratum.number * float(chances @ (values - chances @ values) ** order)
             for stratum, values, chances in zip(self.strata, self.values, self.chances, strict=True)
         )
 
@@ -84,17 +109,18 @@ class Tilted:
 def lower_tail(strata: Sequence[Stratum], *, offset: float) -> float:
     """Return the p-value of "the sum over all clusters is 0 or more in expectation"; 1 where the observed sum is.
 
-    Values plus `offset` lie on a lattice, if on any. Each stratum beyond the first costs a degree of freedom.
+    Values plus `offset` lie on a lattice, if on any. The chance is corrected for what is estimated: the means of the
+    strata, of which each beyond the first costs a degree of freedom, and the spread (`Tilted.freedom`), for which
+    Student's t stands in place of the normal distribution.
     """
     total = sum(stratum.total for stratum in strata)
     if total >= 0.0:
         return 1.0
     tilted = tilt(strata)
     p = max(_chance_of_sum(tilted, total, offset=offset), _chance_of_few_jumps(tilted))
-    if len(strata) > 1:
-        freedom = 1.0 - (len(strata) - 1) / sum(stratum.number for stratum in strata)
-        p = float(ndtr(ndtri(p) * math.sqrt(freedom)))
-    return p
+    share_free = 1.0 - (len(strata) - 1) / sum(stratum.number for stratum in strata)
+    z, freedom = float(ndtri(p)) * math.sqrt(share_free), tilted.freedom
+    return float(stdtr(freedom, z) if freedom < math.inf else ndtr(z))
 
 
 def tilt(strata: Sequence[Stratum]) -> Tilted:

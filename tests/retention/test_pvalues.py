@@ -105,7 +105,7 @@ def test_small_strata_are_put_together() -> None:
 def test_what_is_told_beside_it_is_that_of_the_records() -> None:
     values = flips(np.random.default_rng(4), 500, churn=0.2, mean=0.01)
     found = p_value(single(values), budget=0.03)
-    assert found.p == pytest.approx(stats.ttest_1samp(values, 0.03, alternative="less")[1], rel=0.1)
+    assert found.p == pytest.approx(stats.ttest_1samp(values, 0.03, alternative="less")[1], rel=0.15)
     assert found.mean == pytest.approx(values.mean())
     assert found.standard_error == pytest.approx(stats.sem(values), rel=1e-12)
     assert (found.num_records, found.num_clusters, found.num_changed) == (500, 500, np.count_nonzero(values))
