@@ -6,7 +6,7 @@
 Each run draws one of the lab's tasks that its model does not know, 200 of its records, a method, a learning rate and
 retention records, and trains as `keeptune train` does. Base and tuned model answer the retained tasks at alphas in
 steps of 0.1. From these answers a point is certified in four ways: a budget of 2 points of exact match or of 0.02 nats,
-each with 95 and with 90 % confidence. The truth is what the model loses on fresh records of the same tasks: 2,500 at
+each with 95 and with 90 % confidence. The truth is what the model loses on fresh records of the same tasks: 1,250 at
 first, up to 20,000 while the budget lies within four standard errors. The naive choice is the point with the lowest
 loss on the target's test records among those whose measured loss, on the report part, is within the budget.
 
@@ -70,11 +70,11 @@ BUDGETS = {
 CONFIDENCES = (0.95, 0.9)
 ALPHAS = tuple(round(0.1 * step, 1) for step in range(1, 11))
 # A path is not followed beyond the alpha at which so many times every budget is measured.
-FAR_BEYOND = 3.0
+FAR_BEYOND = 2.0
 NUM_TRAIN = 200
 # Two fifths of the retained records are the certify part and two fifths the report part: about 640 each.
 NUM_RETAINED = 400
-NUM_FRESH, FRESH_BLOCK, FRESH_SEED = 20_000, 2_500, 1_000_000
+NUM_FRESH, FRESH_BLOCK, FRESH_SEED = 20_000, 1_250, 1_000_000
 SURE = 4.0
 RETAINED = ("translation", "sums", "tense", "sorting")
 TARGETS = (SPAN_SENTENCE, *(task for task in TASKS if task.held_out))

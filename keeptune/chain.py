@@ -10,7 +10,7 @@ import contextlib
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -42,9 +42,12 @@ def head_from_json(value: Mapping[str, Any], *, known_to: Path) -> Head:
 class Chain:
     """An open chain: its lines so far, and what adds one."""
 
-    def __init__(self, file: BinaryIO, lines: list[dict[str, Any]], *, hashes: list[str]) -> None:
+    def __init__(
+        self, file: BinaryIO, lines: list[dict[str, Any]], *, hashes: list[str], faults: Sequence[str] = ()
+    ) -> None:
         self._file = file
         self.lines = lines
+        self.faults = faults
         self._hashes = hashes
 
     @property
@@ -63,10 +66,13 @@ class Chain:
 
 
 @contextlib.contextmanager
-def open_chain(path: Path, *, heads: Iterable[Head], say: Callable[[str], None]) -> Iterator[Chain]:
+def open_chain(
+    path: Path, *, heads: Iterable[Head], say: Callable[[str], None], keep_faults: bool = False
+) -> Iterator[Chain]:
     """Hold a chain for this process and check it against `heads`, what other files know of it.
 
-    A last line that a crash left half-written is cut off, and `say` is told.
+    A last line that a crash left half-written is cut off, and `say` is told. With `keep_faults` lines that were changed
+    or removed are no error: the chain's `faults` name them, and the lines that can be read are its lines.
 
     Raises:
         StorageError: a line was changed or removed, or the disk refuses.
@@ -83,8 +89,10 @@ def open_chain(path: Path, *, heads: Iterable[Head], say: Callable[[str], None])
             say(f"{path}: the last line was cut off while it was written; it is removed")
         elif content and not content.endswith(b"\n"):
             file.write(b"\n")
-        lines, hashes = _checked(content[: len(content) - len(torn)], path, heads=heads)
-        yield Chain(file, lines, hashes=hashes)
+        lines, hashes, faults = _checked(content[: len(content) - len(torn)], path, heads=heads)
+        if faults and not keep_faults:
+            raise _broken(faults[0])
+        yield Chain(file, lines, hashes=hashes, faults=faults)
 
 
 def read_chain(path: Path, *, heads: Iterable[Head]) -> list[dict[str, Any]]:
@@ -95,7 +103,10 @@ def read_chain(path: Path, *, heads: Iterable[Head]) -> list[dict[str, Any]]:
     """
     with storage_errors(path):
         content = path.read_bytes() if path.is_file() else b""
-    return _checked(content[: len(content) - len(_torn(content))], path, heads=heads)[0]
+    lines, _, faults = _checked(content[: len(content) - len(_torn(content))], path, heads=heads)
+    if faults:
+        raise _broken(faults[0])
+    return lines
 
 
 def _torn(content: bytes) -> bytes:
@@ -104,27 +115,30 @@ def _torn(content: bytes) -> bytes:
     return tail if tail and _parsed(tail) is None else b""
 
 
-def _checked(content: bytes, path: Path, *, heads: Iterable[Head]) -> tuple[list[dict[str, Any]], list[str]]:
+def _checked(content: bytes, path: Path, *, heads: Iterable[Head]) -> tuple[list[dict[str, Any]], list[str], list[str]]:
+    """Return the lines, the hash of each, and what shows that some were changed or removed."""
     lines: list[dict[str, Any]] = []
-    hashes = [""]
+    hashes, faults = [""], []
     for number, text in enumerate(content.removesuffix(b"\n").split(b"\n") if content else (), 1):
         line = _parsed(text)
         if line is None or line.pop(_PREVIOUS, None) != hashes[-1]:
-            raise _broken(f"{path}:{number}", "a line that does not follow the one before it")
-        lines.append(line)
+            faults.append(f"{path}:{number}: found a line that does not follow the one before it")
+        if line is not None:
+            lines.append(line)
         hashes.append(hashlib.sha256(text).hexdigest())
     for head in heads:
-        if head.num_lines > len(lines):
-            raise _broken(str(path), f"{len(lines)} of the {head.num_lines} lines that {head.known_to} knows of")
-        if hashes[head.num_lines] != head.sha256:
-            raise _broken(f"{path}:{head.num_lines}", f"another line than {head.known_to} knows of")
-    return lines, hashes[1:]
+        if head.num_lines >= len(hashes):
+            known = f"{len(hashes) - 1} of the {head.num_lines} lines that {head.known_to} knows of"
+            faults.append(f"{path}: found {known}")
+        elif hashes[head.num_lines] != head.sha256:
+            faults.append(f"{path}:{head.num_lines}: found another line than {head.known_to} knows of")
+    return lines, hashes[1:], faults
 
 
-def _broken(where: str, found: str) -> StorageError:
+def _broken(fault: str) -> StorageError:
     return StorageError(
-        f"{where}: found {found}; expected every line as keeptune wrote it. Put the file back from a copy, or choose "
-        "another output_dir: what was opened before cannot be counted any more."
+        f"{fault}; expected every line as keeptune wrote it. Put the file back from a copy, or choose another "
+        "output_dir: what was opened before cannot be counted any more."
     )
 
 

@@ -313,6 +313,9 @@ class RetentionFields(Section):
     number of records could rule out a rare large loss."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of the certificate: one minus the chance that it is given wrongly."""
+    ledger: str | None = None
+    """File in which openings of certify records are counted, for all who share it; default: one of the user's own, in
+    `$XDG_DATA_HOME/keeptune/ledger`."""
     alphas: tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...] | Literal["auto"] = "auto"
     """Points of the path from the base (0) to the tuned model (1) that are measured, in rising order; auto: 0.1, 0.2
     … 1.0 where there is a budget, else 1.0 alone."""

@@ -217,6 +217,7 @@ def make_context(*, quiet: bool, signals: bool = True) -> Context:
     """Return what a stage needs of the world outside; with `signals` the first Ctrl-C asks it to save and stop."""
     from keeptune import stages, terminal
     from keeptune.progress import Joined
+    from keeptune.stages.openings import LEDGER
 
     received = _Signals()
     if signals:
@@ -233,7 +234,14 @@ def make_context(*, quiet: bool, signals: bool = True) -> Context:
         stop_requested=received.stop_requested,
         command=shlex.join(["keeptune", *sys.argv[1:]]),
         now=lambda: datetime.now(UTC).isoformat(timespec="seconds"),
+        ledger=_data_home() / "keeptune" / "ledger" / LEDGER,
     )
+
+
+def _data_home() -> Path:
+    """Return where the user's data lie; a relative $XDG_DATA_HOME counts for nothing, as its specification says."""
+    named = Path(os.environ.get("XDG_DATA_HOME", ""))
+    return named if named.is_absolute() else Path.home() / ".local" / "share"
 
 
 def _keep_telling(listener: PlainProgress) -> None:

@@ -1,13 +1,12 @@
 """Openings of certify records arrive; a line each in a ledger leaves, and what confidence an opening may spend.
 
 Records that chose a model once cannot vouch for the next one as if they had never been seen: what is tested again
-shares one delta with all that was tested before.
+shares one delta with all that was tested before. Records count by what they hold, whatever run or suite they stand in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from keeptune.chain import Chain
@@ -15,52 +14,52 @@ from keeptune.chain import Chain
 _FIRST_SHARE = 0.8
 
 
-@dataclass(frozen=True, slots=True)
-class Opening:
-    """An opening of certify records: its number, from 1, and the hash of their content."""
-
-    number: int
-    certify_sha256: str
-
-
 def record_opening(
-    ledger: Chain,
+    ledgers: Sequence[Chain],
     *,
-    certificate: str,
     key: str,
     certify_sha256: str,
-    suites_sha256: Mapping[str, str],
-    candidates: Sequence[str],
-    when: str,
-    command: str,
-) -> Opening:
-    """Write down an opening for a certificate and return it; the certificate's last one again where its key is `key`.
+    records: Mapping[str, Sequence[str]],
+    facts: Mapping[str, Any],
+) -> int:
+    """Write an opening down in every ledger and return its number, from 1; the earlier one of the same question.
 
-    `key` is the hash of the candidates and all that they are asked: a certification that was interrupted goes on.
-
-    Openings of records with the same content, `certify_sha256`, count together, whoever opened them; so do those that
-    share a suite, by its name or by its records' hash in `suites_sha256`: neither one suite more nor some records more
-    makes a suite unseen. Call this before a model reads the records: an opening counts even when what follows fails.
+    `key` is the hash of the candidates and all that they are asked, `certify_sha256` that of the records' content: a
+    certification that was interrupted goes on, and one that is repeated has the same answer. `records` are the hashes
+    of each suite's records; an opening counts after all those, in any of the ledgers, that had one of its records.
+    `facts` stand in the line. Call this before a model reads the records: an opening counts even when what follows
+    fails.
 
     Raises:
         StorageError: the disk refuses.
     """
-    last = next((line for line in reversed(ledger.lines) if line["certificate"] == certificate), None)
-    if last is not None and (last["key"], last["certify_sha256"]) == (key, certify_sha256):
-        return Opening(last["opening"], certify_sha256)
-    line: dict[str, Any] = {
-        "opened": when,
-        "command": command,
-        "candidates": list(candidates),
-        "certificate": certificate,
-        "key": key,
-        "certify_sha256": certify_sha256,
-        "suites_sha256": dict(suites_sha256),
-    }
-    opened = set(_opened(line))
-    number = 1 + max((before["opening"] for before in ledger.lines if opened & {*_opened(before)}), default=0)
-    ledger.add({"opening": number, **line})
-    return Opening(number, certify_sha256)
+    known = [line for ledger in ledgers for line in ledger.lines]
+    line = next((one for one in known if (one["key"], one["certify_sha256"]) == (key, certify_sha256)), None)
+    if line is None:
+        number = 1 + last_opening(known, opened=(one for ids in records.values() for one in ids))
+        line = {
+            "opening": number,
+            **facts,
+            "key": key,
+            "certify_sha256": certify_sha256,
+            "records": {suite: sorted(ids) for suite, ids in sorted(records.items())},
+        }
+    for ledger in ledgers:
+        if line not in ledger.lines:
+            ledger.add(line)
+    return int(line["opening"])
+
+
+def last_opening(lines: Iterable[Mapping[str, Any]], *, opened: Iterable[str]) -> int:
+    """Return the largest number of an opening that had one of these records; 0 where none had."""
+    asked = set(opened)
+    return max((line["opening"] for line in lines if not asked.isdisjoint(_records(line))), default=0)
+
+
+def shared_faults(lines: Iterable[Mapping[str, Any]], *, opened: Iterable[str]) -> list[str]:
+    """Return what was wrong with a ledger when these records were opened, at any time."""
+    asked = set(opened)
+    return [fault for line in lines if not asked.isdisjoint(_records(line)) for fault in line["faults"]]
 
 
 def confidence_left(delta: float, *, opening: int) -> float:
@@ -72,11 +71,5 @@ def confidence_left(delta: float, *, opening: int) -> float:
     return _FIRST_SHARE * delta if opening == 1 else (1.0 - _FIRST_SHARE) * delta / 2 ** (opening - 1)
 
 
-def _opened(line: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a line says was opened.
-
-    A suite's name stands for it too: with some records more or fewer it was still opened.
-    """
-    yield line["certify_sha256"]
-    for name, sha256 in line["suites_sha256"].items():
-        yield from (sha256, f"suite {name}")
+def _records(line: Mapping[str, Any]) -> set[str]:
+    return {one for ids in line["records"].values() for one in ids}

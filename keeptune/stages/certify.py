@@ -15,10 +15,18 @@ from keeptune.stages.data import Data, prepare
 from keeptune.stages.instruct import deliver, withdraw
 from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
-from keeptune.stages.openings import ledger_heads
+from keeptune.stages.openings import Opening, ledger_heads
 from keeptune.stages.retention import FORGETTING
 from keeptune.stages.run import SELECTION, Run, intact_record, stage_key
-from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session, read_suites
+from keeptune.stages.session import (
+    Session,
+    base_answers,
+    certify_answers,
+    drops_of,
+    forget_answers,
+    open_session,
+    read_suites,
+)
 from keeptune.stages.training import artifact_folder
 from keeptune.stages.validation import best_prompt, certified_values, higher_is_better
 from keeptune.stages.way import BASE, ZERO_SHOT, open_way, points, trained_facts
@@ -27,7 +35,6 @@ from keeptune.storage import MANIFEST, file_sha256, read_record, write_record
 if TYPE_CHECKING:
     from keeptune.model.methods import Method
     from keeptune.retention.drops import Drops
-    from keeptune.retention.ledger import Opening
     from keeptune.retention.verdict import Verdict
     from keeptune.retention.walk import Choice, Walk
 
@@ -60,6 +67,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     asked, harness = suites.budgets, suites.harness
     path = run.folder / CERTIFICATE
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
+    answered = [run.folder / name / "certify" for name in methods]
     _require_measured(run, methods, base=judged_by_test(asked, data))
     left_out = at_chance(reported_answers(run), budgets=asked, tasks=data.untrained_tasks, harness=harness)
     tested_budgets(asked, left_out)
@@ -73,6 +81,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
         if before["fallback"] is not None:
             # Other numbers of examples may be asked for now; the verdict stands.
             write_record(path, {**before, "fallback": best_prompt(run, data, before=before["fallback"])})
+        forget_answers(run, *answered)
         return path
     opening = open_session(session, list(methods), certificate=path)
     walked = _walked(session, methods, opening=opening)
@@ -89,9 +98,10 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
         artifact = None
     else:
         chosen = next(p for p in points(run, methods[choice.candidate]) if p.alpha == choice.alpha)
-        artifact = deliver(run, data, chosen, certificate=(found.sentence, *LIMITS))
+        artifact = deliver(run, data, chosen, certificate=(found.sentence, *limits(opening)))
     _write_certificate(session, walked, found, opening=opening, artifact=artifact, values=values)
     _write_selection(run, choice, values)
+    forget_answers(run, *answered)
     run.context.progress.say(found.sentence)
     return path
 
@@ -206,6 +216,14 @@ def _write_certificate(
     write_record(run.folder / CERTIFICATE, value)
 
 
+def limits(opening: Opening) -> tuple[str, ...]:
+    """Return what a certificate leaves open, with what may be missing from the count of openings."""
+    return (
+        *LIMITS,
+        *(f"Earlier openings of these records may not be counted. {fault.rstrip('.')}." for fault in opening.faults),
+    )
+
+
 def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening: Opening) -> dict[str, Any]:
     """Return what every certificate says of a walk and its verdict."""
     retention = session.run.recipe.retention
@@ -225,6 +243,7 @@ def certificate_facts(session: Session, walked: Walk, found: Verdict, *, opening
         "items": {cell.suite: cell.measured.num_records for cell in walked.cells if cell.suite in session.tested},
         "certify_sha256": opening.certify_sha256,
         "ledgers": ledger_heads(session.run.folder),
-        "limits": list(LIMITS),
+        "ledger": None if opening.ledger is None else str(opening.ledger),
+        "limits": list(limits(opening)),
         "created": session.run.context.now(),
     }

@@ -22,8 +22,17 @@ from keeptune.stages.evaluation import answer_base
 from keeptune.stages.harness import Harness, ask_base
 from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
+from keeptune.stages.openings import Opening
 from keeptune.stages.run import TRAINING, Run, intact_record, stage_key
-from keeptune.stages.session import Session, base_answers, certify_answers, drops_of, open_session, read_suites
+from keeptune.stages.session import (
+    Session,
+    base_answers,
+    certify_answers,
+    drops_of,
+    forget_answers,
+    open_session,
+    read_suites,
+)
 from keeptune.stages.way import load_at
 from keeptune.storage import MANIFEST, read_record, require_unchanged, write_record
 
@@ -33,7 +42,6 @@ if TYPE_CHECKING:
     from keeptune.retention.budget import Budget
     from keeptune.retention.chance import LeftOut
     from keeptune.retention.drops import Drops
-    from keeptune.retention.ledger import Opening
     from keeptune.retention.walk import Walk
     from keeptune.text.tokenizer import Tokenizer
 
@@ -96,6 +104,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
     opening = open_session(session, [name], certificate=path)
     walked = _tested(session, folder, name=name, opening=opening)
     _write(session, walked, folder=folder, hashes=hashes, opening=opening, path=path)
+    forget_answers(run, run.folder / CERTIFICATES / name)
     return _read(path)
 
 

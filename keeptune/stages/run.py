@@ -45,12 +45,17 @@ _LIBRARIES = ("torch", "transformers", "peft", "tokenizers", "datasets", "numpy"
 
 @dataclass(frozen=True, slots=True)
 class Context:
-    """What the command line lends to the stages; `now` gives the time as ISO 8601 text."""
+    """What the command line lends to the stages; `now` gives the time as ISO 8601 text.
+
+    `ledger` is the file in which the user's openings of certify records are counted over all run folders, where the
+    recipe names none; None: only the run folder counts them.
+    """
 
     progress: Progress
     stop_requested: Callable[[], bool]
     command: str
     now: Callable[[], str]
+    ledger: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Each opening stands in a ledger, written down before a model reads any record, a
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, answer_harness, write_harness
 from keeptune.stages.left_out import tested_budgets
-from keeptune.stages.openings import LEDGER, open_ledger
+from keeptune.stages.openings import Opening, open_records
 from keeptune.stages.retention import answer
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts, certify_texts, write_texts
@@ -32,9 +33,12 @@ if TYPE_CHECKING:
     from keeptune.retention.budget import Budget
     from keeptune.retention.chance import LeftOut
     from keeptune.retention.drops import Drops
-    from keeptune.retention.ledger import Opening
 
 _KINDS = ("tasks", "texts", "harness")
+_CERTIFY = "certify"
+# Where a record stands, which is no part of what it holds.
+_PLACE = {"id", "task", "suite", "origin", "index"}
+_ID_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,40 +108,59 @@ def open_session(session: Session, candidates: Sequence[str], *, certificate: Pa
 
     A certification that was interrupted goes on: it asks the same candidates the same records.
     """
-    from keeptune.retention.ledger import record_opening
-
     run = session.run
-    parts = [folder / "certify.jsonl" for folder in (session.data.folder, run.folder / "texts", run.folder / "harness")]
-    files = [path for path in parts if path.is_file()]
-    content = stage_key(files=[file_sha256(path) for path in files])
-    with open_ledger(run, LEDGER) as ledger:
-        return record_opening(
-            ledger,
-            certificate=certificate.relative_to(run.folder).as_posix(),
-            key=session.key,
-            certify_sha256=content,
-            suites_sha256=_suites_sha256(files),
-            candidates=candidates,
-            when=run.context.now(),
-            command=run.context.command,
-        )
+    files = certify_files(run)
+    opening = open_records(
+        run,
+        key=session.key,
+        certify_sha256=stage_key(files=[file_sha256(path) for path in files]),
+        records=certify_records(files),
+        facts={
+            "opened": run.context.now(),
+            "command": run.context.command,
+            "candidates": list(candidates),
+            "certificate": str(certificate.resolve()),
+        },
+    )
+    for fault in opening.faults:
+        run.context.progress.say(fault)
+    return opening
 
 
-def _suites_sha256(files: Sequence[Path]) -> dict[str, str]:
-    """Return a hash of each suite's certify records: of their ids, which are hashes of what they hold."""
-    ids: dict[str, list[str]] = {}
+def certify_files(run: Run) -> list[Path]:
+    """Return the files with certify records that a run has by now."""
+    parts = [run.folder / folder / "certify.jsonl" for folder in ("data", "texts", "harness")]
+    return [path for path in parts if path.is_file()]
+
+
+def certify_records(files: Sequence[Path]) -> dict[str, list[str]]:
+    """Return a hash of each certify record by its suite, which depends on what is asked and expected alone."""
+    found: dict[str, list[str]] = {}
     for path in files:
         with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
             for row in map(json.loads, file):
+                content = {name: value for name, value in row.items() if name not in _PLACE}
                 # A document of the harness names its task beside its suite.
-                ids.setdefault(row.get("suite") or row["task"], []).append(row["id"])
-    return {suite: stage_key(ids=sorted(found)) for suite, found in sorted(ids.items())}
+                found.setdefault(row.get("suite") or row["task"], []).append(stage_key(**content)[:_ID_DIGITS])
+    return found
+
+
+def forget_answers(run: Run, *candidates: Path) -> None:
+    """Remove what models answered to single certify records.
+
+    A certificate's sums stay. Who chose the next model by the records that the last one lost would need far more
+    confidence than is left.
+    """
+    for folder in (run.folder / BASE / _CERTIFY, *candidates):
+        if folder.is_dir():
+            with storage_errors(folder):
+                shutil.rmtree(folder)
 
 
 def base_answers(session: Session) -> list[Answer]:
     """Return what the base answers to the certify records; it is asked once for all candidates."""
     run, data = session.run, session.data
-    folder = run.folder / BASE / "certify"
+    folder = run.folder / BASE / _CERTIFY
     key = stage_key(
         weights=data.base.facts.sha256,
         data=data.key,

@@ -12,71 +12,61 @@ ONE, OTHER = "a" * 64, "b" * 64
 
 
 def opened(path: Path, certify_sha256: str = ONE, *, key: str | None = None, **suites: str) -> int:
-    """Open records for a question that was never asked before, unless `key` names one."""
+    """Open records, each named by a letter, for a question that was never asked before, unless `key` names one."""
     with open_chain(path, heads=(), say=lambda _: None) as ledger:
         return record_opening(
-            ledger,
-            certificate="certificate.json",
+            [ledger],
             key=key or f"question {len(ledger.lines)}",
             certify_sha256=certify_sha256,
-            suites_sha256=suites,
-            candidates=["full", "lora"],
-            when="2024-06-01T12:00:00Z",
-            command="run x",
-        ).number
-
-
-def test_openings_are_counted_by_the_content_of_what_is_opened(tmp_path: Path) -> None:
-    path = tmp_path / "certify_openings.jsonl"
-    assert [opened(path), opened(path), opened(path, OTHER), opened(path), opened(path, OTHER)] == [1, 2, 1, 3, 2]
-
-
-def test_a_suite_that_was_opened_is_not_unseen_beside_further_ones(tmp_path: Path) -> None:
-    path = tmp_path / "certify_openings.jsonl"
-    assert opened(path, "a", boolq="1") == 1
-    assert opened(path, "b", boolq="1", wiki="2") == 2
-    assert opened(path, "c", arc="3") == 1
-    assert opened(path, "d", wiki="2", arc="3") == 3
-    assert opened(path, "a", boolq="1") == 3
-    assert opened(path, "e", squad="4") == 1
-
-
-def test_a_suite_with_some_records_more_was_opened_before(tmp_path: Path) -> None:
-    path = tmp_path / "certify_openings.jsonl"
-    assert [opened(path, "a", boolq="1"), opened(path, "b", boolq="2"), opened(path, "c", squad="2")] == [1, 2, 3]
-
-
-def test_a_question_that_was_interrupted_goes_on_and_one_asked_since_is_new(tmp_path: Path) -> None:
-    path = tmp_path / "certify_openings.jsonl"
-    assert [opened(path, key=key) for key in ("a", "a", "b", "b", "a")] == [1, 1, 2, 2, 3]
-    assert [opened(path, content, key="a") for content in (ONE, OTHER)] == [3, 1]
-
-
-def test_a_line_says_who_opened_what_for_which_certificate_and_when(tmp_path: Path) -> None:
-    path = tmp_path / "certify_openings.jsonl"
-    with open_chain(path, heads=(), say=lambda _: None) as ledger:
-        record_opening(
-            ledger,
-            certificate="certificates/x.json",
-            key="k",
-            certify_sha256=ONE,
-            suites_sha256={"self": OTHER},
-            candidates=("lora",),
-            when="now",
-            command="keeptune run \udcff\n",
+            records={suite: [*letters] for suite, letters in suites.items()},
+            facts={"command": "run x"},
         )
-    assert read_chain(path, heads=()) == [
-        {
-            "opening": 1,
-            "opened": "now",
-            "command": "keeptune run \udcff\n",
-            "candidates": ["lora"],
-            "certificate": "certificates/x.json",
-            "key": "k",
-            "certify_sha256": ONE,
-            "suites_sha256": {"self": OTHER},
-        }
-    ]
+
+
+def test_an_opening_counts_after_all_that_had_one_of_its_records(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert opened(path, boolq="abc") == 1
+    assert opened(path, boolq="abc") == 2
+    assert opened(path, arc="def") == 1
+    assert opened(path, boolq="cxyz") == 3
+    assert opened(path, arc="z", wiki="uvw") == 4
+    assert opened(path, squad="w") == 5
+
+
+def test_fresh_records_of_a_suite_that_was_opened_have_a_fresh_delta(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert [opened(path, boolq="abc"), opened(path, boolq="def"), opened(path, boolq="fg")] == [1, 1, 2]
+
+
+def test_records_that_were_opened_under_another_suite_are_not_fresh(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert [opened(path, boolq="abc"), opened(path, renamed="cde")] == [1, 2]
+
+
+def test_a_question_that_is_asked_again_is_no_new_opening(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.jsonl"
+    assert [opened(path, key=key, suite="x") for key in ("a", "a", "b", "b", "a", "c")] == [1, 1, 2, 2, 1, 3]
+    assert [opened(path, content, key="a", suite="x") for content in (ONE, OTHER)] == [1, 4]
+    assert len(read_chain(path, heads=())) == 4
+
+
+def test_an_opening_stands_in_each_ledger_and_counts_what_any_of_them_knows(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.jsonl", tmp_path / "second.jsonl"
+    assert opened(first, suite="x") == 1
+    with open_chain(first, heads=(), say=print) as one, open_chain(second, heads=(), say=print) as two:
+        question = {"certify_sha256": ONE, "records": {"suite": ["y", "x"]}, "facts": {"opened": "now"}}
+        assert record_opening([one, two], key="k", **question) == 2
+        assert record_opening([one, two], key="k", **question) == 2
+        assert record_opening([two], key="l", **question) == 3
+    lines = read_chain(second, heads=())
+    assert read_chain(first, heads=())[1:] == lines[:1]
+    assert lines[0] == {
+        "opening": 2,
+        "opened": "now",
+        "key": "k",
+        "certify_sha256": ONE,
+        "records": {"suite": ["x", "y"]},
+    }
 
 
 def test_openings_together_spend_no_more_than_delta() -> None:

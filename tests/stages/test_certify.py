@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -15,100 +12,25 @@ import pytest
 from rich.console import Console
 
 from keeptune import stages
-from keeptune.config import Recipe, load_recipe
+from keeptune.config import Recipe
 from keeptune.errors import DataError, RecipeError
-from keeptune.evaluation.metrics import Answer, answer_to_json
+from keeptune.stages.openings import LEDGER
 from keeptune.stages.retention import FORGETTING
 from keeptune.stages.run import stage_key
-from keeptune.stages.session import LEDGER
-from keeptune.storage import read_record, staged_folder, write_json, write_jsonl, write_record
+from keeptune.storage import read_record, write_jsonl, write_record
 from keeptune.terminal import show_certificate
-from tests.stages.world import Notes, context, llama, recipe_file, records
-
-TASKS = ("left", "right", "riddles")
-BOTH = ["zero-shot", "few-shot"]
-
-
-@dataclass
-class Scripted:
-    """A trained run with two methods; `wrong` holds how many of the certify records of a task a model answers wrong.
-
-    The base answers all of them. Of the records that are reported on it answers none of "riddles".
-    """
-
-    recipe: Recipe
-    folder: Path
-    wrong: dict[tuple[str, str], int] = field(default_factory=dict)
-    answered: list[str] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
-
-    def certified(self, **retention: Any) -> dict[str, Any]:
-        changed = self.recipe.retention.model_copy(update=retention)
-        recipe = self.recipe.model_copy(update={"retention": changed})
-        notes = Notes()
-        with stages.open_run(recipe, context=context(notes=notes)) as run:
-            path = stages.certify(run)
-        self.notes = notes.lines
-        return json.loads(path.read_text(encoding="utf-8"))
-
-    def answer(
-        self, run: Any, data: Any, model: Any, *, split: Any, name: str, folder: Path, key: str, **_: Any
-    ) -> None:
-        """Stand in for a model that answers."""
-        self.answered.append(name)
-        seen: dict[str, int] = {}
-        answers = []
-        for record in split.records:
-            number = seen[record.task] = seen.get(record.task, 0) + 1
-            right = number > self.wrong.get((name, record.task), 0)
-            values = {"exact_match": float(right), "rouge2": float(right), "loss": 0.1 if right else 2.0}
-            answers.append(Answer(record.id, record.task, record.id, "?", "!", ("!",), True, values, 3))
-        with staged_folder(folder, facts={"key": key}) as staging:
-            write_jsonl(staging / "samples.jsonl", map(answer_to_json, answers))
-
-
-def write_recipe(folder: Path, *, model: Path) -> Recipe:
-    path = recipe_file(
-        folder,
-        model=model,
-        data=records(folder / "a.jsonl"),
-        retention={"self_texts": 0, "alphas": [0.5, 1.0], "budget": {"others": "20 points of exact_match"}},
-        evaluation={"metrics": ["exact_match"], "max_new_tokens": 8, "baselines": BOTH, "num_shots": [1, 2]},
-    )
-    value = json.loads(path.read_text(encoding="utf-8"))
-    for i, name in enumerate(TASKS):
-        source = records(folder / f"{name}.jsonl", number=200, seed=7 + i)
-        value["data"]["tasks"].append({"path": str(source), "name": name, "train": False})
-    path.write_text(json.dumps(value), encoding="utf-8")
-    return load_recipe(path)
+from tests.stages.scripted import TASKS, Scripted, copy_of, every, openings, report_base, trained_run, write_recipe
+from tests.stages.world import context
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Scripted:
-    folder = tmp_path_factory.mktemp("trained")
-    recipe = write_recipe(folder, model=llama(tmp_path_factory.mktemp("base")))
-    with stages.open_run(recipe, context=context()) as run:
-        stages.train(run, data=stages.prepare(run))
-        for method in recipe.methods:
-            for place in ("test", "path/0.5/test"):
-                scores = run.folder / method / place / "scores.json"
-                scores.parent.mkdir(parents=True, exist_ok=True)
-                write_json(scores, {"scores": [], "metrics": {}})
-        write_record(run.folder / FORGETTING, {"rows": [{"model": method} for method in recipe.methods]})
-    report_base(run.folder, knows_nothing_of={"riddles"})
-    return Scripted(recipe, run.folder)
+    return trained_run(tmp_path_factory)
 
 
-def report_base(folder: Path, *, knows_nothing_of: set[str], metric: str = "exact_match", right: float = 1.0) -> None:
-    """Write what the base answered to the records that are reported on, right or wrong by task, or `right` in part."""
-    rows = [json.loads(line) for line in (folder / "data" / "test.jsonl").read_text(encoding="utf-8").splitlines()]
-    answers = []
-    for row in rows:
-        values = {"exact_match": right, "rouge2": 0.0, "loss": 0.1}
-        values |= {metric: 0.0} if row["task"] in knows_nothing_of else {}
-        answers.append(Answer(row["id"], row["task"], row["id"], "?", "!", ("!",), True, values, 3))
-    (folder / "base" / "zero-shot").mkdir(parents=True, exist_ok=True)
-    write_jsonl(folder / "base" / "zero-shot" / "samples.jsonl", map(answer_to_json, answers))
+@pytest.fixture
+def run(trained: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
+    return copy_of(trained, tmp_path / "run", patch=monkeypatch)
 
 
 def left_out(name: str, budget: str = "others", *, metric: str = "exact_match") -> dict[str, Any]:
@@ -122,31 +44,6 @@ def left_out(name: str, budget: str = "others", *, metric: str = "exact_match") 
         "chance": 0.0,
         "reason": "chance",
     }
-
-
-@pytest.fixture
-def run(trained: Scripted, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Scripted:
-    folder = tmp_path / "run"
-    shutil.copytree(trained.folder, folder)
-    found = Scripted(trained.recipe.model_copy(update={"output_dir": str(folder)}), folder)
-    # The package has a function of the module's name.
-    monkeypatch.setattr(importlib.import_module("keeptune.stages.session"), "answer", found.answer)
-    return found
-
-
-def every(run: Scripted, wrong: Mapping[str, int]) -> None:
-    """Let each method answer so many records wrong, by task, from alpha 0.5 on."""
-    run.wrong = {
-        (f"{method} at alpha {alpha}", task): number
-        for method in run.recipe.methods
-        for alpha in ("0.5", "1")
-        for task, number in wrong.items()
-    }
-
-
-def openings(run: Scripted) -> list[int]:
-    lines = (run.folder / LEDGER).read_text(encoding="utf-8").splitlines()
-    return [json.loads(line)["opening"] for line in lines]
 
 
 def test_what_changes_nothing_is_certified_to_the_end_of_each_way(run: Scripted) -> None:
@@ -192,10 +89,10 @@ def test_a_loss_too_near_the_budget_is_not_certified_and_the_records_that_would_
 
 
 def test_each_new_question_is_an_opening_that_spends_some_of_what_is_left(run: Scripted) -> None:
-    found = [run.certified(budget={"others": f"{points} points of exact_match"}) for points in (20, 19, 20)]
+    found = [run.certified(budget={"others": f"{points} points of exact_match"}) for points in (20, 19, 18, 20)]
     assert openings(run) == [1, 2, 3]
-    assert [f["opening"] for f in found] == [1, 2, 3]
-    assert [f["delta"] for f in found] == pytest.approx([0.04, 0.005, 0.0025])
+    assert [f["opening"] for f in found] == [1, 2, 3, 1]
+    assert [f["delta"] for f in found] == pytest.approx([0.04, 0.005, 0.0025, 0.04])
 
 
 def test_a_selection_that_an_interruption_left_behind_is_mended_without_another_opening(run: Scripted) -> None:
@@ -211,9 +108,9 @@ def test_a_selection_that_an_interruption_left_behind_is_mended_without_another_
 def test_an_opening_names_the_records_of_each_suite(run: Scripted) -> None:
     run.certified()
     [line] = [json.loads(line) for line in (run.folder / LEDGER).read_text(encoding="utf-8").splitlines()]
-    ids = sorted(row["id"] for row in certify_lines(run) if row["task"] == "left")
-    assert set(line["suites_sha256"]) == set(TASKS)
-    assert line["suites_sha256"]["left"] == stage_key(ids=ids)
+    asked = [row["messages"] for row in certify_lines(run) if row["task"] == "left"]
+    assert set(line["records"]) == set(TASKS)
+    assert line["records"]["left"] == sorted(stage_key(messages=messages)[:16] for messages in asked)
 
 
 def test_a_verdict_gives_way_to_the_next_one(run: Scripted) -> None:

@@ -169,7 +169,6 @@ def test_a_run_that_was_not_certified_yet_certifies_a_folder(copied: Made, tuned
     facts = read_record(copied.folder / MANIFEST)
     del facts["ledgers"]["certify_openings.jsonl"]
     write_record(copied.folder / MANIFEST, facts)
-    shutil.rmtree(copied.folder / "base" / "certify")
     value = certified(copied, tuned)[0]
     assert value["verdict"] == "CERTIFIED" and value["opening"] == 1
 

@@ -18,7 +18,7 @@ from keeptune.config import Recipe, load_recipe
 from keeptune.errors import DataError, RecipeError
 from keeptune.stages.budgets import budgets_of
 from keeptune.stages.certify import CERTIFICATE
-from keeptune.stages.session import LEDGER
+from keeptune.stages.openings import LEDGER
 from keeptune.storage import MANIFEST, file_sha256
 from tests.stages.world import Notes, context, llama, recipe_file, records
 
@@ -195,8 +195,8 @@ def test_records_of_a_suite_that_stand_beside_new_ones_were_opened_before(copied
     lines = [json.loads(line) for line in (copied.folder / LEDGER).read_text(encoding="utf-8").splitlines()]
     assert [line["opening"] for line in lines] == [1, 2]
     assert len({line["certify_sha256"] for line in lines}) == 2
-    first, second = (line["suites_sha256"] for line in lines)
-    assert first["wiki"] == second["wiki"] and first["self"] != second["self"]
+    first, second = (line["records"] for line in lines)
+    assert first["wiki"] == second["wiki"] and set(first["self"]) < set(second["self"])
 
 
 def test_a_budget_too_small_for_the_records_is_refused_by_certify_too(copied: Made) -> None:

@@ -118,11 +118,14 @@ class Notes(Silent):
         self.lines.append(text)
 
 
-def context(*, notes: Notes | None = None, stop_requested: Callable[[], bool] = lambda: False) -> Context:
+def context(
+    *, notes: Notes | None = None, stop_requested: Callable[[], bool] = lambda: False, ledger: Path | None = None
+) -> Context:
     """Return what the command line would lend."""
     return Context(
         progress=notes or Notes(),
         stop_requested=stop_requested,
         command="keeptune run",
         now=lambda: "2026-01-01T00:00:00",
+        ledger=ledger,
     )
