@@ -109,7 +109,7 @@ def prepare(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False)
         prepared = stages.prepare(run)
         if not quiet:
             terminal.show_audit(make_console(), prepared.audit)
-        stages.check_budgets(run.recipe, prepared)
+        stages.check_budgets(run, prepared)
         print(f"Data: {run.folder / 'data'}")
 
 
@@ -128,8 +128,8 @@ def train(
 
     with open_recipe(recipe, set_, quiet=quiet, check=stages.check_methods) as run:
         prepared = stages.prepare(run)
-        stages.check_budgets(run.recipe, prepared)
-        stages.check_budgets(run.recipe, prepared, harness=stages.write_harness(run, prepared))
+        stages.check_budgets(run, prepared)
+        stages.check_budgets(run, prepared, harness=stages.write_harness(run, prepared))
         texts = stages.write_texts(run, prepared, for_training=True)
         kept = stages.keep_texts(run.recipe, prepared, texts)
         for folder in stages.train(run, data=prepared, methods=method, texts=kept):
@@ -190,9 +190,9 @@ def run(recipe: RecipePath, *, set_: Overrides = None, quiet: Quiet = False) -> 
         prepared = stages.prepare(opened)
         if not quiet and not prepared.made_before:
             terminal.show_audit(make_console(), prepared.audit)
-        stages.check_budgets(opened.recipe, prepared)
+        stages.check_budgets(opened, prepared)
         harness = stages.write_harness(opened, prepared)
-        stages.check_budgets(opened.recipe, prepared, harness=harness)
+        stages.check_budgets(opened, prepared, harness=harness)
         texts = stages.write_texts(opened, prepared, for_training=True)
         kept = stages.keep_texts(opened.recipe, prepared, texts)
         stages.train(opened, data=prepared, texts=kept)

@@ -313,6 +313,9 @@ class RetentionFields(Section):
     number of records could rule out a rare large loss."""
     confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
     """Of the certificate: one minus the chance that it is given wrongly."""
+    probe_fraction: Annotated[float, Field(ge=0.0, le=0.5)] = 0.0
+    """Of each task with `train: false` under a budget, the share that a search may look at and no certificate does;
+    `keeptune search` takes 0.2 where the recipe names none, and writes it into the recipe with its best settings."""
     ledger: str | None = None
     """File in which openings of certify records are counted, for all who share it; default: one of the user's own, in
     `$XDG_DATA_HOME/keeptune/ledger`."""

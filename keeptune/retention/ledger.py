@@ -34,7 +34,7 @@ def record_opening(
         StorageError: the disk refuses.
     """
     known = [line for ledger in ledgers for line in ledger.lines]
-    line = next((one for one in known if (one["key"], one["certify_sha256"]) == (key, certify_sha256)), None)
+    line = next((one for one in known if (one.get("key"), one["certify_sha256"]) == (key, certify_sha256)), None)
     if line is None:
         number = 1 + last_opening(known, opened=(one for ids in records.values() for one in ids))
         line = {
@@ -42,7 +42,7 @@ def record_opening(
             **facts,
             "key": key,
             "certify_sha256": certify_sha256,
-            "records": {suite: sorted(ids) for suite, ids in sorted(records.items())},
+            "records": _sorted(records),
         }
     for ledger in ledgers:
         if line not in ledger.lines:
@@ -56,10 +56,26 @@ def last_opening(lines: Iterable[Mapping[str, Any]], *, opened: Iterable[str]) -
     return max((line["opening"] for line in lines if not asked.isdisjoint(_records(line))), default=0)
 
 
+def searched_by(lines: Iterable[Mapping[str, Any]], *, opened: Iterable[str]) -> Mapping[str, Any] | None:
+    """Return the line of a search that chose settings by one of these records; None where there is none."""
+    asked = set(opened)
+    return next((line for line in lines if line.get("searched") and not asked.isdisjoint(_records(line))), None)
+
+
 def shared_faults(lines: Iterable[Mapping[str, Any]], *, opened: Iterable[str]) -> list[str]:
     """Return what was wrong with a ledger when these records were opened, at any time."""
     asked = set(opened)
-    return [fault for line in lines if not asked.isdisjoint(_records(line)) for fault in line["faults"]]
+    return [fault for line in lines if not asked.isdisjoint(_records(line)) for fault in line.get("faults", ())]
+
+
+def record_search(
+    ledgers: Sequence[Chain], *, content: str, records: Mapping[str, Sequence[str]], facts: Mapping[str, Any]
+) -> None:
+    """Write down that a search looks at these records; once for records of the same `content`."""
+    line = {"opening": 0, "searched": True, **facts, "certify_sha256": content, "records": _sorted(records)}
+    for ledger in ledgers:
+        if not any(one.get("searched") and one["certify_sha256"] == content for one in ledger.lines):
+            ledger.add(line)
 
 
 def confidence_left(delta: float, *, opening: int) -> float:
@@ -69,6 +85,10 @@ def confidence_left(delta: float, *, opening: int) -> float:
     """
     assert opening >= 1, "openings are counted from 1"
     return _FIRST_SHARE * delta if opening == 1 else (1.0 - _FIRST_SHARE) * delta / 2 ** (opening - 1)
+
+
+def _sorted(records: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:
+    return {suite: sorted(ids) for suite, ids in sorted(records.items())}
 
 
 def _records(line: Mapping[str, Any]) -> set[str]:

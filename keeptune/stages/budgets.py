@@ -13,8 +13,11 @@ from keeptune.config import Recipe
 from keeptune.data.clean import prompt_key
 from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
 from keeptune.errors import DataError, RecipeError, raise_collected
+from keeptune.stages.certify_openings import expected_opening
 from keeptune.stages.data import Data
 from keeptune.stages.harness import Harness
+from keeptune.stages.parts import part_shares
+from keeptune.stages.run import Run
 
 if TYPE_CHECKING:
     from keeptune.retention.budget import Budget
@@ -103,7 +106,7 @@ class CheckedBudget:
 
 
 def check_budgets(
-    recipe: Recipe, data: Data, texts: Mapping[str, int] | None = None, *, harness: Harness | None = None
+    run: Run, data: Data, texts: Mapping[str, int] | None = None, *, harness: Harness | None = None
 ) -> None:
     """Refuse suites with so few records that not even a model that lost nothing could be certified.
 
@@ -111,10 +114,15 @@ def check_budgets(
     counted yet pass: of tasks of the harness, all without `harness`; texts of the base itself are as many as the
     recipe asks for.
 
+    Records that were opened before, in any run folder, have less confidence left.
+
     Raises:
+        DataError: a search chose settings by some of the records.
         RecipeError: which suites, how many records there are, and how many are needed.
     """
-    refuse_budgets(counted(recipe, data, texts, harness=harness))
+    if run.recipe.retention.budget:
+        opening = expected_opening(run, data)
+        refuse_budgets(counted(run.recipe, data, texts, harness=harness, opening=opening))
 
 
 def refuse_budgets(suites: Sequence[CheckedBudget]) -> None:
@@ -128,9 +136,14 @@ def refuse_budgets(suites: Sequence[CheckedBudget]) -> None:
 
 
 def counted(
-    recipe: Recipe, data: Data, texts: Mapping[str, int] | None = None, *, harness: Harness | None = None
+    recipe: Recipe,
+    data: Data,
+    texts: Mapping[str, int] | None = None,
+    *,
+    harness: Harness | None = None,
+    opening: int = 1,
 ) -> list[CheckedBudget]:
-    """Return for each suite under a budget what there is to certify on, and what is needed."""
+    """Return for each suite under a budget what there is to certify on, and what is needed in such an opening."""
     asked = budget_texts(recipe, harness)
     if not asked:
         return []
@@ -141,13 +154,19 @@ def counted(
         **_of_harness(harness),
     }
     return [
-        _counted(recipe, suite, text, budget=budgets.get(suite), inputs=inputs.get(suite))
+        _counted(recipe, suite, text, budget=budgets.get(suite), inputs=inputs.get(suite), opening=opening)
         for suite, text in asked.items()
     ]
 
 
 def _counted(
-    recipe: Recipe, suite: str, text: str, *, budget: Budget | None, inputs: Counter[tuple[str, str]] | None
+    recipe: Recipe,
+    suite: str,
+    text: str,
+    *,
+    budget: Budget | None,
+    inputs: Counter[tuple[str, str]] | None,
+    opening: int,
 ) -> CheckedBudget:
     from keeptune.retention.drops import Drops
     from keeptune.retention.ledger import confidence_left
@@ -155,7 +174,7 @@ def _counted(
 
     if budget is None:
         return CheckedBudget(suite, text, None, None)
-    delta = confidence_left(1.0 - recipe.retention.confidence, opening=1) / len(recipe.methods)
+    delta = confidence_left(1.0 - recipe.retention.confidence, opening=opening) / len(recipe.methods)
     needed = records_needed_for_any_verdict(budget=budget.amount, delta=delta, scale=budget.scale)
     if inputs is None:
         return CheckedBudget(suite, text, None, needed)
@@ -171,13 +190,20 @@ def _counted(
     more = (
         f"Set retention.self_texts={needed}"
         if suite == SELF_TEXTS and not of
-        else "Give the suite more records (two fifths of them are certified on)"
+        else f"Give the suite more records ({_share(recipe, suite)} of them are certified on)"
     )
+    before = f", as some were opened before and this would be opening {opening}" if opening > 1 else ""
     problem = (
-        f"retention.budget.{suite}: found {number:,} records to certify on{of}; expected at least {needed:,}, or no "
-        f"model could keep {text} with this confidence. {more}, raise the budget, or train fewer methods."
+        f"retention.budget.{suite}: found {number:,} records to certify on{of}; expected at least {needed:,}{before}, "
+        f"or no model could keep {text} with this confidence. {more}, raise the budget, or train fewer methods."
     )
     return CheckedBudget(suite, text, number, needed, problem)
+
+
+def _share(recipe: Recipe, suite: str) -> str:
+    """Return the share of a suite's records that are certified on, as in "60 %"."""
+    names = [task.name for task in recipe.data.tasks if not task.train] if suite == OTHER_TASKS else [suite]
+    return f"{100.0 * part_shares(recipe, names[0]).get('certify', 0.0):.0f} %"
 
 
 def _of_tasks(data: Data, asked: Mapping[str, str]) -> dict[str, Counter[tuple[str, str]]]:

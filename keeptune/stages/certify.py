@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any
 from keeptune.errors import DataError
 from keeptune.stages.budgets import budget_texts, require_budget
 from keeptune.stages.certified import CERTIFICATE, artifact_sha256, names_what_stands
+from keeptune.stages.certify_openings import Opening
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.instruct import deliver, withdraw
 from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
-from keeptune.stages.openings import Opening, ledger_heads
+from keeptune.stages.openings import ledger_heads
 from keeptune.stages.retention import FORGETTING
 from keeptune.stages.run import SELECTION, Run, intact_record, stage_key
 from keeptune.stages.session import (

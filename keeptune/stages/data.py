@@ -214,7 +214,8 @@ def _refuse_other_data(run_folder: Path, folder: Path, *, key: str) -> None:
     if begun_methods(run_folder):
         raise FolderInUseError(
             f"{folder}: found methods trained on other data, another tokenizer or other base weights than the recipe "
-            "names now; expected the same. Choose another output_dir, or put the files back."
+            "names now, or on tasks divided otherwise (a search sets retention.probe_fraction); expected the same. "
+            "Choose another output_dir, or put the files back."
         )
     for kind in ("search", "curve"):
         parts = run_folder / kind / "parts" / TRIAL_FACTS

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from keeptune.data.disk import Records
     from keeptune.data.prepare import Prepared
 
-# Of a suite that a certificate is made from; the rest is reported on.
-_PROBE_SHARE, _CERTIFY_SHARE = 0.2, 0.4
+# What is not reported on of a suite under a budget: a search looks at the probe, a certificate at the rest.
+_UNREPORTED_SHARE = 0.6
+# Of texts, on which a training measures its drift.
+_TEXT_PROBE_SHARE = 0.2
 # Of a suite that is trained on again.
 _REPLAY_SHARE = 0.3
 
@@ -41,9 +43,13 @@ def divided(recipe: Recipe, prepared: Prepared) -> dict[SplitName | PartName, Re
 def part_shares(recipe: Recipe, suite: str) -> dict[PartName, float]:
     """Return the expected share of each part of a suite; what is left, all without a budget, is reported on."""
     retention = recipe.retention
-    other = OTHER_TASKS if any(task.name == suite for task in recipe.data.tasks) else suite
+    is_task = any(task.name == suite for task in recipe.data.tasks)
+    is_text = any(text.name == suite for text in retention.texts)
+    probe = retention.probe_fraction if is_task else _TEXT_PROBE_SHARE if is_text else 0.0
+    other = OTHER_TASKS if is_task else suite
     shares: dict[PartName, float] = {"replay": _REPLAY_SHARE} if retention.replay in (suite, other) else {}
     if retention.budget.keys() & {suite, other}:
         rest = 1.0 - sum(shares.values())
-        shares |= {"probe": _PROBE_SHARE * rest, "certify": _CERTIFY_SHARE * rest}
+        shares |= {"probe": probe * rest} if probe else {}
+        shares |= {"certify": (_UNREPORTED_SHARE - probe) * rest}
     return shares

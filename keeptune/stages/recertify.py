@@ -16,13 +16,13 @@ from keeptune.report.certificate import read_certificate
 from keeptune.stages.budgets import main_metric, require_budget
 from keeptune.stages.certified import CERTIFICATE, CERTIFICATES, artifact_sha256, certificates_of, changed_file
 from keeptune.stages.certify import certificate_facts, question_key
+from keeptune.stages.certify_openings import Opening
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test, prepare
 from keeptune.stages.evaluation import answer_base
 from keeptune.stages.harness import Harness, ask_base
 from keeptune.stages.left_out import at_chance, judged_by_test, reported_answers, tested_budgets
 from keeptune.stages.methods import method_of
-from keeptune.stages.openings import Opening
 from keeptune.stages.run import TRAINING, Run, intact_record, stage_key
 from keeptune.stages.session import (
     Session,

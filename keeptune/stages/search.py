@@ -6,6 +6,7 @@ Data are prepared once. Each trial is a process that is given the parts of them 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,7 @@ from keeptune.progress import noun
 from keeptune.search.space import Plan, plan_search
 from keeptune.search.trials import Result, Trial
 from keeptune.stages.budgets import budgets_of
+from keeptune.stages.certify_openings import note_searched
 from keeptune.stages.data import Data, prepare
 from keeptune.stages.methods import check_methods, learning_rate
 from keeptune.stages.run import Context, Run, naming_recipe, open_run
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
 
 # What a preset tries of replay; the base writes texts for it before the first trial.
 _REPLAYED = 0.05
+# Of each other task under a budget, what trials may look at.
+_PROBED = 0.2
 # PEFT's own defaults, from which a preset raises the rank.
 _RANK = {"r": 8, "lora_alpha": 8}
 
@@ -78,7 +82,7 @@ def search(
     sections = read_sections(path, overrides=overrides)
     if not sections.get("methods"):
         sections["methods"] = {"full": {}, "lora": {"peft_type": "LORA"}}
-    plan = plan_search(sections, where=str(path), is_fractional=is_fractional)
+    plan = _with_probe(plan_search(sections, where=str(path), is_fractional=is_fractional))
     recipe = make_recipe(plan.recipe, path=path)
     with naming_recipe(path, recipe):
         if against_drift:
@@ -106,6 +110,18 @@ def search(
                 run_trials(methods, num_jobs=num_jobs, work=work)
             _refuse_nothing_finished(job)
             return finish(job)
+
+
+def _with_probe(plan: Plan) -> Plan:
+    """Return the plan with records of other tasks under a budget that trials may look at; its best recipe has it too.
+
+    Without it the records that settings were chosen by would be certified on.
+    """
+    retention = plan.recipe.get("retention", {})
+    others = [task for task in plan.recipe.get("data", {}).get("tasks", ()) if task.get("train") is False]
+    if not retention.get("budget") or not others:
+        return plan
+    return replace(plan, recipe={**plan.recipe, "retention": {"probe_fraction": _PROBED, **retention}})
 
 
 def _refuse_drift_without_effect(recipe: Recipe, plan: Plan) -> None:
@@ -154,6 +170,7 @@ def _begin(run: Run, plan: Plan, *, how: Mapping[str, Any]) -> Job:
         note_study(study.folder, key=keys[name], settings=settings[name])
         _refuse_other_shares(study, search)
         methods[name] = (study, search)
+    note_searched(run, data)
     shares = {share for _, search in methods.values() for share in search.shares}
     parts = write_parts(inner, data, texts, trials=[Trial(0, {}, share=share) for share in sorted(shares)])
     facts = study_facts(run, data)

@@ -5,7 +5,6 @@ Each opening stands in a ledger, written down before a model reads any record, a
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,16 +13,16 @@ from typing import TYPE_CHECKING
 
 from keeptune.data.record import OTHER_TASKS
 from keeptune.stages.budgets import budgets_of, check_budgets
+from keeptune.stages.certify_openings import Opening, certify_files, open_records
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, answer_harness, write_harness
 from keeptune.stages.left_out import tested_budgets
-from keeptune.stages.openings import Opening, open_records
 from keeptune.stages.retention import answer
 from keeptune.stages.run import Run, is_done, stage_key
 from keeptune.stages.texts import Texts, certify_texts, write_texts
 from keeptune.stages.way import BASE, load_base
-from keeptune.storage import file_sha256, storage_errors
+from keeptune.storage import storage_errors
 
 if TYPE_CHECKING:
     from torch import nn
@@ -36,9 +35,6 @@ if TYPE_CHECKING:
 
 _KINDS = ("tasks", "texts", "harness")
 _CERTIFY = "certify"
-# Where a record stands, which is no part of what it holds.
-_PLACE = {"id", "task", "suite", "origin", "index"}
-_ID_DIGITS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,9 +93,9 @@ def read_suites(run: Run, data: Data) -> Suites:
     Raises:
         RecipeError: a suite has too few records; what is known before anything is written is said then.
     """
-    check_budgets(run.recipe, data)
+    check_budgets(run, data)
     texts, harness = write_texts(run, data), write_harness(run, data)
-    check_budgets(run.recipe, data, certify_texts(texts), harness=harness)
+    check_budgets(run, data, certify_texts(texts), harness=harness)
     return Suites(texts, harness, budgets_of(run.recipe, harness=harness))
 
 
@@ -109,12 +105,10 @@ def open_session(session: Session, candidates: Sequence[str], *, certificate: Pa
     A certification that was interrupted goes on: it asks the same candidates the same records.
     """
     run = session.run
-    files = certify_files(run)
     opening = open_records(
         run,
+        certify_files(run, session.data),
         key=session.key,
-        certify_sha256=stage_key(files=[file_sha256(path) for path in files]),
-        records=certify_records(files),
         facts={
             "opened": run.context.now(),
             "command": run.context.command,
@@ -124,25 +118,9 @@ def open_session(session: Session, candidates: Sequence[str], *, certificate: Pa
     )
     for fault in opening.faults:
         run.context.progress.say(fault)
+    if opening.number > 1:
+        run.context.progress.say(f"opening {opening.number} of these certify records")
     return opening
-
-
-def certify_files(run: Run) -> list[Path]:
-    """Return the files with certify records that a run has by now."""
-    parts = [run.folder / folder / "certify.jsonl" for folder in ("data", "texts", "harness")]
-    return [path for path in parts if path.is_file()]
-
-
-def certify_records(files: Sequence[Path]) -> dict[str, list[str]]:
-    """Return a hash of each certify record by its suite, which depends on what is asked and expected alone."""
-    found: dict[str, list[str]] = {}
-    for path in files:
-        with storage_errors(path), path.open(encoding="utf-8", errors="surrogatepass") as file:
-            for row in map(json.loads, file):
-                content = {name: value for name, value in row.items() if name not in _PLACE}
-                # A document of the harness names its task beside its suite.
-                found.setdefault(row.get("suite") or row["task"], []).append(stage_key(**content)[:_ID_DIGITS])
-    return found
 
 
 def forget_answers(run: Run, *candidates: Path) -> None:

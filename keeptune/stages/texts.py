@@ -117,7 +117,7 @@ def write_texts(run: Run, data: Data, *, for_training: bool = False) -> Texts | 
         run.context.progress.say(f"{folder}: written before and unchanged")
         return texts
     parts, audit = read_general(recipe, data)
-    check_budgets(recipe, data, certify_texts(audit))
+    check_budgets(run, data, certify_texts(audit))
     kept = texts.audit if stands else {}
     if counts:
         own = _write_own(run, data, counts=counts, wanted=counts.keys() & wanted, into=parts)
@@ -135,7 +135,7 @@ def write_texts(run: Run, data: Data, *, for_training: bool = False) -> Texts | 
         # So many may be left out that too few remain for the budget: that shows before training, or never too late.
         return write_texts(run, data)
     if "certify" in wanted:
-        check_budgets(recipe, data, certify_texts(texts))
+        check_budgets(run, data, certify_texts(texts))
     return texts
 
 

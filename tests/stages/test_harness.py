@@ -92,7 +92,7 @@ def finished(recipe: Recipe) -> Made:
     with stages.open_run(recipe, context=context(notes=notes)) as run:
         data = stages.prepare(run)
         harness = stages.write_harness(run, data)
-        stages.check_budgets(run.recipe, data, None, harness=harness)
+        stages.check_budgets(run, data, None, harness=harness)
         stages.train(run, data=data)
         if stages.evaluate(run, data=data, harness=harness) is None:
             stages.certify(run, data=data)
@@ -128,7 +128,7 @@ def copied(made: Made, tmp_path: Path) -> Iterator[Made]:
 def test_every_document_is_accounted_for_and_stands_in_one_part(made: Made) -> None:
     for facts in made.object("harness/audit.json").values():
         assert facts["num_read"] == sum(facts["parts"].values()) + sum(facts["dropped"].values())
-    ids = {part: {row["id"] for row in made.documents(part)} for part in ("probe", "certify", "test")}
+    ids = {part: {row["id"] for row in made.documents(part)} for part in ("certify", "test")}
     assert all(ids.values())
     assert sum(map(len, ids.values())) == len(set.union(*ids.values())) == 110
     assert {row["suite"] for row in made.documents("certify")} == {"colours"}
@@ -136,7 +136,7 @@ def test_every_document_is_accounted_for_and_stands_in_one_part(made: Made) -> N
 
 def test_documents_of_one_input_stand_in_one_part_and_one_cluster(made: Made) -> None:
     parts: dict[str, set[str]] = {}
-    for part in ("probe", "certify", "test"):
+    for part in ("certify", "test"):
         for row in made.documents(part):
             parts.setdefault(row["prompt"], set()).add(part)
     assert all(len(found) == 1 for found in parts.values())
@@ -155,7 +155,7 @@ def test_a_document_keeps_its_part_when_rows_move_and_unrelated_ones_come(made: 
     other = written_recipe(tmp_path, model=Path(made.recipe.model), tasks=["colours"], budget=budget, confidence=0.8)
     with stages.open_run(other, context=context()) as run:
         stages.write_harness(run, stages.prepare(run))
-    for part in ("probe", "certify", "test"):
+    for part in ("certify", "test"):
         lines = (Path(other.output_dir) / "harness" / f"{part}.jsonl").read_text(encoding="utf-8").splitlines()
         now = {json.loads(line)["id"] for line in lines}
         assert {row["id"] for row in made.documents(part) if row["suite"] == "colours"} <= now
@@ -282,7 +282,7 @@ def test_too_few_documents_are_refused_before_training_with_the_number_that_woul
         data = stages.prepare(run)
         harness = stages.write_harness(run, data)
         with pytest.raises(RecipeError, match=r"budget\.colours: found \d+ records to certify on; expected at least"):
-            stages.check_budgets(run.recipe, data, None, harness=harness)
+            stages.check_budgets(run, data, None, harness=harness)
 
 
 def test_a_budget_in_another_metric_or_in_nats_is_refused(made: Made) -> None:

@@ -9,13 +9,17 @@ from typing import Any
 
 import pytest
 
-from keeptune.errors import Interrupted, StorageError
+from keeptune import stages
+from keeptune.config import Recipe
+from keeptune.errors import DataError, Interrupted, RecipeError, StorageError
+from keeptune.stages.certify_openings import expected_opening, note_searched
 from keeptune.stages.openings import LEDGER
 from tests.stages.scripted import Scripted, copy_of, openings, trained_run
+from tests.stages.world import context
 
 Another = Callable[[str], Scripted]
 ASKED = ["base", "full at alpha 0.5", "full at alpha 1", "lora at alpha 0.5", "lora at alpha 1"]
-OTHER_BUDGET = {"budget": {"others": "19 points of exact_match"}}
+OTHER_BUDGET: dict[str, Any] = {"budget": {"others": "19 points of exact_match"}}
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +159,39 @@ def test_an_interrupted_certification_goes_on_from_its_answers_in_the_same_openi
     assert run.certified(ledger=ledger)["opening"] == 1
     assert run.answered == ASKED
     assert answers_to_certify(run) == []
+
+
+def prepared(recipe: Recipe, folder: Path, *, ledger: Path, **retention: Any) -> tuple[stages.Run, stages.Data]:
+    """Prepare the data of a recipe in a folder of its own, and return the run and them."""
+    changed = recipe.retention.model_copy(update=retention)
+    own = recipe.model_copy(update={"retention": changed, "output_dir": str(folder)})
+    with stages.open_run(own, context=context(ledger=ledger)) as run:
+        return run, stages.prepare(run)
+
+
+def test_records_by_which_a_search_chose_settings_are_refused(
+    trained: Scripted, another: Another, tmp_path: Path, ledger: Path
+) -> None:
+    run, data = prepared(trained.recipe, tmp_path / "search", ledger=ledger, probe_fraction=0.2)
+    note_searched(run, data)
+    note_searched(run, data)
+    assert len(ledger.read_text().splitlines()) == 1
+    with pytest.raises(DataError) as error:
+        another("one").certified(ledger=ledger)
+    assert "retention.budget: found certify records by which a search chose settings" in str(error.value)
+    assert "Set retention.probe_fraction=0.2" in str(error.value)
+    stages.check_budgets(run, data)
+    assert expected_opening(run, data) == 1
+
+
+def test_a_budget_that_the_confidence_left_cannot_certify_is_refused_before_training(
+    trained: Scripted, another: Another, tmp_path: Path, ledger: Path
+) -> None:
+    budget = {"others": "2 points of exact_match"}
+    run, data = prepared(trained.recipe, tmp_path / "new", ledger=ledger, budget=budget)
+    stages.check_budgets(run, data)
+    first = another("one")
+    for i in range(4):
+        first.certified(ledger=ledger, confidence=0.9 + i / 100)
+    with pytest.raises(RecipeError, match="as some were opened before and this would be opening 5, or no model"):
+        stages.check_budgets(run, data)

@@ -214,7 +214,7 @@ def test_too_few_records_are_refused_before_training_with_the_number_that_would_
     recipe = written_recipe(tmp_path, model=model, budget={"self": "0.02 nats"})
     with stages.open_run(recipe, context=context()) as run:
         data = stages.prepare(run)
-        for refused in (lambda: stages.check_budgets(recipe, data), lambda: stages.write_texts(run, data)):
+        for refused in (lambda: stages.check_budgets(run, data), lambda: stages.write_texts(run, data)):
             with pytest.raises(RecipeError) as caught:
                 refused()
             assert "found 60 records to certify on; expected at least" in str(caught.value)

@@ -25,6 +25,7 @@ from keeptune.evaluation.metrics import Answer, answer_to_json
 from keeptune.report.reading import RunFolder
 from keeptune.report.search import read_search
 from keeptune.stages.data import Data, max_new_tokens, open_table
+from keeptune.stages.openings import LEDGER
 from keeptune.storage import read_json, read_record, write_jsonl, write_record
 from tests.stages import world
 
@@ -350,6 +351,14 @@ def test_a_trial_trains_in_a_folder_of_its_own_and_keeps_no_weights(kept: tuple[
             "probe/texts/samples.jsonl"} <= names  # fmt: skip
     assert not [name for name in names if name.endswith(".safetensors")]
     assert read_json(trial / "result.json")["value"] == read_json(trial / "full" / "training.json")["best_value"]
+
+
+def test_no_certificate_can_stand_on_the_records_that_trials_looked_at(kept: tuple[Path, Launcher]) -> None:
+    folder = kept[0]
+    assert load_recipe(folder / "run" / "search" / "best.yaml").retention.probe_fraction == 0.2
+    [line] = (folder / "run" / LEDGER).read_text(encoding="utf-8").splitlines()
+    asked = [json.loads(row)["task"] for row in (folder / "run" / "data" / "probe.jsonl").read_text().splitlines()]
+    assert json.loads(line)["searched"] and len(json.loads(line)["records"][asked[0]]) == len(asked)
 
 
 def test_what_a_budget_allows_is_measured_on_the_probe(kept: tuple[Path, Launcher]) -> None:
