@@ -20,9 +20,10 @@ from keeptune.data.heap import gives_back_freed
 from keeptune.data.leak_audit import MAX_EXAMPLES, LeakAudit, LeakExample, leak_audits, shared_words
 from keeptune.data.leaks import LEAK_KINDS, LeakKind, Leaks, find_leaks
 from keeptune.data.ngrams import Hashes, Indices
+from keeptune.data.overlaps import OverlapSearch, PairFile
 from keeptune.data.reading import Ledger, Placed, TaskSource, read_sources
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName
-from keeptune.data.split import NO_SPLIT, SplitNumbers, assign_splits
+from keeptune.data.split import NO_SPLIT, SplitNumbers, assign_splits, join_inputs
 from keeptune.progress import Progress
 
 _LEAKS: tuple[LeakKind, ...] = ("exact", "near", "ngram_cover")
@@ -74,17 +75,22 @@ def prepare_records(
     prompts = Texts(placed.records, lambda record: record.prompt)
     near = near_duplicates(prompts, tasks=[names[number] for number in placed.tasks], scratch=scratch)
     progress.advance(num_records)
+    progress.start("Auditing for overlaps", total=num_records, unit="records")
+    search = OverlapSearch(placed.records, groups=near.groups, scratch=scratch)
+    everything = np.ones(num_records, np.bool_)
+    covers = PairFile(search.covers(items=everything, covering=everything), scratch=scratch)
     assigned = assign_splits(
         keys,
         tasks=placed.tasks,
-        near=near.groups,
+        near=join_inputs(near.groups, ((pairs.items, pairs.covering) for pairs in covers), keys=keys),
         fixed=placed.fixed,
         seed=seed,
         validation_fraction=validation_fraction,
         test_fraction=test_fraction,
     )
-    progress.start("Auditing for overlaps", total=num_records, unit="records")
-    found = find_leaks(placed.records, keys=keys, groups=assigned.groups, splits=assigned.splits, scratch=scratch)
+    found = find_leaks(
+        placed.records, keys=keys, groups=near.groups, splits=assigned.splits, search=search, covers=covers
+    )
     progress.advance(num_records)
     progress.finish()
     removed = _removed(found, placed, leaks=leaks)

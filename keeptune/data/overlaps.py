@@ -1,0 +1,290 @@
+"""Find pairs of records of which one has most of what the other says, whatever stands around it.
+
+A text is cut into runs of five words. Two texts that have a run in common are compared by how much of the one the runs
+of the other cover. The words of all texts, hashed, lie on the disk; memory holds a few numbers a record and the runs of
+one batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from keeptune.data.clean import STOCK_FLOOR
+from keeptune.data.disk import DiskArray
+from keeptune.data.groups import Members
+from keeptune.data.ngrams import (
+    Hashes,
+    Indices,
+    batches,
+    contained,
+    distinct,
+    frequent,
+    joined_ranges,
+    ngram_hashes,
+    run_starts,
+)
+from keeptune.data.record import Record
+from keeptune.data.word_texts import (
+    LEAST_WORDS,
+    WORDS_PER_BATCH,
+    Grams,
+    SharedGrams,
+    Texts,
+    grams_of,
+    hashed,
+    row_batches,
+)
+
+COVER_WORDS, COVER_SHARE = 5, 0.5
+# A run of five alone, such as "create a list of three", is no input.
+_LEAST_COVERED = 6
+_STOCK_FRACTION = 0.1
+# Runs that more groups than this have are common wording, whatever text they stand in.
+_MOST_GROUPS = 64
+# Words that more groups than this have count less.
+_RARE_GROUPS = 3
+_WEIGHT_STEPS = 1 << 16
+_WORDS_PER_CHUNK = 1 << 20
+_OVERLAPS_PER_BATCH = 1 << 19
+
+
+@dataclass(frozen=True, slots=True)
+class Pairs:
+    """Records `items` of which the records `covering` have a share, by how much its words count."""
+
+    items: Members
+    covering: Members
+    shares: NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class _Shared:
+    """N-grams of covering texts that may stand in another, each with its text."""
+
+    hashes: DiskArray[np.uint64]
+    texts: DiskArray[np.int32]
+
+    def blocks(self) -> Iterator[tuple[Hashes, Members]]:
+        """Yield them, as many as memory may hold at a time."""
+        for start in range(0, len(self.hashes), WORDS_PER_BATCH):
+            starts, lengths = np.array([start]), np.array([min(WORDS_PER_BATCH, len(self.hashes) - start)])
+            yield self.hashes.ranges(starts, lengths), self.texts.ranges(starts, lengths)
+
+
+@dataclass(frozen=True, slots=True)
+class _Postings:
+    """Which covering texts have an n-gram: of `grams[g]`, `texts[starts[g]:starts[g + 1]]`.
+
+    N-grams of equal `classes` are in the same texts.
+    """
+
+    grams: Hashes
+    num_groups: Indices
+    classes: Hashes
+    starts: Indices
+    texts: Indices
+
+
+@dataclass(frozen=True, slots=True)
+class _Runs:
+    """Runs `[starts, ends)` of an item's words whose n-grams, `grams` the first, are all in the same texts."""
+
+    owners: Indices
+    starts: Indices
+    ends: Indices
+    grams: Indices
+
+
+class PairFile:
+    """Pairs on the disk, in the order in which they were found."""
+
+    def __init__(self, pairs: Iterable[Pairs], *, scratch: Path) -> None:
+        self._items = DiskArray(scratch / "pairs-items.i32", np.int32)
+        self._covering = DiskArray(scratch / "pairs-covering.i32", np.int32)
+        self._shares = DiskArray(scratch / "pairs-shares.f64", np.float64)
+        for part in pairs:
+            self._items.append(part.items)
+            self._covering.append(part.covering)
+            self._shares.append(part.shares)
+
+    def __iter__(self) -> Iterator[Pairs]:
+        for start in range(0, len(self._items), WORDS_PER_BATCH):
+            at = np.array([start]), np.array([min(WORDS_PER_BATCH, len(self._items) - start)])
+            yield Pairs(self._items.ranges(*at), self._covering.ranges(*at), self._shares.ranges(*at))
+
+
+class OverlapSearch:
+    """The texts of records, ready to be searched for what they have in common beside the wording of templates.
+
+    `groups` are those of near-duplicates: records of one group are not compared. Files lie in `scratch`.
+    """
+
+    def __init__(self, records: Sequence[Record], *, groups: Members, scratch: Path) -> None:
+        self._texts, self._tasks = hashed(records, scratch=scratch)
+        self._groups = np.concatenate([groups, groups])
+        self._num_records = len(records)
+        self._scratch = scratch
+
+    def covers(
+        self,
+        *,
+        items: NDArray[np.bool_],
+        covering: NDArray[np.bool_],
+        n: int = COVER_WORDS,
+        above: float = COVER_SHARE,
+    ) -> Iterator[Pairs]:
+        """Yield which of the records `covering` cover more than `above` of which of `items`, in runs of `n` words."""
+        texts, num = self._texts, self._num_records
+        item_rows, covering_rows = (np.flatnonzero(np.concatenate([mask, mask])) for mask in (items, covering))
+        item_rows = item_rows[texts.lengths[item_rows] > 0]
+        stock = distinct(np.concatenate([np.zeros(0, np.uint64), *(_stock(texts, rows, n=n) for rows in self._tasks)]))
+        shared = self._shared(n, items=item_rows, covering=covering_rows, stock=stock)
+        for chunk in batches(texts.lengths[item_rows], at_most=_WORDS_PER_CHUNK):
+            rows = item_rows[chunk]
+            postings = self._postings(shared, n=n, items=rows)
+            for part in row_batches(texts, rows):
+                grams = grams_of(texts, part, n=n)
+                before, totals = self._weights(part, grams, postings, n=n, stock=stock)
+                runs = _runs(postings, grams, n=n)
+                groups = self._groups[part]
+                for owners, found, shares in self._covers(postings, runs, groups=groups, before=before, totals=totals):
+                    kept = shares > above
+                    yield Pairs(
+                        (part[owners[kept]] % num).astype(np.int32), (found[kept] % num).astype(np.int32), shares[kept]
+                    )
+
+    def _weights(
+        self, part: Indices, grams: Grams, postings: _Postings, *, n: int, stock: Hashes
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the weight before each word, and that of each text, 0 where it is not to be looked at."""
+        lengths = self._texts.lengths[part]
+        of_gram = np.ones(len(grams.hashes))
+        shared = contained(grams.hashes, postings.grams)
+        counts = postings.num_groups[np.searchsorted(postings.grams, grams.hashes[shared])]
+        # A sum of multiples of one fraction is exact in any order.
+        rarity = (_RARE_GROUPS / np.maximum(counts, _RARE_GROUPS)) ** 2
+        of_gram[shared] = np.ceil(rarity * _WEIGHT_STEPS) / _WEIGHT_STEPS
+        of_gram[contained(grams.hashes, stock)] = 0.0
+        weights = np.ones(int(lengths.sum()))
+        # No two n-grams begin at one place.
+        for k in range(n):
+            weights[grams.places + k] = np.minimum(weights[grams.places + k], of_gram)
+        # The difference of two entries is the weight between two places.
+        before = np.concatenate([[0.0], np.cumsum(weights)])
+        ends = np.cumsum(lengths)
+        num_counted = np.concatenate([[0], np.cumsum(weights > 0)])
+        enough = num_counted[ends] - num_counted[ends - lengths] >= LEAST_WORDS
+        return before, np.where(enough, before[ends] - before[ends - lengths], 0.0)
+
+    def _shared(self, n: int, *, items: Indices, covering: Indices, stock: Hashes) -> _Shared:
+        """Return the n-grams that covering texts share with items of another group; a few others come with them."""
+        both = distinct(np.concatenate([items, covering]))
+        seen = SharedGrams(self._texts, both, groups=self._groups, n=n)
+        scratch = self._scratch
+        shared = _Shared(DiskArray(scratch / "shared.u64", np.uint64), DiskArray(scratch / "shared.i32", np.int32))
+        for part in row_batches(self._texts, covering):
+            grams = grams_of(self._texts, part, n=n)
+            kept = np.flatnonzero(seen.may_hold(grams.hashes))
+            kept = kept[~contained(grams.hashes[kept], stock)]
+            shared.hashes.append(grams.hashes[kept])
+            shared.texts.append(part[grams.owners[kept]].astype(np.int32))
+        return shared
+
+    def _postings(self, shared: _Shared, *, n: int, items: Indices) -> _Postings:
+        """Return the n-grams of items that stand in covering texts, and in which."""
+        parts = [grams_of(self._texts, part, n=n).hashes for part in row_batches(self._texts, items)]
+        wanted = distinct(np.concatenate([np.zeros(0, np.uint64), *parts]))
+        num_texts = len(self._texts.lengths)
+        codes = [np.zeros(0, np.int64)]
+        for hashes, owners in shared.blocks():
+            codes.append(_codes(hashes, owners, among=wanted, num_owners=num_texts))
+        joined = distinct(np.concatenate(codes))
+        posted, indices = joined % num_texts, joined // num_texts
+        starts = run_starts(indices)
+        if not len(starts):
+            return _Postings(wanted[:0], indices, wanted[:0], np.zeros(1, np.int64), posted)
+        # Two n-grams with the same sum of random numbers, one a text, are in the same texts.
+        random = ngram_hashes(posted.astype(np.uint32), 1)
+        classes = np.add.reduceat(random, starts)
+        of_groups = distinct(indices * num_texts + self._groups[posted]) // num_texts
+        num_groups = np.diff(run_starts(of_groups), append=len(of_groups))
+        return _Postings(wanted[indices[starts]], num_groups, classes, np.append(starts, len(posted)), posted)
+
+    def _covers(
+        self,
+        postings: _Postings,
+        runs: _Runs,
+        *,
+        groups: Members,
+        before: NDArray[np.float64],
+        totals: NDArray[np.float64],
+    ) -> Iterator[tuple[Indices, Indices, NDArray[np.float64]]]:
+        """Yield items by their number in the batch, texts that cover them, and the shares of their weight."""
+        sizes = np.diff(postings.starts)[runs.grams]
+        # The runs of one item stay in one batch.
+        firsts = run_starts(runs.owners)
+        num_overlaps = np.add.reduceat(sizes, firsts) if len(firsts) else sizes
+        edges = np.append(firsts, len(runs.owners))
+        num_texts = len(self._texts.lengths)
+        for part in batches(num_overlaps, at_most=_OVERLAPS_PER_BATCH):
+            rows = slice(edges[part.start], edges[part.stop])
+            counts = sizes[rows]
+            covering = postings.texts[joined_ranges(postings.starts[runs.grams[rows]], counts)]
+            owners = np.repeat(runs.owners[rows], counts)
+            starts, ends = np.repeat(runs.starts[rows], counts), np.repeat(runs.ends[rows], counts)
+            kept = (self._groups[covering] != groups[owners]) & (totals[owners] > 0)
+            keys = owners[kept] * num_texts + covering[kept]
+            order = np.argsort(keys, kind="stable")
+            keys, starts, ends = keys[order], starts[kept][order], ends[kept][order]
+            if not len(keys):
+                continue
+            pairs = run_starts(keys)
+            # Runs ascend and overlap by up to n - 1 words: what the one before covered counts once.
+            begins = np.maximum(starts, np.append(0, ends[:-1]))
+            begins[pairs] = starts[pairs]
+            covered = np.add.reduceat(before[ends] - before[begins], pairs)
+            enough = np.add.reduceat(ends - begins, pairs) >= _LEAST_COVERED
+            pairs, covered = pairs[enough], covered[enough]
+            found = keys[pairs] // num_texts
+            yield found, keys[pairs] % num_texts, np.minimum(covered / totals[found], 1.0)
+
+
+def _stock(texts: Texts, rows: Indices, *, n: int) -> Hashes:
+    """Return, ascending, the n-grams in more than a tenth of one task's texts and in more than 10.
+
+    What stands in more than a tenth of all stands in more than a tenth of some batch, so only that is counted.
+    """
+    parts = row_batches(texts, rows)
+    often = [frequent(grams_of(texts, part, n=n).hashes, above=_STOCK_FRACTION * len(part)) for part in parts]
+    candidates = distinct(np.concatenate([np.zeros(0, np.uint64), *often]))
+    counts = np.zeros(len(candidates), np.int64)
+    for part in parts if len(candidates) else ():
+        grams = grams_of(texts, part, n=n)
+        codes = _codes(grams.hashes, grams.owners, among=candidates, num_owners=len(part))
+        counts += np.bincount(codes // len(part), minlength=len(candidates))
+    return candidates[counts > max(STOCK_FLOOR, _STOCK_FRACTION * len(rows))]
+
+
+def _codes(hashes: Hashes, owners: NDArray[np.integer], *, among: Hashes, num_owners: int) -> Indices:
+    """Return, ascending and once each, (index in `among`) * num_owners + owner of the hashes that stand there."""
+    inside = contained(hashes, among)
+    return distinct(np.searchsorted(among, hashes[inside]) * num_owners + owners[inside])
+
+
+def _runs(postings: _Postings, grams: Grams, *, n: int) -> _Runs:
+    shared = np.flatnonzero(contained(grams.hashes, postings.grams))
+    indices = np.searchsorted(postings.grams, grams.hashes[shared])
+    few = postings.num_groups[indices] <= _MOST_GROUPS
+    shared, indices = shared[few], indices[few]
+    owners, places = grams.owners[shared], grams.places[shared]
+    classes = postings.classes[indices]
+    broken = np.ones(len(owners), np.bool_)
+    broken[1:] = (owners[1:] != owners[:-1]) | (places[1:] != places[:-1] + 1) | (classes[1:] != classes[:-1])
+    first = np.flatnonzero(broken)
+    last = np.append(first[1:], len(owners))[: len(first)] - 1
+    return _Runs(owners[first], places[first], places[last] + n, indices[first])
