@@ -25,15 +25,14 @@ from keeptune.data.ngrams import (
     distinct,
     frequent,
     joined_ranges,
-    ngram_hashes,
     run_starts,
 )
+from keeptune.data.postings import MOST_GROUPS, Postings, PostingsFile
 from keeptune.data.record import Record
 from keeptune.data.word_texts import (
     LEAST_WORDS,
     WORDS_PER_BATCH,
     Grams,
-    SharedGrams,
     Texts,
     grams_of,
     hashed,
@@ -44,13 +43,11 @@ COVER_WORDS, COVER_SHARE = 5, 0.5
 # A run of five alone, such as "create a list of three", is no input.
 _LEAST_COVERED = 6
 _STOCK_FRACTION = 0.1
-# Runs that more groups than this have are common wording, whatever text they stand in.
-_MOST_GROUPS = 64
 # Words that more groups than this have count less.
 _RARE_GROUPS = 3
 _WEIGHT_STEPS = 1 << 16
-_WORDS_PER_CHUNK = 1 << 20
-_OVERLAPS_PER_BATCH = 1 << 19
+_WORDS_PER_CHUNK = 1 << 19
+_OVERLAPS_PER_BATCH = 1 << 18
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,34 +57,6 @@ class Pairs:
     items: Members
     covering: Members
     shares: NDArray[np.float64]
-
-
-@dataclass(frozen=True, slots=True)
-class _Shared:
-    """N-grams of covering texts that may stand in another, each with its text."""
-
-    hashes: DiskArray[np.uint64]
-    texts: DiskArray[np.int32]
-
-    def blocks(self) -> Iterator[tuple[Hashes, Members]]:
-        """Yield them, as many as memory may hold at a time."""
-        for start in range(0, len(self.hashes), WORDS_PER_BATCH):
-            starts, lengths = np.array([start]), np.array([min(WORDS_PER_BATCH, len(self.hashes) - start)])
-            yield self.hashes.ranges(starts, lengths), self.texts.ranges(starts, lengths)
-
-
-@dataclass(frozen=True, slots=True)
-class _Postings:
-    """Which covering texts have an n-gram: of `grams[g]`, `texts[starts[g]:starts[g + 1]]`.
-
-    N-grams of equal `classes` are in the same texts.
-    """
-
-    grams: Hashes
-    num_groups: Indices
-    classes: Hashes
-    starts: Indices
-    texts: Indices
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,32 +109,34 @@ class OverlapSearch:
     ) -> Iterator[Pairs]:
         """Yield which of the records `covering` cover more than `above` of which of `items`, in runs of `n` words."""
         texts, num = self._texts, self._num_records
-        item_rows, covering_rows = (np.flatnonzero(np.concatenate([mask, mask])) for mask in (items, covering))
-        item_rows = item_rows[texts.lengths[item_rows] > 0]
+        item_rows, all_rows = (np.flatnonzero(np.concatenate([mask, mask])) for mask in (items, items | covering))
+        item_rows, all_rows = (rows[texts.lengths[rows] > 0] for rows in (item_rows, all_rows))
         stock = distinct(np.concatenate([np.zeros(0, np.uint64), *(_stock(texts, rows, n=n) for rows in self._tasks)]))
-        shared = self._shared(n, items=item_rows, covering=covering_rows, stock=stock)
+        file = PostingsFile(texts, all_rows, groups=self._groups, n=n, stock=stock, scratch=self._scratch)
+        may_cover = np.concatenate([covering, covering])
         for chunk in batches(texts.lengths[item_rows], at_most=_WORDS_PER_CHUNK):
             rows = item_rows[chunk]
-            postings = self._postings(shared, n=n, items=rows)
+            parts = [grams_of(texts, part, n=n).hashes for part in row_batches(texts, rows)]
+            postings = file.of(np.concatenate(parts))
             for part in row_batches(texts, rows):
                 grams = grams_of(texts, part, n=n)
                 before, totals = self._weights(part, grams, postings, n=n, stock=stock)
                 runs = _runs(postings, grams, n=n)
                 groups = self._groups[part]
                 for owners, found, shares in self._covers(postings, runs, groups=groups, before=before, totals=totals):
-                    kept = shares > above
+                    kept = (shares > above) & may_cover[found]
                     yield Pairs(
                         (part[owners[kept]] % num).astype(np.int32), (found[kept] % num).astype(np.int32), shares[kept]
                     )
 
     def _weights(
-        self, part: Indices, grams: Grams, postings: _Postings, *, n: int, stock: Hashes
+        self, part: Indices, grams: Grams, postings: Postings, *, n: int, stock: Hashes
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the weight before each word, and that of each text, 0 where it is not to be looked at."""
         lengths = self._texts.lengths[part]
         of_gram = np.ones(len(grams.hashes))
-        shared = contained(grams.hashes, postings.grams)
-        counts = postings.num_groups[np.searchsorted(postings.grams, grams.hashes[shared])]
+        shared, places = postings.of(grams.hashes)
+        counts = postings.num_groups[places]
         # A sum of multiples of one fraction is exact in any order.
         rarity = (_RARE_GROUPS / np.maximum(counts, _RARE_GROUPS)) ** 2
         of_gram[shared] = np.ceil(rarity * _WEIGHT_STEPS) / _WEIGHT_STEPS
@@ -181,43 +152,9 @@ class OverlapSearch:
         enough = num_counted[ends] - num_counted[ends - lengths] >= LEAST_WORDS
         return before, np.where(enough, before[ends] - before[ends - lengths], 0.0)
 
-    def _shared(self, n: int, *, items: Indices, covering: Indices, stock: Hashes) -> _Shared:
-        """Return the n-grams that covering texts share with items of another group; a few others come with them."""
-        both = distinct(np.concatenate([items, covering]))
-        seen = SharedGrams(self._texts, both, groups=self._groups, n=n)
-        scratch = self._scratch
-        shared = _Shared(DiskArray(scratch / "shared.u64", np.uint64), DiskArray(scratch / "shared.i32", np.int32))
-        for part in row_batches(self._texts, covering):
-            grams = grams_of(self._texts, part, n=n)
-            kept = np.flatnonzero(seen.may_hold(grams.hashes))
-            kept = kept[~contained(grams.hashes[kept], stock)]
-            shared.hashes.append(grams.hashes[kept])
-            shared.texts.append(part[grams.owners[kept]].astype(np.int32))
-        return shared
-
-    def _postings(self, shared: _Shared, *, n: int, items: Indices) -> _Postings:
-        """Return the n-grams of items that stand in covering texts, and in which."""
-        parts = [grams_of(self._texts, part, n=n).hashes for part in row_batches(self._texts, items)]
-        wanted = distinct(np.concatenate([np.zeros(0, np.uint64), *parts]))
-        num_texts = len(self._texts.lengths)
-        codes = [np.zeros(0, np.int64)]
-        for hashes, owners in shared.blocks():
-            codes.append(_codes(hashes, owners, among=wanted, num_owners=num_texts))
-        joined = distinct(np.concatenate(codes))
-        posted, indices = joined % num_texts, joined // num_texts
-        starts = run_starts(indices)
-        if not len(starts):
-            return _Postings(wanted[:0], indices, wanted[:0], np.zeros(1, np.int64), posted)
-        # Two n-grams with the same sum of random numbers, one a text, are in the same texts.
-        random = ngram_hashes(posted.astype(np.uint32), 1)
-        classes = np.add.reduceat(random, starts)
-        of_groups = distinct(indices * num_texts + self._groups[posted]) // num_texts
-        num_groups = np.diff(run_starts(of_groups), append=len(of_groups))
-        return _Postings(wanted[indices[starts]], num_groups, classes, np.append(starts, len(posted)), posted)
-
     def _covers(
         self,
-        postings: _Postings,
+        postings: Postings,
         runs: _Runs,
         *,
         groups: Members,
@@ -276,10 +213,9 @@ def _codes(hashes: Hashes, owners: NDArray[np.integer], *, among: Hashes, num_ow
     return distinct(np.searchsorted(among, hashes[inside]) * num_owners + owners[inside])
 
 
-def _runs(postings: _Postings, grams: Grams, *, n: int) -> _Runs:
-    shared = np.flatnonzero(contained(grams.hashes, postings.grams))
-    indices = np.searchsorted(postings.grams, grams.hashes[shared])
-    few = postings.num_groups[indices] <= _MOST_GROUPS
+def _runs(postings: Postings, grams: Grams, *, n: int) -> _Runs:
+    shared, indices = postings.of(grams.hashes)
+    few = postings.num_groups[indices] <= MOST_GROUPS
     shared, indices = shared[few], indices[few]
     owners, places = grams.owners[shared], grams.places[shared]
     classes = postings.classes[indices]
