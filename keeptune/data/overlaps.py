@@ -46,8 +46,8 @@ _STOCK_FRACTION = 0.1
 # Words that more groups than this have count less.
 _RARE_GROUPS = 3
 _WEIGHT_STEPS = 1 << 16
-_WORDS_PER_CHUNK = 1 << 19
-_OVERLAPS_PER_BATCH = 1 << 18
+_WORDS_PER_CHUNK = 1 << 18
+_OVERLAPS_PER_BATCH = 1 << 17
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +120,11 @@ class OverlapSearch:
             postings = file.of(np.concatenate(parts))
             for part in row_batches(texts, rows):
                 grams = grams_of(texts, part, n=n)
-                before, totals = self._weights(part, grams, postings, n=n, stock=stock)
-                runs = _runs(postings, grams, n=n)
+                known, places = postings.of(grams.hashes)
+                num_groups = np.ones(len(grams.hashes), np.int32)
+                num_groups[known] = postings.num_groups[places]
+                before, totals = self._weights(part, grams, num_groups, n=n, stock=stock)
+                runs = _runs(postings, grams, known, places, n=n)
                 groups = self._groups[part]
                 for owners, found, shares in self._covers(postings, runs, groups=groups, before=before, totals=totals):
                     kept = (shares > above) & may_cover[found]
@@ -130,16 +133,12 @@ class OverlapSearch:
                     )
 
     def _weights(
-        self, part: Indices, grams: Grams, postings: Postings, *, n: int, stock: Hashes
+        self, part: Indices, grams: Grams, num_groups: Members, *, n: int, stock: Hashes
     ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
         """Return the weight before each word, and that of each text, 0 where it is not to be looked at."""
         lengths = self._texts.lengths[part]
-        of_gram = np.ones(len(grams.hashes))
-        shared, places = postings.of(grams.hashes)
-        counts = postings.num_groups[places]
         # A sum of multiples of one fraction is exact in any order.
-        rarity = (_RARE_GROUPS / np.maximum(counts, _RARE_GROUPS)) ** 2
-        of_gram[shared] = np.ceil(rarity * _WEIGHT_STEPS) / _WEIGHT_STEPS
+        of_gram = np.ceil((_RARE_GROUPS / np.maximum(num_groups, _RARE_GROUPS)) ** 2 * _WEIGHT_STEPS) / _WEIGHT_STEPS
         of_gram[contained(grams.hashes, stock)] = 0.0
         weights = np.ones(int(lengths.sum()))
         # No two n-grams begin at one place.
@@ -213,10 +212,10 @@ def _codes(hashes: Hashes, owners: NDArray[np.integer], *, among: Hashes, num_ow
     return distinct(np.searchsorted(among, hashes[inside]) * num_owners + owners[inside])
 
 
-def _runs(postings: Postings, grams: Grams, *, n: int) -> _Runs:
-    shared, indices = postings.of(grams.hashes)
+def _runs(postings: Postings, grams: Grams, known: Indices, indices: Indices, *, n: int) -> _Runs:
+    """Return the runs of the n-grams `known`, which stand at `indices` of the postings."""
     few = postings.num_groups[indices] <= MOST_GROUPS
-    shared, indices = shared[few], indices[few]
+    shared, indices = known[few], indices[few]
     owners, places = grams.owners[shared], grams.places[shared]
     classes = postings.classes[indices]
     broken = np.ones(len(owners), np.bool_)

@@ -19,7 +19,7 @@ from keeptune.data.word_texts import SharedGrams, Texts, grams_of, row_batches
 
 # N-grams that more groups than this have are common wording, whatever text they stand in: their texts are not kept.
 MOST_GROUPS = 64
-_WORDS_PER_SHARE = 1 << 21
+_WORDS_PER_SHARE = 1 << 20
 _GRAMS_PER_BLOCK = 1 << 16
 
 

@@ -94,7 +94,7 @@ class SharedGrams:
     """Tells which n-grams cannot stand in texts of two groups; of the others a few do not either."""
 
     def __init__(self, texts: Texts, rows: Indices, *, groups: Members, n: int) -> None:
-        self._once, self._again = (np.zeros(1 << (_TABLE_BITS - 3), np.uint8) for _ in range(2))
+        once, again = (np.zeros(1 << (_TABLE_BITS - 3), np.uint8) for _ in range(2))
         num_texts = len(texts.lengths)
         # The texts of one group stand side by side: what they share among themselves does not count.
         for part in row_batches(texts, rows[np.argsort(groups[rows], kind="stable")]):
@@ -102,9 +102,10 @@ class SharedGrams:
             slots = distinct(_slots(grams.hashes) * num_texts + groups[part[grams.owners]]) // num_texts
             first = run_starts(slots)
             places, bits = _bits(slots[first])
-            again = (np.diff(first, append=len(slots)) > 1) | ((self._once[places] & bits) > 0)
-            np.bitwise_or.at(self._again, places[again], bits[again])
-            np.bitwise_or.at(self._once, places, bits)
+            several = (np.diff(first, append=len(slots)) > 1) | ((once[places] & bits) > 0)
+            np.bitwise_or.at(again, places[several], bits[several])
+            np.bitwise_or.at(once, places, bits)
+        self._again = again
 
     def may_hold(self, hashes: Hashes) -> NDArray[np.bool_]:
         """Tell of each n-gram whether it may stand in texts of two groups."""
