@@ -1,17 +1,19 @@
 """What the search for leaks finds: planted copies of held-out records, and clean records that it must not touch.
 
-    python benchmarks/leaks.py --data FOLDER
+    python benchmarks/leaks.py --data FOLDER [--before FILE]
 
 `--data` holds `alpaca_en_demo.json` and `p3_sample/*.jsonl.gz`. For each kind up to 60 records are a task's own test
 file, and train has a changed copy of each beside 300 records of which none is planted; found are the copies that
 `leaks: drop` removes. Below stand whole data sets of P3, each one task of all its templates, at the default fractions.
-The tables go to `benchmarks/results/leaks.md`, the counts to `leaks.json` beside it.
+The tables go to `benchmarks/results/leaks.md`, the counts to `leaks.json` beside it; `--before` names the `leaks.json`
+of another version, whose counts stand before an arrow.
 """
 
 from __future__ import annotations
 
 import argparse
 import gzip
+import itertools
 import json
 import random
 import re
@@ -155,7 +157,10 @@ def kinds(data: Path, alpaca: Sequence[Row], r: random.Random) -> Iterator[tuple
     yield (
         "train output contains the test prompt",
         *planted(
-            lambda x: {"prompt": "Write an exercise for a class.", "completion": f"Here is one. {x['prompt']} Good luck!"},
+            lambda x: {
+                "prompt": "Write an exercise for a class.",
+                "completion": f"Here is one. {x['prompt']} Good luck!",
+            },
             where=long,
         ),
     )
@@ -167,13 +172,17 @@ def templates(data: Path) -> Iterator[tuple[str, list[Row], list[Row]]]:
     for name, first, second in (
         ("another template (ag_news)", "ag_news_classify", "ag_news_which_section_choices"),
         ("another template (glue_qqp)", "glue_qqp_same_thing", "glue_qqp_meaning"),
-        ("another template (commonsense_qa)", "commonsense_qa_most_suitable_answer", "commonsense_qa_answer_to_question"),
+        (
+            "another template (commonsense_qa)",
+            "commonsense_qa_most_suitable_answer",
+            "commonsense_qa_answer_to_question",
+        ),
     ):
         one, two = template_rows(data, first), template_rows(data, second)
         yield name, one[:PLANTED], two[:PLANTED]
     rows = template_rows(data, "adversarial_qa_droberta_question_context_answer")
     found: list[tuple[Row, Row]] = []
-    for one, two in zip(rows, rows[1:], strict=False):
+    for one, two in itertools.pairwise(rows):
         passages = [re.split(r"\n", row["prompt"]) for row in (one, two)]
         if set(passages[0]) & {line for line in passages[1] if len(line.split()) > 40}:
             found.append((one, two))
@@ -187,7 +196,7 @@ def plant(data: Path, alpaca: Sequence[Row]) -> Iterator[dict[str, Any]]:
         clean = [row for row in alpaca if row["prompt"] not in prompts][:CLEAN]
         removed = lost([*new, *clean], held_out)
         num_found = sum(i < len(new) for i in removed)
-        yield {"kind": name, "planted": len(new), "found": num_found, "clean_lost": len(removed) - num_found}
+        yield {"kind": name, "planted": len(new), "found": num_found, "clean lost": len(removed) - num_found}
 
 
 def clean_templates(data: Path) -> Iterator[dict[str, Any]]:
@@ -217,9 +226,15 @@ def data_sets(data: Path) -> Iterator[dict[str, Any]]:
         }
 
 
-def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the rows as a table."""
-    lines = [list(rows[0]), ["---"] * len(rows[0]), *([str(value) for value in row.values()] for row in rows)]
+def table(rows: Sequence[Mapping[str, Any]], before: Sequence[Mapping[str, Any]]) -> str:
+    """Return the rows as a table, with what differs from another version's."""
+    old = {next(iter(row.values())): row for row in before}
+
+    def shown(row: Mapping[str, Any], column: str) -> str:
+        was = old.get(next(iter(row.values())), row)[column]
+        return str(row[column]) if was == row[column] else f"{was} → {row[column]}"
+
+    lines = [list(rows[0]), ["---"] * len(rows[0]), *([shown(row, column) for column in row] for row in rows)]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
@@ -227,7 +242,10 @@ def main() -> None:
     """Plant, count and write."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
-    data = parser.parse_args().data
+    parser.add_argument("--before", type=Path, help="the leaks.json of another version")
+    arguments = parser.parse_args()
+    data = arguments.data
+    before = json.loads(arguments.before.read_text(encoding="utf-8")) if arguments.before else {}
     rows = json.loads((data / "alpaca_en_demo.json").read_text(encoding="utf-8"))
     alpaca = [
         {**row, "prompt": f"{row['instruction']}\n{row['input']}".strip(), "completion": row["output"]} for row in rows
@@ -237,7 +255,7 @@ def main() -> None:
     RESULTS.write_text(
         json.dumps({"machine": machine(), "versions": versions(), **tables}, indent=1) + "\n", encoding="utf-8"
     )
-    page = "# Leaks\n\n" + "\n".join(map(table, tables.values()))
+    page = "# Leaks\n\n" + "\n".join(table(rows, before.get(name, [])) for name, rows in tables.items())
     RESULTS.with_suffix(".md").write_text(page, encoding="utf-8")
     print(page)
 

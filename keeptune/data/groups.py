@@ -38,9 +38,7 @@ def roots(parents: Iterable[int] | Members) -> Members:
         found = above
 
 
-def stars(
-    num: int, first: NDArray[np.integer], second: NDArray[np.integer], *, ranks: NDArray[np.integer]
-) -> Members:
+def stars(num: int, first: NDArray[np.integer], second: NDArray[np.integer], *, ranks: NDArray[np.integer]) -> Members:
     """Join things to those that they are linked to, never by way of a third; return of each the centre of its group.
 
     The thing of the lowest rank is the first centre. A centre takes all that is linked to it and not taken yet, so that

@@ -124,7 +124,7 @@ class OverlapSearch:
                 num_groups = np.ones(len(grams.hashes), np.int32)
                 num_groups[known] = postings.num_groups[places]
                 before, totals = self._weights(part, grams, num_groups, n=n, stock=stock)
-                runs = _runs(postings, grams, known, places, n=n)
+                runs = _runs(postings, grams, known=known, places=places, n=n)
                 groups = self._groups[part]
                 for owners, found, shares in self._covers(postings, runs, groups=groups, before=before, totals=totals):
                     kept = (shares > above) & may_cover[found]
@@ -212,10 +212,10 @@ def _codes(hashes: Hashes, owners: NDArray[np.integer], *, among: Hashes, num_ow
     return distinct(np.searchsorted(among, hashes[inside]) * num_owners + owners[inside])
 
 
-def _runs(postings: Postings, grams: Grams, known: Indices, indices: Indices, *, n: int) -> _Runs:
-    """Return the runs of the n-grams `known`, which stand at `indices` of the postings."""
-    few = postings.num_groups[indices] <= MOST_GROUPS
-    shared, indices = known[few], indices[few]
+def _runs(postings: Postings, grams: Grams, *, known: Indices, places: Indices, n: int) -> _Runs:
+    """Return the runs of the n-grams `known`, which stand at `places` of the postings."""
+    few = postings.num_groups[places] <= MOST_GROUPS
+    shared, indices = known[few], places[few]
     owners, places = grams.owners[shared], grams.places[shared]
     classes = postings.classes[indices]
     broken = np.ones(len(owners), np.bool_)

@@ -10,11 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from keeptune.data.disk import DiskArray
 from keeptune.data.groups import Members
-from keeptune.data.ngrams import HALF, Hashes, Indices, contained, distinct, joined_ranges, ngram_hashes, run_starts
+from keeptune.data.ngrams import HALF, Hashes, Indices, contained, distinct, ngram_hashes, run_starts
 from keeptune.data.word_texts import SharedGrams, Texts, grams_of, row_batches
 
 # N-grams that more groups than this have are common wording, whatever text they stand in: their texts are not kept.

@@ -72,7 +72,7 @@ def join_inputs(near: Members, links: Iterable[tuple[Members, Members]], *, keys
 
     Two groups share one where at least half of the records of either are linked to the other: a question of many
     stories joins none of them to another. Every group shares an input with the centre of its new one (see `stars`). The
-    centre is the group with the most records, then the one with the smallest key, whatever the order of the records.
+    centre is the group with the most records, then with the most links, then with the smallest key, whatever the order.
     """
     num = len(near)
     codes = np.zeros(0, np.int64)
@@ -84,10 +84,13 @@ def join_inputs(near: Members, links: Iterable[tuple[Members, Members]], *, keys
     starts = run_starts(linked)
     pairs, counts = linked[starts], np.diff(starts, append=len(linked))
     pairs = pairs[counts >= _JOINING_SHARE * sizes[pairs // num]]
-    ranks = np.empty(num, np.int64)
+    links_of = np.bincount(distinct(np.concatenate([pairs, pairs % num * num + pairs // num])) // num, minlength=num)
+    by_key = np.zeros(num, np.int64)
     # Of several records of one group, the one with the smallest key is written last.
-    ranks[near[np.lexsort((keys[:, 1], keys[:, 0]))[::-1]]] = np.arange(num)[::-1]
-    return stars(num, pairs // num, pairs % num, ranks=ranks - sizes * num)[near]
+    by_key[near[np.lexsort((keys[:, 1], keys[:, 0]))[::-1]]] = np.arange(num)[::-1]
+    ranks = np.empty(num, np.int64)
+    ranks[np.lexsort((by_key, -links_of, -sizes))] = np.arange(num)
+    return stars(num, pairs // num, pairs % num, ranks=ranks)[near]
 
 
 def assign_splits(
