@@ -227,7 +227,9 @@ def joined(sizes: Sequence[int], links: Sequence[tuple[int, int]], *, order: Seq
     near = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes).astype(np.int32)
     order = list(order or range(len(near)))
     place = {old: new for new, old in enumerate(order)}
-    firsts = {group: min(place[i] for i in np.flatnonzero(near == group)) for group in set(near.tolist())}
+    firsts: dict[int, int] = {}
+    for i, group in enumerate(near.tolist()):
+        firsts[group] = min(firsts.get(group, place[i]), place[i])
     keys = np.stack([np.zeros(len(near)), np.arange(len(near))], axis=1).astype(np.uint64)
     ends = np.array([[place[i], place[j]] for i, j in links], np.int32).reshape(-1, 2)
     found = join_inputs(
