@@ -197,7 +197,7 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
         *((f"removed: {reason}", f"{count:,}") for reason, count in removed.items()),
         ("exact duplicates", f"{audit['exact_duplicates']:,}"),
         ("near-duplicate pairs", f"{near['num_pairs']:,}"),
-        ("groups of similar prompts", f"{groups['num_groups']:,}; the largest has {groups['largest_group']:,}"),
+        ("groups that share an input", f"{groups['num_groups']:,}; the largest has {groups['largest_group']:,}"),
         ("shortened to the limit", f"{audit['truncated']:,} ({100 * audit['tokens']['truncated_fraction']:.1f} %)"),
         ("completions cut", f"{audit['tokens']['completion_cut']:,}"),
         ("target tokens, all splits", f"{audit['tokens']['supervised_tokens']:,}"),
@@ -208,6 +208,9 @@ def show_audit(console: Console, audit: Mapping[str, Any]) -> None:
         (f"  {_OVERLAPS[kind]}", f"{leak['num_train_records']:,}, {_fate(leak)}") for kind, leak in overlaps.items()
     ]
     show_table(console, "Audit", ("", ""), rows=rows)
+    large = [(f"{group['num_records']:,}", group["task"], group["shared"]) for group in groups.get("largest", ())]
+    if large:
+        show_table(console, "Largest groups", ("records", "task", "shared text"), rows=large, num_left=3)
     tasks = {**audit["tasks"], **({ALL_TASKS: audit["splits"]} if len(audit["tasks"]) > 1 else {})}
     splits = ("train", "validation", "test")
     named = {task: f"{task} (not trained on)" if task in audit.get("untrained_tasks", ()) else task for task in tasks}

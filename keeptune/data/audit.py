@@ -10,6 +10,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from keeptune.data.group_audit import GroupAudit
 from keeptune.data.leak_audit import LeakAudit
 from keeptune.data.leaks import LeakKind
 from keeptune.data.record import PART_NAMES, SPLIT_NAMES, PartName, SplitName
@@ -93,16 +94,6 @@ class NearAudit:
 
     num_pairs: int
     examples: tuple[NearPair, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class GroupAudit:
-    """Groups of equal or near-duplicate prompts; `num_joined` prompts and `num_moved` records follow another's key."""
-
-    num_groups: int
-    num_joined: int
-    num_moved: int
-    largest_group: int
 
 
 @dataclass(frozen=True, slots=True)

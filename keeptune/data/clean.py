@@ -116,16 +116,22 @@ def _gram_sets(texts: Sequence[str], *, tasks: Sequence[str] | None, scratch: Pa
     lengths, members = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     for number, rows in enumerate(np.split(by_task, run_starts(codes[by_task])[1:])):
         raw, sizes = DiskArray(scratch / f"task-{number}.u64", np.uint64), np.empty(len(rows), np.int64)
+        is_short = np.empty(len(rows), np.bool_)
         digests = bytearray()
         for k, i in enumerate(map(int, rows)):
-            content = _grams(texts[i], hashes=hashes).tobytes()
+            found, is_short[k] = _grams(texts[i], hashes=hashes)
+            content = found.tobytes()
             digests += digest(content)
             sizes[k] = len(content) // 8
             raw.append(content)
         keys[rows] = key_numbers(digests)
         firsts = np.flatnonzero(first_of_equals(keys[rows]) == np.arange(len(rows)))
-        sets = _Sets(raw, (np.cumsum(sizes) - sizes)[firsts], sizes[firsts])
-        lengths.append(_copied(sets, without=_stock(sets) if tasks else np.zeros(0, np.uint64), to=grams))
+        starts = np.cumsum(sizes) - sizes
+        # Short texts and others have no n-grams in common: what is usual is asked of each kind by itself.
+        kinds = [firsts[is_short[firsts] == short] for short in (False, True)] if tasks else []
+        stock = [np.zeros(0, np.uint64), *(_stock(_Sets(raw, starts[kind], sizes[kind])) for kind in kinds)]
+        sets = _Sets(raw, starts[firsts], sizes[firsts])
+        lengths.append(_copied(sets, without=distinct(np.concatenate(stock)), to=grams))
         members.append(rows[firsts])
         raw.remove()
     all_lengths, all_texts = np.concatenate(lengths), np.concatenate(members)
@@ -187,16 +193,17 @@ def _copied(sets: _Sets, *, without: Hashes, to: DiskArray[np.uint64]) -> Indice
     return lengths
 
 
-def _grams(text: str, *, hashes: WordHashes) -> Hashes:
+def _grams(text: str, *, hashes: WordHashes) -> tuple[Hashes, bool]:
+    """Return the n-grams of a text, and whether they are those of a short one."""
     text = normalised(text)
     found = words(text)
     if len(found) >= _SHORT_WORDS:
-        return distinct(ngram_hashes(hashes.of(found), 3))
+        return distinct(ngram_hashes(hashes.of(found), 3)), False
     characters = np.frombuffer(text.ljust(5).encode("utf-32-le", "surrogatepass"), np.uint32)
-    return distinct(ngram_hashes(characters, 5))
+    return distinct(ngram_hashes(characters, 5)), True
 
 
 def jaccard(first: str, second: str) -> float:
     """Return the Jaccard similarity of two texts by the n-grams of `near_duplicates`, stock wording included."""
-    grams = [_grams(text, hashes=WordHashes()) for text in (first, second)]
+    grams = [_grams(text, hashes=WordHashes())[0] for text in (first, second)]
     return len(np.intersect1d(*grams, assume_unique=True)) / len(np.union1d(*grams))

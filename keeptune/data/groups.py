@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from keeptune.data.ngrams import distinct, run_starts
+
 Members = NDArray[np.int32]
 
 
@@ -34,3 +36,25 @@ def roots(parents: Iterable[int] | Members) -> Members:
         if np.array_equal(above, found):
             return found
         found = above
+
+
+def stars(num: int, first: NDArray[np.integer], second: NDArray[np.integer], *, ranks: NDArray[np.integer]) -> Members:
+    """Join things to those that they are linked to, never by way of a third; return of each the centre of its group.
+
+    The thing of the lowest rank is the first centre. A centre takes all that is linked to it and not taken yet, so that
+    the ends of a chain come to lie in different groups, unless one thing is linked to both.
+    """
+    codes = distinct(np.concatenate([first * np.int64(num) + second, second * np.int64(num) + first]))
+    things, linked = codes // num, (codes % num).astype(np.int32)
+    starts = run_starts(things)
+    ends = np.append(starts[1:], len(codes))[: len(starts)]
+    centres = np.arange(num, dtype=np.int32)
+    is_taken = np.zeros(num, np.bool_)
+    for k in np.argsort(ranks[things[starts]], kind="stable").tolist():
+        i = things[starts[k]]
+        if not is_taken[i]:
+            others = linked[starts[k] : ends[k]]
+            others = others[~is_taken[others]]
+            centres[others] = i
+            is_taken[others] = is_taken[i] = True
+    return centres

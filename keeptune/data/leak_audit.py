@@ -13,6 +13,8 @@ from keeptune.data.record import Record, SplitName
 MAX_EXAMPLES = 20
 _MAX_WORDS = 1000
 _MAX_SHOWN = 160
+# Wording of a few words stands in many texts: what is shared then is sought elsewhere too.
+_FEW_WORDS = 6
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,9 +59,12 @@ def leak_audits(
 
 
 def shared_words(first: Record, second: Record) -> str:
-    """Return the longest run of words that two prompts, or else two completions, have in common, cut to be shown."""
-    runs = [_longest_run(first.prompt, second.prompt), _longest_run(first.completion, second.completion)]
-    text = max(runs, key=len)
+    """Return the longest run of words that two prompts or completions, or else one of each, share, cut to be shown."""
+    same = [(first.prompt, second.prompt), (first.completion, second.completion)]
+    crossed = [(first.prompt, second.completion), (first.completion, second.prompt)]
+    text = max((_longest_run(*texts) for texts in same), key=len)
+    if len(text.split()) < _FEW_WORDS:
+        text = max([text, *(_longest_run(*texts) for texts in crossed)], key=len)
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN].rsplit(' ', 1)[0]} …"
 
 

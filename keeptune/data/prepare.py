@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,18 +12,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.data import remarks
-from keeptune.data.audit import Audit, GroupAudit, NearAudit, NearPair, split_counts
+from keeptune.data.audit import Audit, NearAudit, NearPair, split_counts
 from keeptune.data.clean import NearDuplicates, near_duplicates
 from keeptune.data.columns import is_label
 from keeptune.data.disk import Records, Texts, chosen
+from keeptune.data.group_audit import group_audit
 from keeptune.data.groups import Members
 from keeptune.data.heap import gives_back_freed
 from keeptune.data.leak_audit import MAX_EXAMPLES, LeakAudit, LeakExample, leak_audits, shared_words
 from keeptune.data.leaks import LEAK_KINDS, LeakKind, Leaks, find_leaks
 from keeptune.data.ngrams import Hashes, Indices
+from keeptune.data.overlaps import OverlapSearch, PairFile
 from keeptune.data.reading import Ledger, Placed, TaskSource, read_sources
 from keeptune.data.record import SPLIT_NAMES, Record, SplitName
-from keeptune.data.split import NO_SPLIT, SplitNumbers, assign_splits
+from keeptune.data.split import NO_SPLIT, Assigned, SplitNumbers, assign_splits, join_inputs
 from keeptune.progress import Progress
 
 _LEAKS: tuple[LeakKind, ...] = ("exact", "near", "ngram_cover")
@@ -69,22 +72,11 @@ def prepare_records(
     how = {"drop_incomplete": drop_incomplete, "duplicates": duplicates}
     placed, num_copies = _read_once(sources, ledger=ledger, progress=progress, scratch=scratch, **how)
     keys, num_records = placed.prompt_keys, len(placed.records)
-    progress.start("Auditing for near-duplicates", total=num_records, unit="records")
     names = list(dict.fromkeys(source.name for source in sources))
-    prompts = Texts(placed.records, lambda record: record.prompt)
-    near = near_duplicates(prompts, tasks=[names[number] for number in placed.tasks], scratch=scratch)
-    progress.advance(num_records)
-    assigned = assign_splits(
-        keys,
-        tasks=placed.tasks,
-        near=near.groups,
-        fixed=placed.fixed,
-        seed=seed,
-        validation_fraction=validation_fraction,
-        test_fraction=test_fraction,
-    )
+    near = _near(placed, names=names, progress=progress, scratch=scratch)
     progress.start("Auditing for overlaps", total=num_records, unit="records")
-    found = find_leaks(placed.records, keys=keys, groups=assigned.groups, splits=assigned.splits, scratch=scratch)
+    fractions = {"validation_fraction": validation_fraction, "test_fraction": test_fraction}
+    assigned, found = _split(placed, near=near.groups, seed=seed, scratch=scratch, **fractions)
     progress.advance(num_records)
     progress.finish()
     removed = _removed(found, placed, leaks=leaks)
@@ -99,7 +91,7 @@ def prepare_records(
         dropped_rows=tuple(ledger.dropped_rows),
         exact_duplicates=num_copies,
         near_duplicates=_near_audit(placed.records, near=near, keys=keys),
-        groups=GroupAudit(assigned.num_groups, assigned.num_joined, assigned.num_moved, assigned.largest_group),
+        groups=group_audit(assigned, placed.records, keys=keys, tasks=placed.tasks, names=names),
         tasks=split_counts(
             ((names[task], split) for split, members in rows.items() for task in placed.tasks[members]), tasks=names
         ),
@@ -113,6 +105,37 @@ def prepare_records(
         audit,
         test_groups=keys[assigned.groups[rows["test"]]],
     )
+
+
+def _near(placed: Placed, *, names: list[str], progress: Progress, scratch: Path) -> NearDuplicates:
+    """Return which prompts are near-duplicates."""
+    progress.start("Auditing for near-duplicates", total=len(placed.records), unit="records")
+    prompts = Texts(placed.records, lambda record: record.prompt)
+    near = near_duplicates(prompts, tasks=[names[number] for number in placed.tasks], scratch=scratch)
+    progress.advance(len(placed.records))
+    return near
+
+
+@gives_back_freed
+def _split(
+    placed: Placed, *, near: Members, seed: int, validation_fraction: float, test_fraction: float, scratch: Path
+) -> tuple[Assigned, Leaks]:
+    """Return the splits of the records, those that share an input in one, and what train and the rest still share."""
+    keys, everything = placed.prompt_keys, np.ones(len(placed.records), np.bool_)
+    with tempfile.TemporaryDirectory(dir=scratch, prefix="overlaps-") as folder:
+        search = OverlapSearch(placed.records, groups=near, scratch=Path(folder))
+        covers = PairFile(search.covers(items=everything, covering=everything), scratch=Path(folder))
+        assigned = assign_splits(
+            keys,
+            tasks=placed.tasks,
+            near=join_inputs(near, ((pairs.items, pairs.covering) for pairs in covers), keys=keys),
+            fixed=placed.fixed,
+            seed=seed,
+            validation_fraction=validation_fraction,
+            test_fraction=test_fraction,
+        )
+        known = {"search": search, "covers": covers, "scratch": Path(folder)}
+        return assigned, find_leaks(placed.records, keys=keys, groups=near, splits=assigned.splits, **known)
 
 
 def _kept_rows(splits: SplitNumbers, *, leaking: Members) -> dict[SplitName, Indices]:

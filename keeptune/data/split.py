@@ -6,19 +6,20 @@ A group is what near-duplicate links and equal prompts join, over all tasks; its
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from keeptune.data.clean import first_of_equals
-from keeptune.data.groups import Members, roots, union
-from keeptune.data.ngrams import Hashes, Indices
+from keeptune.data.groups import Members, roots, stars, union
+from keeptune.data.ngrams import Hashes, Indices, distinct, run_starts
 from keeptune.data.record import SPLIT_NAMES, PartName, SplitName
 
 # A split by its place in `SPLIT_NAMES`; -1 for a record that has none of its own.
 SplitNumbers = NDArray[np.int8]
+_JOINING_SHARE = 0.5
 TRAIN, NO_SPLIT = np.int8(SPLIT_NAMES.index("train")), np.int8(-1)
 
 
@@ -66,6 +67,32 @@ def key_text(key: Hashes) -> str:
     return f"{int(key[0]):016x}{int(key[1]):016x}"
 
 
+def join_inputs(near: Members, links: Iterable[tuple[Members, Members]], *, keys: Hashes) -> Members:
+    """Join groups of near-duplicates that share an input; return of each record the centre of its new group.
+
+    Two groups share one where at least half of the records of either are linked to the other: a question of many
+    stories joins none of them to another. Every group shares an input with the centre of its new one (see `stars`). The
+    centre is the group with the most records, then with the most links, then with the smallest key, whatever the order.
+    """
+    num = len(near)
+    codes = np.zeros(0, np.int64)
+    for first, second in links:
+        ends = np.concatenate([first, second]).astype(np.int64) * num + near[np.concatenate([second, first])]
+        codes = distinct(np.concatenate([codes, ends]))
+    sizes = np.bincount(near, minlength=num)
+    linked = np.sort(near[codes // num] * np.int64(num) + codes % num)
+    starts = run_starts(linked)
+    pairs, counts = linked[starts], np.diff(starts, append=len(linked))
+    pairs = pairs[counts >= _JOINING_SHARE * sizes[pairs // num]]
+    links_of = np.bincount(distinct(np.concatenate([pairs, pairs % num * num + pairs // num])) // num, minlength=num)
+    by_key = np.zeros(num, np.int64)
+    # Of several records of one group, the one with the smallest key is written last.
+    by_key[near[np.lexsort((keys[:, 1], keys[:, 0]))[::-1]]] = np.arange(num)[::-1]
+    ranks = np.empty(num, np.int64)
+    ranks[np.lexsort((by_key, -links_of, -sizes))] = np.arange(num)
+    return stars(num, pairs // num, pairs % num, ranks=ranks)[near]
+
+
 def assign_splits(
     keys: Hashes,
     *,
@@ -78,7 +105,7 @@ def assign_splits(
 ) -> Assigned:
     """Assign every record to a split; no group straddles splits but where own files (`fixed`) make it so.
 
-    `keys` (number of records, 2) are those of the prompts, `near` the groups of near-duplicates. A record of an own
+    `keys` (number of records, 2) are those of the prompts, `near` the groups of `join_inputs`. A record of an own
     file keeps that file's split. A group with such a record is not carved: its other records go to train, where
     `find_leaks` sees them. So does a group that is drawn for a split which a task of it brings along as a file of its
     own.

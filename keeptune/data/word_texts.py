@@ -1,4 +1,4 @@
-"""Keep the hashed words of many texts on the disk, give their n-grams, and tell which wording many of them share.
+"""Keep the hashed words of many texts on the disk, give their n-grams, and tell which of these no two groups share.
 
 Memory holds a few numbers a text, and the n-grams of one batch.
 """
@@ -29,16 +29,11 @@ from keeptune.data.ngrams import (
 )
 from keeptune.data.record import Record
 
-COVER_WORDS = 8
+LEAST_WORDS = 8
 WORDS_PER_BATCH = 1 << 17
-_LEAST_COMPLETION_WORDS = 20
-# A table of 16 MiB tells which n-grams train cannot share: ten million of held-out records fill a twelfth of its bits.
-_TABLE_BITS = 27
-# Wording is what stands in runs of three words; those of more groups than this are common.
-_WORDING, _RARE_GROUPS = 3, 2
-_WEIGHT_STEPS = 1 << 16
-_COUNT_BITS = 23
-_MOST = 255
+_LEAST_COMPLETION = 20
+# Two tables of 8 MiB tell which n-grams no two groups share: ten million n-grams fill a seventh of their bits.
+_TABLE_BITS = 26
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,23 +54,26 @@ class Grams:
     places: Indices
 
 
-def hashed(records: Sequence[Record], *, scratch: Path) -> tuple[tuple[Texts, Texts], list[Indices]]:
-    """Return prompts and completions as hashed words, too short ones as empty, and the records of each task."""
+def hashed(records: Sequence[Record], *, scratch: Path) -> tuple[Texts, list[Indices]]:
+    """Return the prompts of all records, then their completions, as hashed words, and the texts of each task.
+
+    Texts that are too short to be compared are empty. Prompts and completions of a task stand apart.
+    """
     hashes = WordHashes()
-    sides = [(COVER_WORDS, DiskArray(scratch / "prompts.u32", np.uint32), np.zeros(len(records), np.int64))]
-    sides.append((_LEAST_COMPLETION_WORDS, DiskArray(scratch / "completions.u32", np.uint32), sides[0][2].copy()))
+    stored = DiskArray(scratch / "words.u32", np.uint32)
+    starts, lengths = np.zeros((2, len(records)), np.int64), np.zeros((2, len(records)), np.int64)
     numbers: defaultdict[str, int] = defaultdict(lambda: len(numbers))
     tasks = np.zeros(len(records), np.int32)
     for i, record in enumerate(records):
         tasks[i] = numbers[record.task]
-        for (least_words, stored, lengths), text in zip(sides, (record.prompt, record.completion), strict=True):
+        for side, (least, text) in enumerate(((LEAST_WORDS, record.prompt), (_LEAST_COMPLETION, record.completion))):
             found = words(normalised(text))
-            if len(found) >= least_words:
+            if len(found) >= least:
+                starts[side, i], lengths[side, i] = len(stored), len(found)
                 stored.append(hashes.of(found))
-                lengths[i] = len(found)
-    prompts, completions = (Texts(stored, np.cumsum(lengths) - lengths, lengths) for _, stored, lengths in sides)
     by_task = np.argsort(tasks, kind="stable")
-    return (prompts, completions), np.split(by_task, run_starts(tasks[by_task])[1:])
+    rows = np.split(by_task, run_starts(tasks[by_task])[1:])
+    return Texts(stored, starts.ravel(), lengths.ravel()), [*rows, *(part + len(records) for part in rows)]
 
 
 def grams_of(texts: Texts, rows: Indices, *, n: int) -> Grams:
@@ -92,60 +90,33 @@ def row_batches(texts: Texts, rows: Indices) -> list[Indices]:
     return [rows[part] for part in batches(texts.lengths[rows], at_most=WORDS_PER_BATCH)]
 
 
-class GramTable:
-    """Tells which n-grams cannot stand in some texts; of the others a few do not either."""
+class SharedGrams:
+    """Tells which n-grams cannot stand in texts of two groups; of the others a few do not either."""
 
-    def __init__(self, texts: Texts, rows: Indices, *, n: int) -> None:
-        self._bits = np.zeros(1 << (_TABLE_BITS - 3), np.uint8)
-        for part in row_batches(texts, rows):
-            places, bits = _places(grams_of(texts, part, n=n).hashes)
-            np.bitwise_or.at(self._bits, places, bits)
+    def __init__(self, texts: Texts, rows: Indices, *, groups: Members, n: int) -> None:
+        once, again = (np.zeros(1 << (_TABLE_BITS - 3), np.uint8) for _ in range(2))
+        num_texts = len(texts.lengths)
+        # The texts of one group stand side by side: what they share among themselves does not count.
+        for part in row_batches(texts, rows[np.argsort(groups[rows], kind="stable")]):
+            grams = grams_of(texts, part, n=n)
+            slots = distinct(_slots(grams.hashes) * num_texts + groups[part[grams.owners]]) // num_texts
+            first = run_starts(slots)
+            places, bits = _bits(slots[first])
+            several = (np.diff(first, append=len(slots)) > 1) | ((once[places] & bits) > 0)
+            np.bitwise_or.at(again, places[several], bits[several])
+            np.bitwise_or.at(once, places, bits)
+        self._again = again
 
     def may_hold(self, hashes: Hashes) -> NDArray[np.bool_]:
-        """Tell of each n-gram whether it may stand in one of the texts."""
-        places, bits = _places(hashes)
-        return (self._bits[places] & bits) > 0
-
-
-def _places(hashes: Hashes) -> tuple[Indices, NDArray[np.uint8]]:
-    """Return the byte of the table in which an n-gram has its bit, and that bit."""
-    upper = hashes >> np.uint64(64 - _TABLE_BITS)
-    return (upper >> np.uint64(3)).astype(np.int64), np.uint8(1) << (upper & np.uint64(7)).astype(np.uint8)
-
-
-class Commonness:
-    """How many groups of train texts have each run of three words of the held-out ones.
-
-    A run that k groups have says of its words how much they count: (2 / k)², where k is above 2, and all where it is
-    not. The counts are those of a table of 2²³ places, so that a rare run may be taken for a more common one.
-    """
-
-    def __init__(self, texts: Texts, *, groups: Members, train: Indices, held_out: Indices) -> None:
-        self._counts = np.zeros(1 << _COUNT_BITS, np.uint8)
-        seen = GramTable(texts, held_out, n=_WORDING)
-        num_texts = len(texts.lengths)
-        # The texts of one group stand side by side: what copies of one record share is not common.
-        for part in row_batches(texts, train[np.argsort(groups[train], kind="stable")]):
-            grams = grams_of(texts, part, n=_WORDING)
-            shared = seen.may_hold(grams.hashes)
-            owners = groups[part[grams.owners[shared]]]
-            slots = distinct(_slots(grams.hashes[shared]) * num_texts + owners) // num_texts
-            first = run_starts(slots)
-            found = np.diff(first, append=len(slots)) + self._counts[slots[first]]
-            self._counts[slots[first]] = np.minimum(found, _MOST)
-
-    def word_weights(self, texts: Texts, rows: Indices) -> NDArray[np.float64]:
-        """Return how much each word of the given texts counts, from 0 to 1: as the most common run that it is in."""
-        grams = grams_of(texts, rows, n=_WORDING)
-        counts = np.maximum(self._counts[_slots(grams.hashes)], _RARE_GROUPS)
-        # A sum of multiples of one fraction is exact in any order.
-        of_gram = np.ceil((_RARE_GROUPS / counts) ** 2 * _WEIGHT_STEPS) / _WEIGHT_STEPS
-        weights = np.ones(int(texts.lengths[rows].sum()))
-        # No two runs begin at one place.
-        for k in range(_WORDING):
-            weights[grams.places + k] = np.minimum(weights[grams.places + k], of_gram)
-        return weights
+        """Tell of each n-gram whether it may stand in texts of two groups."""
+        places, bits = _bits(_slots(hashes))
+        return (self._again[places] & bits) > 0
 
 
 def _slots(hashes: Hashes) -> Indices:
-    return (hashes >> np.uint64(64 - _COUNT_BITS)).astype(np.int64)
+    return (hashes >> np.uint64(64 - _TABLE_BITS)).astype(np.int64)
+
+
+def _bits(slots: Indices) -> tuple[Indices, NDArray[np.uint8]]:
+    """Return the byte of a table in which each slot has its bit, and that bit."""
+    return slots >> 3, np.uint8(1) << (slots & 7).astype(np.uint8)

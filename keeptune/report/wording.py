@@ -45,10 +45,11 @@ _LABELS = {
 _KEYS = {
     "exact_duplicates": "Copies of the same record",
     "near_duplicates.num_pairs": "Pairs of near-duplicate prompts",
-    "groups.num_groups": "Groups of equal or near-duplicate prompts",
+    "groups.num_groups": "Groups of records that share an input",
     "groups.num_joined": "Prompts that joined another one’s group",
     "groups.num_moved": "Records that this moved to another split",
     "groups.largest_group": "Records in the largest group",
+    "groups.largest": "Largest groups",
     "tokens.completion_cut": "Completions cut",
     "tokens.supervised_tokens": "Target tokens, all splits",
     "tokens.truncated_fraction": "Share of the records that were truncated",

@@ -15,7 +15,6 @@ from hypothesis import strategies as st
 from keeptune.data.audit import (
     Audit,
     DroppedRow,
-    GroupAudit,
     Lengths,
     NearAudit,
     NearPair,
@@ -26,6 +25,7 @@ from keeptune.data.audit import (
     split_counts,
     token_audit,
 )
+from keeptune.data.group_audit import GroupAudit
 from keeptune.data.leak_audit import LeakExample, leak_audits
 from keeptune.data.leaks import LeakKind
 from keeptune.data.record import SplitName

@@ -53,15 +53,15 @@ def test_greetings_signatures_and_disclaimers_are_no_leaks(number: int, tmp_path
     assert audit.groups.num_groups == number
 
 
-def test_the_same_subject_between_other_wordings_is_a_leak(tmp_path: Path) -> None:
+def test_the_same_subject_between_other_wordings_stays_in_one_split(tmp_path: Path) -> None:
     """Beside 300 tickets stand 60 more about the subjects of the first 60, each in other wording."""
     r = random.Random(0)
     subjects = [body(r) for _ in range(300)]
     rows = [{"prompt": wrapped(subject, r), "completion": "Bug"} for subject in [*subjects, *subjects[:60]]]
     found = splits(prepared(TaskSource("t", written(tmp_path / "t.jsonl", rows)), folder=tmp_path))
     ends = [{found.get(i), found.get(300 + i)} for i in range(1, 61)]
-    assert {"train", "test"} not in ends and {"train", "validation"} not in ends
-    assert sum(None in pair for pair in ends) > 10
+    assert sum(len(pair) > 1 for pair in ends) == 0
+    assert {"train"} in ends and {"test"} in ends and {None} not in ends
 
 
 @pytest.mark.parametrize("num_templates", [6, 18])
@@ -77,6 +77,72 @@ def test_one_input_under_many_templates_is_a_leak_though_many_records_share_it(
     for i in range(40):
         where = {found.get(i * num_templates + k + 1) for k in range(num_templates)}
         assert "train" not in where or not where & {"validation", "test"}
+
+
+def templated(num_inputs: int, num_templates: int, *, first: int = 0, num_words: int = 9) -> list[dict[str, str]]:
+    """Return each of some inputs under all templates, as P3 has them."""
+    inputs = [" ".join(f"input{i}x{k}" for k in range(num_words)) for i in range(first, first + num_inputs)]
+    frames = [[" ".join(f"{end}{t}x{k}" for k in range(12)) for end in ("head", "tail")] for t in range(num_templates)]
+    return [{"prompt": f"{head} {x} {tail}", "completion": "y"} for x in inputs for head, tail in frames]
+
+
+def test_all_templates_of_an_input_are_one_group_and_no_record_is_lost(tmp_path: Path) -> None:
+    result = prepared(TaskSource("t", written(tmp_path / "t.jsonl", templated(60, 7))), folder=tmp_path)
+    assert (result.audit.dropped, result.audit.groups.num_groups, result.audit.groups.largest_group) == ({}, 60, 7)
+    large = result.audit.groups.largest
+    assert [(group.num_records, group.task) for group in large] == [(7, "t")] * 5
+    for group in large:
+        number = (int(group.record.rpartition(":")[2]) - 1) // 7
+        assert group.shared == " ".join(f"input{number}x{k}" for k in range(9))
+    # Fractions hold for inputs: 12 of 60 are expected beside train.
+    assert result.audit.splits.train % 7 == 0 and 40 * 7 <= result.audit.splits.train <= 55 * 7
+
+
+def test_many_inputs_of_one_template_are_as_many_groups(tmp_path: Path) -> None:
+    """Inputs of one to three words, as labels are asked for, beside a template of 24."""
+    rows = [row for n in (1, 2, 3) for row in templated(100, 1, first=1000 * n, num_words=n)]
+    audit = prepared(TaskSource("t", written(tmp_path / "t.jsonl", rows)), folder=tmp_path).audit
+    assert (audit.dropped, audit.groups.num_groups) == ({}, 300)
+
+
+def test_short_inputs_among_long_ones_of_one_template_are_no_near_duplicates(tmp_path: Path) -> None:
+    """A prompt under 20 words is compared by its characters, of which the template's are most."""
+    reviews = [f"good{i}" for i in range(40)] + [" ".join(f"r{i}w{k}" for k in range(30)) for i in range(160)]
+    rows = [
+        {"prompt": f"How many stars has this review of an app that I use, please: {x}", "completion": "5"}
+        for x in reviews
+    ]
+    audit = prepared(TaskSource("t", written(tmp_path / "t.jsonl", rows)), folder=tmp_path).audit
+    assert (audit.dropped, audit.groups.num_groups) == ({}, 200)
+
+
+def test_rows_in_another_order_and_unrelated_ones_move_no_group(tmp_path: Path) -> None:
+    def split_of(rows: list[dict[str, str]]) -> dict[str, str]:
+        result = prepared(TaskSource("t", written(tmp_path / "t.jsonl", rows)), folder=tmp_path)
+        return {record.prompt: split for split in SPLIT_NAMES for record in result.records[split]}
+
+    rows = templated(40, 5)
+    before = split_of(rows)
+    assert len(before) == 200 and set(before.values()) == set(SPLIT_NAMES)
+    more = [*rows, *stories(150)]
+    random.Random(1).shuffle(more)
+    after = split_of(more)
+    assert {prompt: after[prompt] for prompt in before} == before
+
+
+@pytest.mark.parametrize("i", range(0, 24, 2))
+def test_a_row_that_joins_two_inputs_moves_them_into_one_split_and_is_counted(i: int, tmp_path: Path) -> None:
+    rows = stories(24)
+    alone = splits(prepared(TaskSource("t", written(tmp_path / "t.jsonl", rows)), folder=tmp_path, held_out=0.3))
+    joining = {"prompt": f"{rows[i]['prompt']} {rows[i + 1]['prompt']}", "completion": "both"}
+    path = written(tmp_path / "t.jsonl", [*rows, joining])
+    result = prepared(TaskSource("t", path), folder=tmp_path, held_out=0.3)
+    found, groups = splits(result), result.audit.groups
+    assert len({found[i + 1], found[i + 2], found[25]}) == 1
+    assert (groups.num_groups, groups.num_joined, groups.largest_group) == (23, 2, 3)
+    moved = sum(alone[k] != found[k] for k in range(1, 25))
+    # The joining row may have moved too.
+    assert groups.num_moved - moved in (0, 1)
 
 
 @pytest.mark.parametrize("num_copies", [1, 2, 5])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import random
+import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +19,9 @@ from keeptune.data.clean import digest, key_numbers, near_duplicates, prompt_key
 from keeptune.data.leaks import LEAK_KINDS, LeakKind, find_leaks
 from keeptune.data.ngrams import Hashes, normalised
 from keeptune.data.record import SPLIT_NAMES, Message, Record, SplitName, record_id
-from keeptune.data.split import NO_SPLIT, assign_splits, key_text, split_name
+from keeptune.data.split import NO_SPLIT, assign_splits, join_inputs, key_text, split_name
 
+SPLITS: list[SplitName] = ["train", "test"]
 WORDS = ["red", "blue", "green", "one", "two", "three", "north", "south", "sun", "moon", "river", "stone"]
 
 
@@ -220,6 +222,58 @@ def test_a_group_drawn_for_a_split_closed_to_one_of_its_tasks_goes_to_train() ->
     assert assigned(records[1:]).splits == ["test", "test"]
 
 
+def joined(sizes: Sequence[int], links: Sequence[tuple[int, int]], *, order: Sequence[int] | None = None) -> list[str]:
+    """Which groups of near-duplicates, a, b, ... of so many records, share a new group; links are between records."""
+    near = np.repeat(np.cumsum([0, *sizes[:-1]]), sizes).astype(np.int32)
+    order = list(order or range(len(near)))
+    place = {old: new for new, old in enumerate(order)}
+    firsts: dict[int, int] = {}
+    for i, group in enumerate(near.tolist()):
+        firsts[group] = min(firsts.get(group, place[i]), place[i])
+    keys = np.stack([np.zeros(len(near)), np.arange(len(near))], axis=1).astype(np.uint64)
+    ends = np.array([[place[i], place[j]] for i, j in links], np.int32).reshape(-1, 2)
+    found = join_inputs(
+        np.array([firsts[int(near[i])] for i in order], np.int32), [(ends[:, 0], ends[:, 1])], keys=keys[order]
+    )
+    names = dict(zip(sorted(firsts), string.ascii_lowercase, strict=False))
+    members: dict[int, set[str]] = {}
+    for old, new in place.items():
+        members.setdefault(int(found[new]), set()).add(names[near.tolist()[old]])
+    return sorted("".join(sorted(group)) for group in members.values())
+
+
+def test_groups_that_share_an_input_with_one_record_are_joined() -> None:
+    assert joined([1, 1, 1, 1], [(0, 1), (0, 2), (1, 2)]) == ["abc", "d"]
+    assert joined([3, 1, 1], [(0, 3), (2, 4)]) == ["abc"]
+
+
+def test_a_chain_of_links_joins_no_ends() -> None:
+    """Each is linked to the next alone. b has two links and the smallest key of those: it takes a and c, then d e."""
+    assert joined([1] * 6, [(i, i + 1) for i in range(5)]) == ["abc", "de", "f"]
+
+
+def test_a_question_that_is_asked_of_two_stories_does_not_join_them() -> None:
+    # One of four records of either story asks it: neither story shares its input with the other.
+    assert joined([4, 4], [(0, 4)]) == ["a", "b"]
+    assert joined([4, 4], [(0, 4), (1, 4)]) == ["ab"]
+    # A record of the question alone goes to the larger story.
+    assert joined([4, 5, 1], [(0, 9), (4, 9)]) == ["a", "bc"]
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 3), min_size=2, max_size=8), st.randoms(use_true_random=False))
+def test_what_shares_an_input_depends_on_content_alone(sizes: list[int], shuffler: random.Random) -> None:
+    num = sum(sizes)
+    links = [(shuffler.randrange(num), shuffler.randrange(num)) for _ in range(num)]
+    order = shuffler.sample(range(num), num)
+    assert joined(sizes, links) == joined(sizes, links, order=order)
+    # Unrelated records, which come before all, change nothing.
+    alone = joined([*sizes, 1, 2], links, order=[num + 2, *range(num), num, num + 1])
+    assert [group for group in alone if not set(group) & set(string.ascii_lowercase[len(sizes) :])] == joined(
+        sizes, links
+    )
+
+
 def test_an_exact_leak_is_a_train_record_with_a_held_out_prompt() -> None:
     train, held_out = record("What is it?", "a"), record("what is  it?", "b")
     assert leaks([train, held_out], ["train", "validation"]) == [
@@ -234,7 +288,7 @@ def test_a_near_leak_says_how_similar_the_prompts_are() -> None:
     assert (leak.kind, leak.split, leak.overlap_fraction) == ("near", "test", pytest.approx(28 / 29))
 
 
-def test_more_than_half_of_the_words_in_shared_runs_of_eight_is_a_leak() -> None:
+def test_more_than_half_of_the_words_in_shared_runs_is_a_leak() -> None:
     held_out = record(f"{story(1, 20)} {story(2, 19)}")
     train = record(f"{story(3, 60)} {story(1, 20)}")
     (leak,) = leaks([train, held_out], ["train", "test"])
@@ -245,10 +299,30 @@ def test_more_than_half_of_the_words_in_shared_runs_of_eight_is_a_leak() -> None
     assert (leak.kind, leak.overlap_fraction) == ("ngram_13", pytest.approx(20 / 40))
 
 
-def test_runs_of_seven_words_cover_nothing() -> None:
-    pieces = [story(i, 7) for i in range(6)]
+def test_runs_of_four_words_cover_nothing() -> None:
+    pieces = [story(i, 4) for i in range(9)]
     held_out, train = record(" ".join(pieces)), record(f" {story(50, 3)} ".join(reversed(pieces)))
     assert leaks([train, held_out], ["train", "test"]) == []
+
+
+def test_a_run_of_five_words_alone_is_no_leak_and_six_are() -> None:
+    def found(num_words: int) -> list[LeakKind]:
+        held_out = record(f"{story(1, num_words)} {story(2, 4)}")
+        return [leak.kind for leak in leaks([record(f"{story(1, num_words)} {story(3, 9)}"), held_out], SPLITS)]
+
+    assert (found(5), found(6)) == ([], ["ngram_cover"])
+
+
+@pytest.mark.parametrize("num_words", range(8, 41))
+def test_one_changed_word_hides_no_leak(num_words: int) -> None:
+    """A word in twenty, at least one: changed are those around the middle, where they break the longest runs."""
+    words = story(1, num_words).split()
+    for i in range(0, max(1, num_words // 20)):
+        words[num_words // 2 + 7 * i] = f"changed{i}"
+    # Of eight to ten words a change in the middle leaves no run of more than five: these stay unseen.
+    expected = [] if num_words in (8, 9, 10) else ["ngram_cover"]
+    found = leaks([record(f"{' '.join(words)} {story(9, 30)}"), record(story(1, num_words))], SPLITS)
+    assert [leak.kind for leak in found] == expected
 
 
 def test_two_train_records_that_cover_half_together_are_no_leak() -> None:
@@ -263,8 +337,16 @@ def test_completions_are_compared_only_from_twenty_words_on() -> None:
 
     assert leaks(pair(19), ["train", "test"]) == []
     assert [leak.kind for leak in leaks(pair(20), ["train", "test"])] == ["ngram_cover"]
-    # A completion is not held against a prompt.
-    assert leaks([record(story(1), story(9)), record(story(9), story(1))], ["train", "test"]) == []
+
+
+def test_prompts_are_sought_in_completions_and_completions_in_prompts() -> None:
+    answer_in_prompt = [record(f"Shorten: {story(9, 20)}", "ok"), record(story(1), story(9, 20))]
+    prompt_in_answer = [record("Write a task", f"Here it is: {story(1, 8)} {story(2, 12)}"), record(story(1, 8))]
+    for pair in (answer_in_prompt, prompt_in_answer):
+        (leak,) = leaks(pair, SPLITS)
+        assert (leak.kind, leak.overlap_fraction) == ("ngram_cover", 1.0)
+    # What a held-out text has in common with itself is none.
+    assert leaks([record(story(3)), record(story(9, 30), story(9, 30))], SPLITS) == []
 
 
 def test_the_wording_of_a_template_floods_nothing() -> None:
@@ -294,15 +376,16 @@ def runs_of(text: list[str], n: int) -> list[tuple[str, ...]]:
 def plain_cover(item: list[str], train: list[str], n: int, *, others: list[tuple[int, list[str]]]) -> float:
     """The share of the item's words in runs of `n` words that the train text has, in plain Python.
 
-    A word counts as the most common of its runs of 3, (2 / k)² where k > 2 groups of the train texts `others` have it.
+    A word counts as the most common of its runs, (3 / k)² where k > 3 groups of the texts `others` have it.
     """
-    groups = [{group for group, text in others if run in runs_of(text, 3)} for run in runs_of(item, 3)]
+    runs = runs_of(item, n)
+    groups = [{group for group, text in others if run in runs_of(text, n)} for run in runs]
     weights = [1.0] * len(item)
     for i, found in enumerate(groups):
-        for k in range(3):
-            weights[i + k] = min(weights[i + k], (2 / max(len(found), 2)) ** 2)
-    covered = {i + k for i, run in enumerate(runs_of(item, n)) if run in runs_of(train, n) for k in range(n)}
-    return sum(weights[i] for i in covered) / sum(weights)
+        for k in range(n):
+            weights[i + k] = min(weights[i + k], (3 / max(len(found), 3)) ** 2)
+    covered = {i + k for i, run in enumerate(runs) if run in runs_of(train, n) for k in range(n)}
+    return sum(weights[i] for i in covered) / sum(weights) if len(covered) >= 6 else 0.0
 
 
 @settings(max_examples=60, deadline=None)
@@ -316,9 +399,11 @@ def test_covers_are_those_of_comparing_all_pairs(texts: list[list[int]], num_hel
     held_out_groups = {near[i] for i, split in enumerate(splits) if split == "test"}
     items = [records[i].prompt.split() for i, split in enumerate(splits) if split == "test"]
     left = [i for i, split in enumerate(splits) if split == "train" and near[i] not in held_out_groups]
-    for kind, n, above in (("ngram_cover", 8, 0.5), ("ngram_13", 13, 0.0)):
+    for kind, n, above in (("ngram_cover", 5, 0.5), ("ngram_13", 13, 0.0)):
         train = {i: records[i].prompt.split() for i in left}
-        others = [(int(near[i]), text) for i, text in train.items()]
+        held_out = [i for i, split in enumerate(splits) if split == "test"]
+        compared = range(len(records)) if n == 5 else [*held_out, *left]
+        others = [(int(near[i]), records[i].prompt.split()) for i in compared]
         for i, text in train.items():
             best = max(plain_cover(item, text, n, others=others) for item in items)
             leak = found.get(records[i].id)
