@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache, partial
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -34,7 +35,7 @@ GOAL = 0.92
 CORRELATION = 0.5
 Draw = Callable[[np.random.Generator, int], tuple[Ends, float]]
 Values = Callable[[NDArray[np.float64]], NDArray[np.float64]]
-GRID_R = (np.arange(1_000_000) + 0.5) / 1_000_000
+GRID_R = (np.arange(200_000) + 0.5) / 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,49 +264,67 @@ CHANGE: dict[str, Values] = {
     "skewed": lambda u: logarithmic(1.0, 0.2)(u) - 0.1,
 }
 TEXTS = {"low": 0.6, "middling": 0.4, "high": 0.15}
-LOSSES = ("loss", "perplexity", "paired loss", "paired perplexity")
+LARGEST_OF_TEXTS = 5
 
 
+@cache
 def kinds() -> dict[str, Draw]:
     """Return every kind of record."""
     found: dict[str, Draw] = {}
     for largest in (1, 5, 20):
         of = "" if largest == 1 else f", clusters of 1 to {largest}"
-        for share in (0.02, 0.05, 0.1, 0.5, 0.9, 0.95, 0.98):
-            found[f"exact match {share:g}{of}"] = score(exact(share), largest=largest, binary=True)
-        for lost, gained in ((0.02, 0.0), (0.05, 0.0), (0.1, 0.0), (0.05, 0.02), (0.1, 0.1), (0.0, 0.0)):
-            name = f"paired exact match, {100 * lost:g} % lost, {100 * gained:g} % gained{of}"
-            found[name] = paired(flips(lost, gained), largest=largest, binary=True)
-        found |= {f"ROUGE-like, {n}{of}": score(v, largest=largest) for n, v in ROUGE.items()}
-        found |= {f"paired ROUGE-like, {n}{of}": paired(v, largest=largest) for n, v in PAIRED.items()}
-        for name in ("loss", "perplexity"):
-            for tail, (sigma, mean) in LOSS.items():
-                law = logarithmic(sigma, mean)
-                found[f"{name}, {tail} tail{of}"] = losses(law, CHANGE["light"], of=name, largest=largest)
+        drawn = {**kinds_of_means(largest), **kinds_of_losses(largest), **kinds_of_texts(largest)}
+        found |= {f"{name}{of}": draw for name, draw in drawn.items()}
+    return {**found, **kinds_of_several()}
+
+
+def kinds_of_means(largest: int) -> dict[str, Draw]:
+    """Return exact match and values between 0 and 1, and differences of these."""
+    found: dict[str, Draw] = {}
+    for share in (0.02, 0.05, 0.1, 0.5, 0.9, 0.95, 0.98):
+        found[f"exact match {share:g}"] = score(exact(share), largest=largest, binary=True)
+    for lost, gained in ((0.02, 0.0), (0.05, 0.0), (0.1, 0.0), (0.05, 0.02), (0.1, 0.1), (0.0, 0.0)):
+        name = f"paired exact match, {100 * lost:g} % lost, {100 * gained:g} % gained"
+        found[name] = paired(flips(lost, gained), largest=largest, binary=True)
+    found |= {f"ROUGE-like, {name}": score(values, largest=largest) for name, values in ROUGE.items()}
+    return found | {f"paired ROUGE-like, {name}": paired(values, largest=largest) for name, values in PAIRED.items()}
+
+
+def kinds_of_losses(largest: int) -> dict[str, Draw]:
+    """Return losses, perplexities and differences of these."""
+    found: dict[str, Draw] = {}
+    light, heavy = (logarithmic(*LOSS[tail]) for tail in ("light", "heavy"))
+    for name in ("loss", "perplexity"):
+        for tail, law in (("light", light), ("heavy", heavy)):
+            found[f"{name}, {tail} tail"] = losses(law, CHANGE["light"], of=name, largest=largest)
         for tail, change in CHANGE.items():
-            for name in ("paired loss", "paired perplexity"):
-                law = logarithmic(*LOSS["light"])
-                found[f"{name}, {tail} change{of}"] = losses(law, change, of=name, largest=largest)
-        if largest == 20:
-            continue
-        for name in ("bleu", "chrf"):
-            for level, changed in TEXTS.items():
-                for is_paired in (False, True):
-                    label = f"{'paired ' if is_paired else ''}{name}, {level}{of}"
-                    found[label] = corpus_score(name, changed, is_paired=is_paired, largest=largest)
-    heavy = logarithmic(*LOSS["heavy"])
-    found["paired perplexity of heavy losses, light change"] = losses(heavy, CHANGE["light"], of="paired perplexity")
+            found[f"paired {name}, {tail} change"] = losses(light, change, of=f"paired {name}", largest=largest)
+    name = "paired perplexity, heavy tail, light change"
+    return found | {name: losses(heavy, CHANGE["light"], of="paired perplexity", largest=largest)}
+
+
+def kinds_of_texts(largest: int) -> dict[str, Draw]:
+    """Return corpus BLEU and chrF, and differences of these."""
+    found: dict[str, Draw] = {}
+    for name, level, is_paired in product(("bleu", "chrf"), TEXTS, (False, True)):
+        label = f"{'paired ' if is_paired else ''}{name}, {level}"
+        found[label] = corpus_score(name, TEXTS[level], is_paired=is_paired, largest=largest)
+    return found if largest <= LARGEST_OF_TEXTS else {}
+
+
+def kinds_of_several() -> dict[str, Draw]:
+    """Return the worst of several tasks, means of several, and several draws of examples."""
+    found: dict[str, Draw] = {}
+    equal, unequal = [flips(0.1, 0.1)], [flips(0.1, 0.1), flips(0.05, 0.0), flips(0.15, 0.05)]
     for num in (5, 11, 30):
-        equal, unequal = [flips(0.1, 0.1)], [flips(0.1, 0.1), flips(0.05, 0.0), flips(0.15, 0.05)]
         found[f"worst of {num}, exact match, equal"] = worst_of(num, equal, binary=True)
         found[f"worst of {num}, exact match, unequal"] = worst_of(num, unequal, binary=True)
         found[f"worst of {num}, ROUGE-like"] = worst_of(num, [PAIRED["30 % moved"]], binary=False)
     for num in (3, 5):
         found[f"few-shot, {num} draws"] = few_shot(num, apart=False)
         found[f"paired with few-shot, {num} draws"] = few_shot(num, apart=True)
-    for shares in ((0.98, 0.5, 0.9), (0.98,) * 10):
-        found[f"mean of {len(shares)} tasks of exact match {shares[0]:g} …"] = mean_of_tasks(shares)
-    return found
+    found["mean of exact match .98, .5 and .9"] = mean_of_tasks((0.98, 0.5, 0.9))
+    return found | {"mean of 10 tasks of exact match .98": mean_of_tasks((0.98,) * 10)}
 
 
 def measure(place: tuple[str, int], *, repetitions: int) -> Cell:
@@ -347,10 +366,11 @@ def main() -> None:
         cells = list(pool.map(partial(measure, repetitions=given.repetitions), places, chunksize=len(SIZES)))
     minutes = (time.perf_counter() - start) / 60.0
     below = [cell for cell in cells if cell.coverage < GOAL]
+    num_low, num_flat = sum(cell.coverage < 0.9 for cell in cells), sum(cell.no_width for cell in cells)
     words = (
-        f"{len(cells)} cells of {given.repetitions:,} draws: {len(below)} hold the truth in less than {GOAL:.0%} (bold),"
-        f" {sum(cell.coverage < 0.9 for cell in cells)} in less than 90 %; {sum(cell.no_width for cell in cells)} "
-        f"intervals have no width. The sizes are numbers of clusters. {minutes:.0f} minutes with {given.jobs} process."
+        f"{len(cells)} cells of {given.repetitions:,} draws: {len(below)} hold the truth in less than {GOAL:.0%} "
+        f"(bold), {num_low} in less than 90 %; {num_flat} intervals have no width. The sizes are numbers of clusters. "
+        f"{minutes:.0f} minutes on {given.jobs} core."
     )
     (RESULTS / "intervals.md").write_text(f"{words}\n\n{table(cells)}\n", encoding="utf-8")
     value = {"repetitions": given.repetitions, "goal": GOAL, "cells": [asdict(cell) for cell in cells]}

@@ -67,6 +67,11 @@ class Spread:
         wide = float(np.sqrt((np.square(self.pulls_G).sum() + 2 * farthest**2) / ((num + 1) * (num + 2))))
         return max(wide, self.standard_error or 0.0)
 
+    def shift(self, quantile: float) -> float:
+        """Return how far an interval of so many wide errors lies towards the longer tail (Johnson 1978)."""
+        skewness = float((self.pulls_G**3).sum()) / ((self.num_clusters + 2) * self.wide_error) ** 2
+        return skewness * (1 / 6 + quantile**2 / 3) / (self.num_clusters + 2)
+
     def effective_number(self, variance: float) -> float:
         """Return how many independent records of this variance would tell as much; of singleton clusters, all.
 
@@ -140,16 +145,20 @@ def score_interval(spread: Spread, *, bounds: Bounds, binary: bool, confidence: 
 
 
 def difference_interval(spread: Spread, *, bounds: Bounds, confidence: float = CONFIDENCE) -> Ends:
-    """Return the interval of a paired difference, `bounds` being those of the difference: Student's, of the wide error.
+    """Return the interval of a paired difference, `bounds` being those of the difference.
 
-    Where all clusters differ alike there is none without bounds.
+    It is Student's, of the wide error, moved towards the longer tail. Where all clusters differ alike there is none
+    without bounds.
+
+    Source: Johnson 1978, "Modified t tests and confidence intervals for asymmetrical populations", JASA 73(363).
     """
     if spread.num_clusters < 2:
         return NO_INTERVAL
     if spread.is_alike(_scale(bounds)):
         return _of_alike(spread, bounds=bounds, confidence=confidence)
-    half = _quantile(spread, binary=False, confidence=confidence) * spread.wide_error
-    return max(spread.value - half, bounds[0]), min(spread.value + half, bounds[1])
+    quantile = _quantile(spread, binary=False, confidence=confidence)
+    middle, half = spread.value + spread.shift(quantile), quantile * spread.wide_error
+    return max(middle - half, bounds[0]), min(middle + half, bounds[1])
 
 
 def binary_difference_interval(spread: Spread, *, changed: float, confidence: float = CONFIDENCE) -> Ends:

@@ -128,7 +128,7 @@ def _worst(rows: Sequence[Lost]) -> str:
     if len(rows) == 1:
         return lost_in_words(worst)
     wide = replace(worst, low=worst.worst_low, high=worst.worst_high)
-    return lost_in_words(wide, of=f" of the worst of {count(worst.num_suites)}")
+    return lost_in_words(wide, of=f" of the worst of {count(worst.num_suites)}:")
 
 
 def lost_in_words(row: Lost, *, of: str = "") -> str:
