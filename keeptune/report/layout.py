@@ -187,7 +187,7 @@ def _shown(report: Report, name: str, metric: str, *, task: str) -> Score | FewS
 def _draws(score: FewShot) -> str:
     if score.is_nearest:
         return ""
-    return f"over {count(score.num_draws)} draws" if score.num_draws > 1 else "of one draw"
+    return f"over {count(score.num_draws)} draws" if score.num_draws > 1 else "one draw, which is not in the interval"
 
 
 def _places_of(value: float | None, *, metric: str, places: int) -> int:

@@ -171,6 +171,16 @@ def test_records_that_repeat_each_other_count_as_fewer() -> None:
     assert grouped == pytest.approx(paired(10, 0, 40), abs=0.01)
 
 
+def test_one_input_whose_records_are_all_alike_counts_beside_the_few_that_differ() -> None:
+    # One of 20 records is wrong, in 10 clusters of two. The error is that of 20 independent ones, and the design effect
+    # 1, but a single cluster says so: beside it counts one of effect 2.
+    of = spread([0.0] + [1.0] * 19, [i // 2 for i in range(20)])
+    assert of.standard_error == pytest.approx(math.sqrt(0.95 * 0.05 / 19))
+    assert of.effective_number(0.95 * 0.05) == pytest.approx(20 / 1.5)
+    # Alone, each record counts.
+    assert spread([0.0] + [1.0] * 19).effective_number(0.95 * 0.05) == pytest.approx(20)
+
+
 def test_a_picked_maximum_has_the_confidence_of_bonferroni() -> None:
     assert intervals.confidence_of_each(1) == pytest.approx(0.95)
     assert intervals.confidence_of_each(10) == pytest.approx(0.995)

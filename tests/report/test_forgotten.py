@@ -101,8 +101,8 @@ def test_without_a_budget_the_worst_suites_are_said(tmp_path: Path) -> None:
     words = page_of(a_run(tmp_path)).words
     assert (
         "Forgotten at worst: of 2 tasks, ROUGE-L on boolq dropped by 0.200 (95 % interval of the worst of 2: 0.170 to "
-        "0.230); on text that the base wrote, the tuned model’s loss is 0.100 nats per token higher (a token becomes 1.1 times "
-        "less likely; 95 % interval 0.080 to 0.120)." in words
+        "0.230); on text that the base wrote, the tuned model’s loss is 0.100 nats per token higher (a token becomes "
+        "1.1 times less likely; 95 % interval 0.080 to 0.120)." in words
     )
 
 
