@@ -132,7 +132,9 @@ def losses(values: Values, change: Values, *, of: str, largest: int = 1) -> Draw
 
 
 @cache
-def texts(metric: str, changed: float, largest: int) -> tuple[NDArray[np.float64], ...]:
+def texts(
+    metric: str, changed: float, largest: int
+) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
     """Return what two models' answers count (G, S) in a corpus metric over 1,500 clusters, and the sizes (G,).
 
     A share of the words, about `changed`, is another than in the reference; the second model changes fewer.

@@ -69,6 +69,7 @@ def test_a_mean_between_bounds_is_wilsons_with_the_number_of_records_that_its_er
     number, t = 1 + 0.45 * 0.55 / error**2, stats.t.ppf(0.975, 5)
     middle, half = 0.45 + t**2 / number / 2, t * math.sqrt(0.45 * 0.55 / number + t**2 / number**2 / 4)
     assert (low, high) == pytest.approx(((middle - half) / (1 + t**2 / number), (middle + half) / (1 + t**2 / number)))
+    assert low is not None and high is not None
     hundredfold = spread([100 * value for value in values])
     of_bleu = intervals.score_interval(hundredfold, bounds=(0.0, 100.0), binary=False)
     assert of_bleu == pytest.approx((100 * low, 100 * high))
@@ -162,7 +163,7 @@ def test_records_that_repeat_each_other_count_as_fewer() -> None:
     values, clusters = [float(i // 5 % 4 == 0) for i in range(200)], [i // 5 for i in range(200)]
     of_clusters = intervals.score_interval(spread(values, clusters), bounds=SHARE, binary=True)
     assert of_clusters == pytest.approx(exact(10, 40), abs=0.01)
-    assert exact(50, 200)[0] > (of_clusters[0] or 0.0)
+    assert (exact(50, 200)[0] or 0.0) > (of_clusters[0] or 0.0)
     # All right in 10 clusters of two is as much as 10 records say.
     all_right = intervals.score_interval(spread([1.0] * 20, [i // 2 for i in range(20)]), bounds=SHARE, binary=True)
     assert all_right[0] == pytest.approx(exact(10, 10)[0], abs=0.04)
