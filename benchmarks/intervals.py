@@ -61,11 +61,17 @@ def uniform(rng: np.random.Generator, num: int, largest: int) -> tuple[NDArray[n
     return ndtr(math.sqrt(CORRELATION) * shared_R + math.sqrt(1 - CORRELATION) * own_R), sizes_G
 
 
-def mean_of(values_R: NDArray[np.float64], sizes_G: NDArray[np.int64], weights_R: NDArray[np.float64]) -> Spread:
-    """Return the spread of a weighted mean."""
+def mean_of(
+    values_R: NDArray[np.float64],
+    sizes_G: NDArray[np.int64],
+    weights_R: NDArray[np.float64],
+    *,
+    combine: Values = METRICS["loss"].combine,
+) -> Spread:
+    """Return the spread of a weighted mean, or of its exponential."""
     starts_G = np.concatenate([[0], np.cumsum(sizes_G)[:-1]])
     sums_GS = np.add.reduceat(np.stack([values_R * weights_R, weights_R], axis=1), starts_G)
-    return spread_of(sums_GS, METRICS["loss"].combine, sizes_G=sizes_G)
+    return spread_of(sums_GS, combine, sizes_G=sizes_G)
 
 
 def ones(values_R: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -118,14 +124,16 @@ def losses(values: Values, change: Values, *, of: str, largest: int = 1) -> Draw
         uniform_R, sizes_G = uniform(rng, num, largest)
         tokens_R = rng.integers(1, 41, size=len(uniform_R)).astype(np.float64)
         moved_R = change(rng.random(len(uniform_R)))
-        theirs = mean_of(values(uniform_R), sizes_G, tokens_R)
-        mine = mean_of(values(uniform_R) + moved_R, sizes_G, tokens_R)
-        if of == "paired loss":
-            bounds = intervals.difference_bounds(METRICS["loss"].bounds)
+        before_R, after_R = values(uniform_R), values(uniform_R) + moved_R
+        metric = METRICS[of.removeprefix("paired ")]
+        theirs, mine = (
+            mean_of(values_R, sizes_G, tokens_R, combine=metric.combine) for values_R in (before_R, after_R)
+        )
+        if of.startswith("paired "):
+            bounds = intervals.difference_bounds(metric.bounds)
             return intervals.difference_interval(mine.less(theirs), bounds=bounds), truths[of]
-        if of == "paired perplexity":
-            return intervals.perplexity_difference_interval(mine, theirs), truths[of]
-        ends = intervals.score_interval(theirs, bounds=METRICS["loss"].bounds, binary=False)
+        loss = mean_of(before_R, sizes_G, tokens_R)
+        ends = intervals.score_interval(loss, bounds=METRICS["loss"].bounds, binary=False)
         return (ends if of == "loss" else intervals.exponential(ends)), truths[of]
 
     return draw
@@ -220,7 +228,8 @@ def mean_of_tasks(shares: Sequence[float]) -> Draw:
             uniform_R, sizes_G = uniform(rng, num, 1)
             found.append(mean_of((uniform_R < share).astype(np.float64), sizes_G, ones(uniform_R)))
         ends = [intervals.score_interval(one, bounds=(0.0, 1.0), binary=True) for one in found]
-        return intervals.mean_of_tasks([one.value for one in found], ends), float(np.mean(shares))
+        values, errors = [one.value for one in found], [one.standard_error for one in found]
+        return intervals.mean_of_tasks(values, errors, ends, bounds=(0.0, 1.0)), float(np.mean(shares))
 
     return draw
 
@@ -326,6 +335,7 @@ def kinds_of_several() -> dict[str, Draw]:
         found[f"few-shot, {num} draws"] = few_shot(num, apart=False)
         found[f"paired with few-shot, {num} draws"] = few_shot(num, apart=True)
     found["mean of exact match .98, .5 and .9"] = mean_of_tasks((0.98, 0.5, 0.9))
+    found["mean of 5 tasks of exact match .5"] = mean_of_tasks((0.5,) * 5)
     return found | {"mean of 10 tasks of exact match .98": mean_of_tasks((0.98,) * 10)}
 
 

@@ -179,51 +179,21 @@ def binary_difference_interval(spread: Spread, *, changed: float, confidence: fl
     return max(middle - half, -1.0), min(middle + half, 1.0)
 
 
-def perplexity_difference_interval(mine: Spread, theirs: Spread, *, confidence: float = CONFIDENCE) -> Ends:
-    """Return the interval of exp(mine) - exp(theirs) from two losses over the same records; none where all are alike.
+def mean_of_tasks(
+    values: Sequence[float], errors: Sequence[float | None], ends: Sequence[Ends], *, bounds: Bounds
+) -> Ends:
+    """Return the interval of the mean of independent scores from their errors and intervals; None where one has none.
 
-    Each perplexity has Student's interval of its loss, exponentiated; these are put together by their correlation.
-
-    Source: Zou and Donner 2008, "Construction of confidence limits about effect measures: a general approach",
-    Statistics in Medicine 27(10) (the method of variance estimates recovery, MOVER).
+    A score's error is at least what half of its interval stands for: a task that is all right has an error of 0, and
+    still leaves doubt.
     """
-    apart = mine.less(theirs)
-    if apart.num_clusters < 2 or apart.is_alike(max(1.0, mine.value, theirs.value)):
-        return NO_INTERVAL
-    quantile = _quantile(mine, binary=False, confidence=confidence)
-    x, y = _exp(mine.value), _exp(theirs.value)
-    (low_x, high_x), (low_y, high_y) = (
-        (_exp(side.value - quantile * side.wide_error), _exp(side.value + quantile * side.wide_error))
-        for side in (mine, theirs)
-    )
-    norms = float(np.linalg.norm(mine.pulls_G) * np.linalg.norm(theirs.pulls_G))
-    correlation = float(mine.pulls_G @ theirs.pulls_G) / norms if norms else 0.0
-    return (
-        x - y - _together(x - low_x, high_y - y, correlation=correlation),
-        x - y + _together(high_x - x, y - low_y, correlation=correlation),
-    )
-
-
-def _together(first: float, second: float, *, correlation: float) -> float:
-    """Return how far a difference may be off whose parts may be off by `first` and `second`."""
-    # In this order neither overflows nor loses a small difference of two like numbers.
-    return math.hypot(first - second, math.sqrt(max(0.0, 2.0 * (1.0 - correlation) * first) * second))
-
-
-def mean_of_tasks(values: Sequence[float], ends: Sequence[Ends]) -> Ends:
-    """Return the interval of the mean of independent scores from theirs; None where one has none.
-
-    How far an end is from the mean is the root of the sum of squares of how far each score's is, over their number.
-
-    Source: Zou and Donner 2008, as `perplexity_difference_interval`.
-    """
-    known = [(value, low, high) for value, (low, high) in zip(values, ends, strict=True) if None not in (low, high)]
-    if len(known) < len(values):
-        return NO_INTERVAL
-    value_T, low_T, high_T = np.array(known, dtype=np.float64).T
-    below, above = (float(np.sqrt(np.square(end_T - value_T).sum())) / len(known) for end_T in (low_T, high_T))
-    mean = float(value_T.mean())
-    return mean - below, mean + above
+    normal, squares = float(ndtri((1 + CONFIDENCE) / 2)), []
+    for error, (low, high) in zip(errors, ends, strict=True):
+        if error is None or low is None or high is None:
+            return NO_INTERVAL
+        squares.append(max(error, (high - low) / 2 / normal) ** 2)
+    mean, half = float(np.mean(values)), normal * math.sqrt(math.fsum(squares)) / len(values)
+    return max(mean - half, bounds[0]), min(mean + half, bounds[1])
 
 
 def mean_of_draws(

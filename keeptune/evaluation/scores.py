@@ -151,7 +151,7 @@ def paired_differences(
             moved_R = np.array([a.metrics[name] - b.metrics[name] for a, b in zip(mine, theirs, strict=True)])
             upward, downward = int(np.count_nonzero(moved_R > 0)), int(np.count_nonzero(moved_R < 0))
             apart = _spread(mine, metric, clusters).less(_spread(theirs, metric, clusters))
-            low, high = _difference_interval((mine, theirs), apart, metric=metric, clusters=clusters, at=confidence)
+            low, high = _difference_interval((mine, theirs), apart, metric=metric, at=confidence)
             differences.append(
                 Paired(
                     model=model,
@@ -221,12 +221,8 @@ def _difference_interval(
     apart: Spread,
     *,
     metric: Metric,
-    clusters: _Clusters,
     at: float,
 ) -> Ends:
-    if metric.name == _PERPLEXITY:
-        mine, theirs = (_spread(side, _LOSS, clusters) for side in sides)
-        return intervals.perplexity_difference_interval(mine, theirs, confidence=at)
     if all(is_binary(side, metric) for side in sides):
         mine_R, theirs_R = ([answer.metrics[metric.name] for answer in side] for side in sides)
         changed = float(np.mean(np.not_equal(mine_R, theirs_R)))

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from keeptune.data.record import ALL_TASKS
-from keeptune.evaluation.intervals import confidence_of_each, difference_bounds, mean_of_draws
+from keeptune.evaluation.intervals import NO_INTERVAL, confidence_of_each, difference_bounds, mean_of_draws
 from keeptune.evaluation.metrics import metric_of
 from keeptune.report.reading import finite, number, rows, string, whole
 
@@ -70,12 +70,13 @@ def mean_difference(pairs: Sequence[Paired], *, against: str, num_picked_from: i
     single, first = len(pairs) == 1, pairs[0]
     if all(pair.better == 0 == pair.worse for pair in pairs) or (single and num_picked_from == 1):
         return replace(first, against=against)
-    low, high = mean_of_draws(
+    ends = mean_of_draws(
         known,
         [pair.standard_error for pair in pairs],
         bounds=difference_bounds(metric_of(first.metric).bounds),
         num_clusters=first.num_clusters or 0,
         confidence=confidence_of_each(num_picked_from),
     )
+    low, high = (first.low, first.high) if ends == NO_INTERVAL else ends
     counts = {} if single else {"better": None, "worse": None}
     return replace(first, against=against, difference=math.fsum(known) / len(known), low=low, high=high, **counts)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.evaluation.intervals import mean_of_tasks
+from keeptune.evaluation.metrics import metric_of
 from keeptune.report.reading import RunFolder, mapping, number, rows, string, whole
 from keeptune.report.scores import Score
 
@@ -67,7 +68,8 @@ def macro_scores(scores: Sequence[Score], *, untrained_tasks: frozenset[str]) ->
     for (model, tasks, metric), of_tasks in found.items():
         means = [score.mean for score in of_tasks if score.mean is not None]
         if len(means) == len(of_tasks) > 1:
-            low, high = mean_of_tasks(means, [(score.low, score.high) for score in of_tasks])
+            errors, ends = [score.standard_error for score in of_tasks], [(score.low, score.high) for score in of_tasks]
+            low, high = mean_of_tasks(means, errors, ends, bounds=metric_of(metric).bounds)
             yield MacroScore(model, tasks, metric, math.fsum(means) / len(means), low, high, len(means))
 
 

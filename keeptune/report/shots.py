@@ -9,7 +9,7 @@ from itertools import groupby
 from typing import Any
 
 from keeptune.data.record import ALL_TASKS
-from keeptune.evaluation.intervals import mean_of_draws
+from keeptune.evaluation.intervals import NO_INTERVAL, mean_of_draws
 from keeptune.evaluation.metrics import metric_of
 from keeptune.report.reading import mapping, number, string, whole
 from keeptune.report.scores import Score, read_scores
@@ -134,7 +134,8 @@ def _few_shot(name: str, found: Sequence[tuple[Score, ShotRow]]) -> FewShot:
         bounds=metric_of(score.metric).bounds,
         num_clusters=score.num_clusters or 0,
     )
-    low, high = (score.low, score.high) if single else ends
+    # Draws that all gave the same, of records that all agree, leave the doubt of one.
+    low, high = (score.low, score.high) if single or ends == NO_INTERVAL else ends
     return FewShot(
         name=name,
         shots=row.shots,

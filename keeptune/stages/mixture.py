@@ -109,6 +109,7 @@ def task_scores(run: Run, name: str, *, model: nn.Module, split: Split, bench: B
     """
     from keeptune.evaluation.evaluate import validation_scores
     from keeptune.evaluation.intervals import mean_of_tasks
+    from keeptune.evaluation.metrics import metric_of
 
     evaluation = run.recipe.evaluation
     trained = [task.name for task in run.recipe.data.tasks if task.train]
@@ -117,8 +118,9 @@ def task_scores(run: Run, name: str, *, model: nn.Module, split: Split, bench: B
     number = len(split.examples) if evaluation.select_by == "loss" else evaluation.num_validation_records
     scores = validation_scores(model, split=split, bench=bench, metric=evaluation.select_by, num_records=number)
     of_tasks = [score for task in trained for score in scores if score.task == task]
-    mean = math.fsum(score.mean for score in of_tasks) / len(of_tasks)
-    low, high = mean_of_tasks([score.mean for score in of_tasks], [(score.low, score.high) for score in of_tasks])
+    means, ends = [score.mean for score in of_tasks], [(score.low, score.high) for score in of_tasks]
+    errors, bounds = [score.standard_error for score in of_tasks], metric_of(evaluation.select_by).bounds
+    mean, (low, high) = math.fsum(means) / len(means), mean_of_tasks(means, errors, ends, bounds=bounds)
     listed = ", ".join(f"{score.task} {score.mean:.3f}" for score in of_tasks)
     run.context.progress.say(f"{name}: validation {evaluation.select_by}: {listed}; mean of the tasks {mean:.3f}")
     return {

@@ -102,21 +102,6 @@ def test_a_paired_difference_is_students_about_a_middle_towards_the_longer_tail(
     assert (low + high) / 2 < of.value
 
 
-def test_the_interval_of_a_difference_of_perplexities_is_that_of_the_losses_put_together() -> None:
-    mine, theirs = spread([1.0, 1.4, 2.0, 1.2]), spread([1.5, 1.1, 2.2, 1.9])
-    low, high = intervals.perplexity_difference_interval(mine, theirs)
-    t = stats.t.ppf(0.975, 3)
-    x, y = math.exp(mine.value), math.exp(theirs.value)
-    (lx, ux), (ly, uy) = (
-        (math.exp(s.value - t * s.wide_error), math.exp(s.value + t * s.wide_error)) for s in (mine, theirs)
-    )
-    r = np.corrcoef(mine.pulls_G, theirs.pulls_G)[0, 1]
-    below = math.sqrt((x - lx) ** 2 + (uy - y) ** 2 - 2 * r * (x - lx) * (uy - y))
-    above = math.sqrt((ux - x) ** 2 + (y - ly) ** 2 - 2 * r * (ux - x) * (y - ly))
-    assert (low, high) == pytest.approx((x - y - below, x - y + above))
-    assert intervals.perplexity_difference_interval(mine, mine) == (None, None)
-
-
 @given(st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=40))
 @settings(max_examples=80, deadline=None)
 def test_no_interval_of_right_and_wrong_has_zero_width_or_leaves_its_bounds(values: list[float]) -> None:
@@ -154,7 +139,6 @@ def test_one_cluster_has_no_interval() -> None:
     assert intervals.score_interval(one, bounds=SHARE, binary=True) == (None, None)
     assert intervals.difference_interval(one, bounds=DIFFERENCE) == (None, None)
     assert intervals.binary_difference_interval(one, changed=0.5) == (None, None)
-    assert intervals.perplexity_difference_interval(one, one) == (None, None)
 
 
 def test_records_that_repeat_each_other_count_as_fewer() -> None:
@@ -191,14 +175,17 @@ def test_a_picked_maximum_has_the_confidence_of_bonferroni() -> None:
     assert wide == pytest.approx((0.0232, 0.3432), abs=5e-4)
 
 
-def test_the_mean_of_tasks_adds_the_squares_of_what_each_may_be_off() -> None:
+def test_the_mean_of_tasks_has_the_doubt_of_each_and_that_of_a_task_that_is_all_right() -> None:
+    free, normal = (-math.inf, math.inf), 1.959964
+    # An error of .1 is more than half of .3 over 1.96, one of .05 less than half of .4.
+    half = math.hypot(normal * 0.1, 0.2) / 2
     ends = [(0.1, 0.4), (0.5, 0.9)]
-    below, above = math.hypot(0.1, 0.1) / 2, math.hypot(0.2, 0.3) / 2
-    assert intervals.mean_of_tasks([0.2, 0.6], ends) == pytest.approx((0.4 - below, 0.4 + above))
-    assert intervals.mean_of_tasks([0.2, 0.6], [(0.1, 0.4), (None, None)]) == (None, None)
-    # A task that is all right leaves doubt.
-    low, high = intervals.mean_of_tasks([1.0, 1.0], [exact(20, 20), exact(20, 20)])
-    assert low == pytest.approx(1 - 0.1611 / math.sqrt(2), abs=1e-4) and high == 1.0
+    assert intervals.mean_of_tasks([0.2, 0.6], [0.1, 0.05], ends, bounds=free) == pytest.approx(
+        (0.4 - half, 0.4 + half)
+    )
+    assert intervals.mean_of_tasks([0.2, 0.6], [0.1, 0.1], [(0.1, 0.4), (None, None)], bounds=free) == (None, None)
+    low, high = intervals.mean_of_tasks([1.0, 1.0], [0.0, 0.0], [exact(20, 20), exact(20, 20)], bounds=SHARE)
+    assert low is not None and 0.8 < low < high == 1.0
 
 
 def test_the_mean_of_draws_is_as_wide_as_the_draws_and_the_records_make_it() -> None:

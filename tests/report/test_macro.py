@@ -24,7 +24,7 @@ def test_means_over_tasks_leave_out_what_is_together_and_tell_the_kinds_apart() 
     scores += [score("all", 0.2, 0.01), score("others", 0.8, 0.01), score("a", 9.0, None, metric="perplexity")]
     trained, others = macro_scores(scores, untrained_tasks=frozenset({"c", "d"}))
     assert (trained.tasks, trained.num_tasks, others.tasks, others.num_tasks) == ("all", 2, "others", 2)
-    # (0.06² + 0.08²)^(1/2) / 2.
+    # (0.06² + 0.08²)^(1/2) / 2 to each side.
     assert trained.mean == pytest.approx(0.3)
     assert (trained.low, trained.high) == pytest.approx((0.25, 0.35))
     assert others.mean == pytest.approx(0.8)
