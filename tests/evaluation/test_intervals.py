@@ -185,7 +185,7 @@ def test_the_mean_of_tasks_has_the_doubt_of_each_and_that_of_a_task_that_is_all_
     )
     assert intervals.mean_of_tasks([0.2, 0.6], [0.1, 0.1], [(0.1, 0.4), (None, None)], bounds=free) == (None, None)
     low, high = intervals.mean_of_tasks([1.0, 1.0], [0.0, 0.0], [exact(20, 20), exact(20, 20)], bounds=SHARE)
-    assert low is not None and 0.8 < low < high == 1.0
+    assert low is not None and high == 1.0 and 0.8 < low < 1.0
 
 
 def test_the_mean_of_draws_is_as_wide_as_the_draws_and_the_records_make_it() -> None:
