@@ -9,7 +9,6 @@ import json
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,6 @@ from keeptune.errors import printable
 from keeptune.progress import noun
 from keeptune.report import comparison
 from keeptune.report.certificate import read_certificate
-from keeptune.report.scores import Score
 from keeptune.report.wording import decimal, decimals_for
 from keeptune.storage import read_json
 
@@ -244,7 +242,7 @@ def show_scores(console: Console, report: Path) -> None:
             interval = "" if gain["low"] is None else _ends(gain["low"], gain["high"], places=places)
             difference = f"{_signed(gain['difference'], places)}{interval}"
         rows.append((score["model"], score["metric"], _with_doubt(score), difference))
-    title = "Test split; ± and [ ] show the 95 % interval"
+    title = "Test split; [ ] show the 95 % interval"
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
     _show_few_shot(console, value)
     _show_tasks(console, value)
@@ -270,14 +268,7 @@ def _with_doubt(score: Mapping[str, Any]) -> str:
     if mean is None or low is None or high is None:
         return "not finite" if mean is None else f"{mean:.3f}"
     places = decimals_for(mean)
-    # A mean of tasks has fewer fields.
-    known: dict[str, Any] = {field.name: score.get(field.name) for field in fields(Score)}
-    found = Score(**known)
-    if low == high:
-        return ", ".join(filter(None, [f"{mean:.{places}f}", found.agreement.partition(";")[0]]))
-    # Perplexity's interval is not symmetric, nor is one that ends where the metric does.
-    half = found.half_width
-    return f"{mean:.{places}f} {f'[{low:.{places}f}, {high:.{places}f}]' if half is None else f'± {half:.{places}f}'}"
+    return f"{mean:.{places}f} [{low:.{places}f}, {high:.{places}f}]"
 
 
 def _show_few_shot(console: Console, value: Mapping[str, Any]) -> None:
@@ -287,14 +278,14 @@ def _show_few_shot(console: Console, value: Mapping[str, Any]) -> None:
     cells: dict[str, dict[str, str]] = {}
     for score in (score for score in value["few_shot"] if score["task"] == ALL_TASKS):
         single, places = score["num_draws"] == 1, decimals_for(score["mean"])
-        low, high = (score["low"], score["high"]) if single else (score["lowest"], score["highest"])
+        low, high = score["low"], score["high"]
         ends = "" if low is None or high is None else f" [{low:.{places}f}, {high:.{places}f}]"
         name = score["name"] if single else f"{score['name']}, {score['num_draws']} draws"
         cells.setdefault(name, {})[score["metric"]] = f"{score['mean']:.{places}f}{ends}"
     if cells:
         metrics = [metric["name"] for metric in value["metrics"]]
         rows = [(name, *(of.get(metric, "–") for metric in metrics)) for name, of in cells.items()]
-        title = "Solved examples in the base's prompt; [ ] show the lowest and highest draw, of one the 95 % interval"
+        title = "Solved examples in the base's prompt; [ ] show the 95 % interval, of several draws over these too"
         show_table(console, title, ("prompt", *metrics), rows=rows)
 
 
@@ -321,7 +312,7 @@ def _show_tasks(console: Console, value: Mapping[str, Any]) -> None:
         num_records = next(s["num_records"] for (of, _), s in scores.items() if of == task)
         label = _MEANS.get(task, task)
         rows.append((f"  {label}" if others else label, "" if num_records is None else f"{num_records:,}", *cells))
-    title = f"Test split by task: {metric}, base → tuned ± the 95 % interval of tuned"
+    title = f"Test split by task: {metric}, base → tuned [its 95 % interval]"
     show_table(console, title, ("task", "records", *methods), rows=rows)
 
 

@@ -52,6 +52,7 @@ TORCH_FREE = (
     "search/",
     "evaluation/canaries.py",
     "evaluation/comparisons.py",
+    "evaluation/intervals.py",
     "evaluation/metrics.py",
     "evaluation/scores.py",
     "recipe_text.py",

@@ -11,12 +11,11 @@ from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
 
-import numpy as np
 from scipy.special import bdtr, stdtr
 
 from keeptune.data.record import ALL_TASKS
-from keeptune.evaluation.metrics import LOSS_METRICS, Answer
-from keeptune.evaluation.scores import Paired, paired_differences
+from keeptune.evaluation.metrics import LOSS_METRICS, Answer, metric_of
+from keeptune.evaluation.scores import Paired, is_binary, paired_differences
 
 # Below as many changed records, McNemar's test is the exact binomial one.
 _EXACT_BELOW = 25
@@ -75,7 +74,7 @@ def compare_models(
     p_values = [_p_value(paired) for paired in found]
     family = [i for i, paired in enumerate(found) if (paired.task, paired.metric) == (ALL_TASKS, main_metric)]
     corrected = dict(zip(family, holm([p_values[i] for i in family]), strict=True))
-    binary = {(name, metric) for name in answers for metric in metrics if _is_binary(answers[name], metric)}
+    binary = {(name, metric) for name in answers for metric in metrics if is_binary(answers[name], metric_of(metric))}
     return [
         Comparison(paired, p_values[i], corrected.get(i), _mcnemar_p_value(paired, binary=binary))
         for i, paired in enumerate(found)
@@ -133,8 +132,3 @@ def _mcnemar_p_value(paired: Paired, *, binary: Collection[tuple[str, str]]) -> 
     if not both or paired.num_clusters != paired.num_records:
         return None
     return mcnemar(paired.worse, paired.better)
-
-
-def _is_binary(answers: Sequence[Answer], metric: str) -> bool:
-    """Tell whether each record is either right or wrong in the metric; the loss never is."""
-    return metric not in LOSS_METRICS and bool(np.isin([a.metrics[metric] for a in answers], (0.0, 1.0)).all())

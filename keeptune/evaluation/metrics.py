@@ -1,7 +1,7 @@
 """What an answer is worth: a prediction and its references arrive, values and additive statistics leave.
 
-Every metric is a function of sums over records. So one jackknife and one bootstrap (scores.py) serve means, corpus
-BLEU and the loss per token alike. The metric libraries are imported when a metric is first used.
+Every metric is a function of sums over records. So one jackknife (scores.py) serves means, corpus BLEU and the loss per
+token alike. The metric libraries are imported when a metric is first used.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import functools
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -59,8 +60,9 @@ class Metric:
     `value` scores one answer against its references, the best reference counting; none where the model's own loss, or
     what the harness said, is the value. `statistics` are a record's summands; `combine` maps sums (..., S) to values
     (...). `signature` takes the number of references of a record (-1: it varies) and returns implementation, version
-    and options. `scale` is the largest value; 1 nat for the loss. `is_mean`: over records or tokens. `reads` names what
-    the metric sees of a text (legible.py), None where that is all of it.
+    and options. `scale` is the largest value; 1 nat for the loss. `bounds` are the least and the greatest that a score
+    can be. `is_mean`: over records or tokens. `reads` names what the metric sees of a text (legible.py), None where
+    that is all of it.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Metric:
     statistics: Callable[[Answer], tuple[float, ...]]
     combine: Callable[[NDArray[np.float64]], NDArray[np.float64]]
     scale: float = 1.0
+    bounds: tuple[float, float] = (0.0, 1.0)
     is_mean: bool = True
     reads: Reads | None = None
 
@@ -225,6 +228,7 @@ def _corpus_metric(
         statistics=lambda answer: corpus.counts(answer.prediction, answer.references, name=name),
         combine=combine,
         scale=100.0,
+        bounds=(0.0, 100.0),
         is_mean=False,
         reads=reads,
     )
@@ -244,6 +248,7 @@ def _loss_metric(
         value=None,
         statistics=functools.partial(_nats, name=of),
         combine=combine,
+        bounds=(1.0 if name == "perplexity" else 0.0, math.inf),
         is_mean=name != "perplexity",
     )
 
@@ -285,6 +290,7 @@ def _label_metric(
     *,
     statistics: Callable[[Mapping[str, float]], tuple[float, ...]],
     combine: Callable[[NDArray[np.float64]], NDArray[np.float64]],
+    least: float = 0.0,
 ) -> Metric:
     return Metric(
         name,
@@ -293,6 +299,7 @@ def _label_metric(
         value=None,
         statistics=lambda answer: statistics(answer.metrics),
         combine=combine,
+        bounds=(least, 1.0),
         is_mean=False,
     )
 
@@ -300,7 +307,9 @@ def _label_metric(
 LABEL_METRICS: Mapping[str, Metric] = {
     metric.name: metric
     for metric in (
-        _label_metric("mcc", "Matthews' correlation of labels", statistics=labels.confusion, combine=labels.mcc),
+        _label_metric(
+            "mcc", "Matthews' correlation of labels", statistics=labels.confusion, combine=labels.mcc, least=-1.0
+        ),
         _label_metric("binary_f1", "F1 of label 1", statistics=labels.detection, combine=labels.binary_f1),
     )
 }

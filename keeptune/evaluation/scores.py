@@ -1,7 +1,7 @@
-"""Answers arrive; scores with their doubt and paired differences with their intervals leave.
+"""Answers arrive; scores and paired differences leave, each with its standard error and its 95 % interval.
 
 Records with the same input form a cluster: their values are not independent, so clusters, not records, are left out
-(jackknife) and drawn (bootstrap). Shape key: R records, G clusters, S sums of a metric, C columns of several, K draws.
+(jackknife). Shape key: R records, G clusters, S sums of a metric.
 """
 
 from __future__ import annotations
@@ -14,22 +14,26 @@ from numpy.typing import NDArray
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.errors import DataError
-from keeptune.evaluation.metrics import Answer, Metric, metric_of
+from keeptune.evaluation import intervals
+from keeptune.evaluation.intervals import Ends, Spread, spread_of
+from keeptune.evaluation.metrics import LOSS_METRICS, METRICS, Answer, Metric, metric_of
 
-NUM_DRAWS = 10_000
-_SEED = 20_240_601
-_COVERAGE = 0.95
-_DRAWN_AT_ONCE = 2_000_000
+_LOSS, _PERPLEXITY = METRICS[LOSS_METRICS[0]], LOSS_METRICS[1]
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """A metric over `num_records` records. `standard_error` is clustered by input; None where one cluster is all."""
+    """A metric over `num_records` records, with its standard error, clustered by input, and 95 % interval [low, high].
+
+    None where one cluster is all; of a loss there is no interval either where all clusters agree.
+    """
 
     task: str
     metric: str
     mean: float
     standard_error: float | None
+    low: float | None
+    high: float | None
     num_records: int
     num_clusters: int
 
@@ -38,9 +42,9 @@ class Score:
 class Paired:
     """`model` minus `against` in one metric over the same records.
 
-    `low` and `high` bound the difference with 95 % (percentile bootstrap over clusters), and `standard_error` is the
-    difference's own (jackknife over clusters); None where one cluster is all. `better` and `worse` count the records
-    whose own value moved, the metric's direction considered.
+    `low` and `high` bound the difference with 95 %, and `standard_error` is the difference's own (jackknife over
+    clusters); None where one cluster is all. Of a loss there is no interval either where all clusters move alike.
+    `better` and `worse` count the records whose own value moved, the metric's direction considered.
     """
 
     model: str
@@ -66,18 +70,22 @@ def score_answers(
     """
     scores = []
     for task, members in _tasks(answers, untrained_tasks=untrained_tasks):
-        clusters_R, num_clusters = _clusters([answers[i] for i in members])
+        own = [answers[i] for i in members]
+        clusters = _clusters(own)
         for name in metrics:
             metric = metric_of(name)
-            sums_GS = _cluster_sums(_statistics([answers[i] for i in members], metric), clusters_R, num_clusters)
+            spread = _spread(own, metric, clusters)
+            low, high = _score_interval(own, spread, metric=metric, clusters=clusters)
             scores.append(
                 Score(
                     task=task,
                     metric=name,
-                    mean=float(metric.combine(sums_GS.sum(axis=0))),
-                    standard_error=_standard_error(_left_out(sums_GS, metric)),
-                    num_records=len(members),
-                    num_clusters=num_clusters,
+                    mean=spread.value,
+                    standard_error=spread.standard_error,
+                    low=low,
+                    high=high,
+                    num_records=len(own),
+                    num_clusters=spread.num_clusters,
                 )
             )
     return scores
@@ -100,24 +108,16 @@ class Difference:
 
 def difference(mine: Sequence[Answer], theirs: Sequence[Answer], *, metric: str) -> Difference:
     """Return the score of `mine` minus that of `theirs`, which answer the same records in the same order."""
-    judged = metric_of(metric)
-    clusters_R, num_clusters = _clusters(mine)
-    here_GS, there_GS = (_cluster_sums(_statistics(side, judged), clusters_R, num_clusters) for side in (mine, theirs))
-    return Difference(
-        float(judged.combine(here_GS.sum(axis=0)) - judged.combine(there_GS.sum(axis=0))),
-        _standard_error(_left_out(here_GS, judged) - _left_out(there_GS, judged)),
-        num_clusters,
-    )
+    judged, clusters = metric_of(metric), _clusters(mine)
+    apart = _spread(mine, judged, clusters).less(_spread(theirs, judged, clusters))
+    return Difference(apart.value, apart.standard_error, apart.num_clusters)
 
 
-def macro_mean(scores: Sequence[tuple[float, float | None]]) -> tuple[float, float | None]:
-    """Return the mean over tasks of (mean, standard error), each task counting the same, with its standard error.
-
-    Tasks are taken as independent of each other; the error is None where that of a task is not known.
-    """
-    errors = [error for _, error in scores if error is not None]
-    mean = float(np.mean([mean for mean, _ in scores]))
-    return mean, float(np.sqrt(np.sum(np.square(errors)))) / len(scores) if len(errors) == len(scores) else None
+def is_binary(answers: Sequence[Answer], metric: Metric) -> bool:
+    """Tell whether the metric is a mean over records of which each is either right or wrong; a loss never is."""
+    if not metric.is_mean or not metric.higher_is_better:
+        return False
+    return bool(np.isin([answer.metrics[metric.name] for answer in answers], (0.0, 1.0)).all())
 
 
 def paired_differences(
@@ -128,10 +128,11 @@ def paired_differences(
     model: str,
     against: str,
     untrained_tasks: Collection[str] = (),
+    confidence: float = intervals.CONFIDENCE,
 ) -> list[Paired]:
     """Return `answers` minus `against_answers` for each task, then for all together, in each metric.
 
-    "all" and "others" are as in `score_answers`.
+    "all" and "others" are as in `score_answers`; `confidence` is that of the intervals.
 
     Raises:
         DataError: the two do not answer the same records in the same order.
@@ -144,44 +145,29 @@ def paired_differences(
     differences = []
     for task, members in _tasks(answers, untrained_tasks=untrained_tasks):
         mine, theirs = [answers[i] for i in members], [against_answers[i] for i in members]
-        differences += _task_differences(mine, theirs, metrics=metrics, names=(model, against, task))
-    return differences
-
-
-def _task_differences(
-    mine: Sequence[Answer], theirs: Sequence[Answer], *, metrics: Sequence[str], names: tuple[str, str, str]
-) -> list[Paired]:
-    """Draw clusters once for every metric and both models: the draw is what pairs them."""
-    clusters_R, num_clusters = _clusters(mine)
-    columns = [_statistics(side, metric_of(name)) for name in metrics for side in (mine, theirs)]
-    sums_GC = _cluster_sums(np.concatenate(columns, axis=1), clusters_R, num_clusters)
-    drawn_KC = _bootstrap(sums_GC) if num_clusters > 1 else None
-    total_C = sums_GC.sum(axis=0)
-    differences, start = [], 0
-    for name, width in zip(metrics, [column.shape[1] for column in columns[::2]], strict=True):
-        metric = metric_of(name)
-        here, there, start = slice(start, start + width), slice(start + width, start + 2 * width), start + 2 * width
-        left_out_G = _left_out(sums_GC[:, here], metric) - _left_out(sums_GC[:, there], metric)
-        low = high = None
-        if drawn_KC is not None:
-            drawn_K = metric.combine(drawn_KC[:, here]) - metric.combine(drawn_KC[:, there])
-            low, high = (float(q) for q in np.quantile(drawn_K, [(1 - _COVERAGE) / 2, (1 + _COVERAGE) / 2]))
-        sign = 1.0 if metric.higher_is_better else -1.0
-        moved_R = sign * np.array([a.metrics[name] - b.metrics[name] for a, b in zip(mine, theirs, strict=True)])
-        differences.append(
-            Paired(
-                *names,
-                metric=name,
-                difference=float(metric.combine(total_C[here]) - metric.combine(total_C[there])),
-                low=low,
-                high=high,
-                better=int(np.count_nonzero(moved_R > 0)),
-                worse=int(np.count_nonzero(moved_R < 0)),
-                standard_error=_standard_error(left_out_G),
-                num_records=len(mine),
-                num_clusters=num_clusters,
+        clusters = _clusters(mine)
+        for name in metrics:
+            metric = metric_of(name)
+            moved_R = np.array([a.metrics[name] - b.metrics[name] for a, b in zip(mine, theirs, strict=True)])
+            upward, downward = int(np.count_nonzero(moved_R > 0)), int(np.count_nonzero(moved_R < 0))
+            apart = _spread(mine, metric, clusters).less(_spread(theirs, metric, clusters))
+            low, high = _difference_interval((mine, theirs), apart, metric=metric, at=confidence)
+            differences.append(
+                Paired(
+                    model=model,
+                    against=against,
+                    task=task,
+                    metric=name,
+                    difference=apart.value,
+                    low=low,
+                    high=high,
+                    better=upward if metric.higher_is_better else downward,
+                    worse=downward if metric.higher_is_better else upward,
+                    standard_error=apart.standard_error,
+                    num_records=len(mine),
+                    num_clusters=apart.num_clusters,
+                )
             )
-        )
     return differences
 
 
@@ -197,55 +183,48 @@ def _tasks(answers: Sequence[Answer], *, untrained_tasks: Collection[str]) -> It
             yield name, together
 
 
-def _clusters(answers: Sequence[Answer]) -> tuple[NDArray[np.int64], int]:
+@dataclass(frozen=True, slots=True)
+class _Clusters:
+    """Which cluster each record belongs to, and how many records each has."""
+
+    of_record_R: NDArray[np.int64]
+    sizes_G: NDArray[np.int64]
+
+
+def _clusters(answers: Sequence[Answer]) -> _Clusters:
     numbers: dict[str, int] = {}
-    clusters_R = np.array([numbers.setdefault(answer.cluster, len(numbers)) for answer in answers], dtype=np.int64)
-    return clusters_R, len(numbers)
+    of_record_R = np.array([numbers.setdefault(answer.cluster, len(numbers)) for answer in answers], dtype=np.int64)
+    return _Clusters(of_record_R, np.bincount(of_record_R, minlength=len(numbers)))
 
 
 def _statistics(answers: Sequence[Answer], metric: Metric) -> NDArray[np.float64]:
     return np.array([metric.statistics(answer) for answer in answers], dtype=np.float64)
 
 
-def _cluster_sums(
-    statistics_RS: NDArray[np.float64], clusters_R: NDArray[np.int64], num_clusters: int
-) -> NDArray[np.float64]:
-    sums_GS = np.zeros((num_clusters, statistics_RS.shape[1]))
-    np.add.at(sums_GS, clusters_R, statistics_RS)
-    return sums_GS
+def _spread(answers: Sequence[Answer], metric: Metric, clusters: _Clusters) -> Spread:
+    """Return the metric over all clusters, and how far each pulls it from what it is without that one."""
+    statistics_RS = _statistics(answers, metric)
+    sums_GS = np.zeros((len(clusters.sizes_G), statistics_RS.shape[1]))
+    np.add.at(sums_GS, clusters.of_record_R, statistics_RS)
+    return spread_of(sums_GS, metric.combine, sizes_G=clusters.sizes_G)
 
 
-def _left_out(sums_GS: NDArray[np.float64], metric: Metric) -> NDArray[np.float64]:
-    """Return the metric (G,) over all clusters but one, for each one; of a single cluster, that of no record."""
-    if len(sums_GS) < 2:
-        return np.zeros(len(sums_GS))
-    return metric.combine(sums_GS.sum(axis=0) - sums_GS)
+def _score_interval(answers: Sequence[Answer], spread: Spread, *, metric: Metric, clusters: _Clusters) -> Ends:
+    if metric.name == _PERPLEXITY:
+        of_loss = intervals.score_interval(_spread(answers, _LOSS, clusters), bounds=_LOSS.bounds, binary=False)
+        return intervals.exponential(of_loss)
+    return intervals.score_interval(spread, bounds=metric.bounds, binary=is_binary(answers, metric))
 
 
-def _standard_error(left_out_G: NDArray[np.float64]) -> float | None:
-    """Return the delete-one-cluster jackknife standard error.
-
-    For a mean over singleton clusters it is the sample standard deviation over the square root of their number:
-    leaving x_i out of n moves the mean by (mean - x_i) / (n - 1), and (n - 1) / n times the sum of those squares is
-    the sum of (x_i - mean)^2 over n (n - 1).
-    """
-    num_clusters = len(left_out_G)
-    if num_clusters < 2:
-        return None
-    squares = np.square(left_out_G - left_out_G.mean()).sum()
-    return float(np.sqrt((num_clusters - 1) / num_clusters * squares))
-
-
-def _bootstrap(sums_GC: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the sums (K, C) of `NUM_DRAWS` draws of G clusters with replacement; the seed is fixed."""
-    generator = np.random.Generator(np.random.Philox(_SEED))
-    num_clusters = len(sums_GC)
-    drawn_KC = np.empty((NUM_DRAWS, sums_GC.shape[1]))
-    at_once = max(1, _DRAWN_AT_ONCE // num_clusters)
-    for start in range(0, NUM_DRAWS, at_once):
-        num_draws = min(at_once, NUM_DRAWS - start)
-        chosen = generator.integers(num_clusters, size=(num_draws, num_clusters))
-        chosen += np.arange(num_draws)[:, None] * num_clusters
-        times = np.bincount(chosen.ravel(), minlength=num_draws * num_clusters).reshape(num_draws, num_clusters)
-        drawn_KC[start : start + num_draws] = times.astype(np.float64) @ sums_GC
-    return drawn_KC
+def _difference_interval(
+    sides: tuple[Sequence[Answer], Sequence[Answer]],
+    apart: Spread,
+    *,
+    metric: Metric,
+    at: float,
+) -> Ends:
+    if all(is_binary(side, metric) for side in sides):
+        mine_R, theirs_R = ([answer.metrics[metric.name] for answer in side] for side in sides)
+        changed = float(np.mean(np.not_equal(mine_R, theirs_R)))
+        return intervals.binary_difference_interval(apart, changed=changed, confidence=at)
+    return intervals.difference_interval(apart, bounds=intervals.difference_bounds(metric.bounds), confidence=at)

@@ -24,8 +24,7 @@ class CardScore:
     """A metric on the test split of one task; `base_value` is the base model's own, `few_shot` its best with examples.
 
     `few_shot` is in words, with how many examples. "all" is every trained task together, "others" every one that was
-    not `trained` on. [`low`, `high`] is the 95 % interval of the value; `agreement` stands in its place where all
-    records have one value.
+    not `trained` on. [`low`, `high`] is the 95 % interval of the value.
     """
 
     task: str
@@ -37,7 +36,6 @@ class CardScore:
     base_value: float | None
     trained: bool = True
     few_shot: str = ""
-    agreement: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +178,7 @@ def _score_table(card: ModelCard) -> str:
     if not card.scores:
         return "None was measured.\n"
     trained, others = ([score for score in card.scores if score.trained == kind] for kind in (True, False))
-    meaning = "On the locked test split; ± is half of the 95 % interval, of which perplexity shows both ends."
+    meaning = "On the locked test split; in brackets the 95 % interval."
     tables = [_score_rows(trained), "On tasks that it was not trained on:", _score_rows(others)]
     return "\n\n".join([*(tables if others else tables[:1]), meaning, ""])
 
@@ -198,14 +196,7 @@ def _score_rows(scores: Sequence[CardScore]) -> str:
 
 
 def _doubt(score: CardScore) -> str:
-    if score.agreement:
-        return f" ({score.agreement})"
-    if score.low is None or score.high is None:
-        return ""
-    if score.metric == "perplexity":
-        # Its interval is not symmetric.
-        return f" ({score.low:.4f} to {score.high:.4f})"
-    return f" ± {(score.high - score.low) / 2:.4f}"
+    return "" if score.low is None or score.high is None else f" ({score.low:.4f} to {score.high:.4f})"
 
 
 def _plain(text: str) -> str:

@@ -8,8 +8,8 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from keeptune.evaluation.metrics import metric_of
 from keeptune.report.reading import RunFolder, mapping, number, string
-from keeptune.report.scores import BOUNDS
 
 NUM_SHOWN = 6
 
@@ -89,7 +89,7 @@ def read_answers(
     num_best = min(NUM_SHOWN, math.ceil(len(values) / 2))
     best = heapq.nsmallest(num_best, values, key=lambda v: (-v[0], -v[1], v[2], v[3]))
     taken = {v[3] for v in best}
-    perfect = BOUNDS[metric][1] if higher_is_better and metric in BOUNDS else math.inf
+    perfect = metric_of(metric).bounds[1] if higher_is_better else math.inf
     worst = heapq.nsmallest(NUM_SHOWN, (v for v in values if v[3] not in taken and v[0] < perfect))
     wanted = taken | {v[3] for v in worst}
     found = {

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
-from keeptune.report.scores import Score
 from keeptune.report.wording import (
     MISSING,
     count,
@@ -107,7 +106,7 @@ def markdown(value: Mapping[str, Any]) -> str:
     inputs = f"{count(test['num_clusters'])} distinct {noun(test['num_clusters'], 'inputs')}"
     parts = [
         f"# {len(value['models'])} models on the test set of {test['run']}",
-        f"{records}, {inputs}; answers are greedy and at most {count(test['max_new_tokens'])} tokens long. ± and [ ] "
+        f"{records}, {inputs}; answers are greedy and at most {count(test['max_new_tokens'])} tokens long. [ ] "
         "show the 95 % interval. Differences are paired by record. p is two-sided and clustered by input; Holm's is "
         f"corrected for all pairs in {metric_label(value['main_metric'])}, any other for nothing.",
         "\n".join(f"- {sentence}" for sentence in sentences(value)),
@@ -149,9 +148,7 @@ def _scores(value: Mapping[str, Any]) -> Table:
     scored = [f"trained tasks ({num_records[ALL_TASKS]})", f"other tasks ({num_records.get(OTHER_TASKS, '')})"]
     header = ("metric", "model", *(scored if len(together) > 1 else ["score"]))
     records = f"{count(value['test']['num_records'])} {noun(value['test']['num_records'], 'records')}"
-    title = f"Test set of {value['test']['run']}: {records}; ± and [ ] show the 95 % interval"
-    if any("(" in cell for row in rows for cell in row[2:]):
-        title += "; ( ): all records agree, and this bounds the true mean"
+    title = f"Test set of {value['test']['run']}: {records}; [ ] show the 95 % interval"
     return Table(title, header, rows, num_left=2)
 
 
@@ -162,19 +159,7 @@ def _score(score: Mapping[str, Any] | None) -> str:
     places = decimals_for(mean)
     if low is None or high is None:
         return decimal(mean, places)
-    if low == high and (bound := _bound(score)):
-        return f"{decimal(mean, places)} ({bound})"
-    # Perplexity's interval is not symmetric.
-    if score["metric"] == "perplexity":
-        return f"{decimal(mean, places)} [{decimal(low, places)}, {decimal(high, places)}]"
-    return f"{decimal(mean, places)} ± {decimal((high - low) / 2, places)}"
-
-
-def _bound(score: Mapping[str, Any]) -> str:
-    """Return what follows for the true mean where all records have one value, as the page says it; empty if nothing."""
-    known: dict[str, Any] = {field.name: score.get(field.name) for field in fields(Score)}
-    _, _, bound = Score(**known).agreement.partition("; ")
-    return bound.removeprefix("true mean ")
+    return f"{decimal(mean, places)} [{decimal(low, places)}, {decimal(high, places)}]"
 
 
 def _pairs(value: Mapping[str, Any], metric: str, *, task: str = ALL_TASKS, wide: bool) -> Table:

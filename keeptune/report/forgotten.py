@@ -20,6 +20,7 @@ from keeptune.report.scores import Score, read_scores
 class Lost:
     """What a model at `alpha` lost on a suite: positive `forgetting` = lost, with its 95 % interval [low, high].
 
+    [`worst_low`, `worst_high`] is wider: of the `num_suites` of a kind, it holds for the one that lost most.
     `num_lost` and `num_gained` count records; `kl` is the divergence from the base in nats per token, of texts alone.
     """
 
@@ -34,6 +35,9 @@ class Lost:
     forgetting: float
     low: float | None
     high: float | None
+    worst_low: float | None
+    worst_high: float | None
+    num_suites: int | None
     num_lost: int | None
     num_gained: int | None
     chance: float | None
@@ -194,6 +198,9 @@ def _lost(row: Mapping[str, Any]) -> Lost | None:
         forgetting=forgetting,
         low=finite(row.get("low")),
         high=finite(row.get("high")),
+        worst_low=finite(row.get("worst_low")),
+        worst_high=finite(row.get("worst_high")),
+        num_suites=whole(row.get("num_suites")),
         num_lost=whole(row.get("num_lost")),
         num_gained=whole(row.get("num_gained")),
         chance=finite(row.get("chance")),

@@ -106,7 +106,7 @@ def _what_is_shown(report: Report) -> Iterator[str]:
         yield f"The scores compare an answer with the expected one. {'; '.join(meanings)}."
     yield (
         "A 95 % interval says how far a number may be off because the test records are a sample: about 95 of 100 such "
-        "intervals contain the true value."
+        "intervals contain the true value, and few records make it wide, even where all of them agree."
     )
     yield (
         "If the interval of a difference contains 0, the test is too small to tell better from worse, and the page "

@@ -9,9 +9,10 @@ from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
 from keeptune.report.broken import broken_sentence
 from keeptune.report.cost import Cost
+from keeptune.report.differences import Paired
 from keeptune.report.scores import Score
-from keeptune.report.shots import few_shot_left_out
-from keeptune.report.tables import Paired, Report
+from keeptune.report.shots import ShotRow, few_shot_left_out
+from keeptune.report.tables import Report
 from keeptune.report.wording import (
     NO_BREAK,
     count,
@@ -195,7 +196,7 @@ def others_sentence(report: Report) -> tuple[Phrase, ...]:
 def shots_sentence(report: Report) -> tuple[Phrase, ...]:
     """Return whether the chosen method beats the base with solved examples in its prompt; nothing where none has been.
 
-    The best number of examples stands for all; of its random choices the one in the middle is compared, by record.
+    The best number of examples stands for all, and the mean over its random choices for that.
     """
     method = report.selection.selected
     left_out = few_shot_left_out(report.shot_rows)
@@ -206,16 +207,15 @@ def shots_sentence(report: Report) -> tuple[Phrase, ...]:
     paired = report.difference_from_shots(method, metric) if method and metric else None
     if method is None or metric is None or best is None or paired is None or paired.difference is None:
         return ()
-    row = next(row for row in report.shot_rows if row.name == best.median_row)
-    base = row.score(metric)
+    rows = [row for row in report.shot_rows if row.name in best.rows]
     tuned = report.score(method, metric)
-    places = decimals_for(base, tuned.mean if tuned else None)
+    places = decimals_for(best.mean, tuned.mean if tuned else None)
     number = f"{count(best.shots)} solved {noun(best.shots, 'examples')}"
     which = f"the {number} most like the question" if best.is_nearest else number
-    middle = f" (the median of {count(best.num_draws)} random draws)" if best.num_draws > 1 else ""
-    without = row.num_without_exemplars or 0
-    crowded = without >= _LEAST_SHARE * (row.num_records or 0)
-    room = f" ({count(without)} of {count(row.num_records)} prompts had room for none)" if without and crowded else ""
+    over = f" (the mean of {count(best.num_draws)} random draws)" if best.num_draws > 1 else ""
+    without, num_prompts = (sum(n or 0 for n in of) for of in zip(*map(_prompts, rows), strict=True))
+    crowded = without >= _LEAST_SHARE * num_prompts
+    room = f" ({count(without)} of {count(num_prompts)} prompts had room for none)" if without and crowded else ""
     verdict = paired.verdict(higher_is_better=report.higher_is_better(metric))
     found = _FOUND_BESIDE_SHOTS[verdict]
     delivered = report.forgotten.delivered
@@ -224,11 +224,15 @@ def shots_sentence(report: Report) -> tuple[Phrase, ...]:
     return (
         Phrase(
             f"With {which} in its prompt{room} and no training, the base has {metric_label(metric)} "
-            f"{decimal(base, places)}{middle}; {method}{whole} "
+            f"{decimal(best.mean, places)}{over}; {method}{whole} "
         ),
         Phrase(found, strong=True),
         Phrase(f" (difference {decimal(paired.difference, places, signed=True)}, {doubt})."),
     )
+
+
+def _prompts(row: ShotRow) -> tuple[int | None, int | None]:
+    return row.num_without_exemplars, row.num_records
 
 
 def _gain(report: Report, method: str) -> list[Phrase]:

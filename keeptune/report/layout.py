@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.evaluation.metrics import metric_of
 from keeptune.progress import noun
+from keeptune.report.differences import Paired
 from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
-from keeptune.report.scores import BOUNDS, Score
+from keeptune.report.macro import MacroScore
+from keeptune.report.scores import Score
 from keeptune.report.shots import FewShot, few_shot_left_out
-from keeptune.report.tables import Metric, Paired, Report
+from keeptune.report.tables import Metric, Report
 from keeptune.report.wording import count, decimal, decimals_for, interval, metric_label
 
 _NUM_COLOURS = 6
@@ -29,7 +31,7 @@ _MARKS = {verdict: words[0] for verdict, words in _VERDICTS.items()}
 
 @dataclass(frozen=True, slots=True)
 class ScoreRow:
-    """A model's mean with its interval; `hint` says where that is no 95 % interval.
+    """A model's mean with its interval; `hint` says over how many draws of examples.
 
     `left_out` says in place of both why there is no score.
     """
@@ -153,8 +155,8 @@ def score_groups(report: Report) -> list[ScoreGroup]:
         scores = [s for name in names if (s := _shown(report, name, metric.name, task=ALL_TASKS)) is not None]
         if not scores:
             continue
-        values = [v for s in scores for v in (s.mean, *_ends(s)) if v is not None]
-        axis = axis_for(values, bounds=BOUNDS.get(metric.name, (-math.inf, math.inf)))
+        values = [v for s in scores for v in (s.mean, s.low, s.high) if v is not None]
+        axis = axis_for(values, bounds=metric_of(metric.name).bounds)
         places = decimals_for(*(s.mean for s in scores))
         rows = [_score_row(report, s, axis=axis, places=places) for s in scores]
         rows[1:1] = _left_out_rows(report) if not found else []
@@ -182,8 +184,10 @@ def _shown(report: Report, name: str, metric: str, *, task: str) -> Score | FewS
     return next(few_shot, None) or report.score(name, metric, task=task)
 
 
-def _ends(score: Score | FewShot) -> tuple[float | None, float | None]:
-    return score.ends if isinstance(score, FewShot) else (score.low, score.high)
+def _draws(score: FewShot) -> str:
+    if score.is_nearest:
+        return ""
+    return f"over {count(score.num_draws)} draws" if score.num_draws > 1 else "one draw, which is not in the interval"
 
 
 def _places_of(value: float | None, *, metric: str, places: int) -> int:
@@ -192,34 +196,30 @@ def _places_of(value: float | None, *, metric: str, places: int) -> int:
 
 
 def _score_row(report: Report, score: Score | FewShot, *, axis: Axis, places: int) -> ScoreRow:
-    low, high = _ends(score)
-    figure = Markup(interval_svg(axis, low=low, middle=score.mean, high=high, mark_zero=False))
+    figure = Markup(interval_svg(axis, low=score.low, middle=score.mean, high=score.high, mark_zero=False))
     places = _places_of(score.mean, metric=score.metric, places=places)
-    mean, ends = decimal(score.mean, places), interval(low, high, places)
+    mean, ends = decimal(score.mean, places), interval(score.low, score.high, places)
     if isinstance(score, FewShot):
-        hint = f"of {count(score.num_draws)} draws" if score.num_draws > 1 else ""
-        ends, hint = ("", score.agreement) if score.agreement else (ends, hint)
-        return ScoreRow(score.name, "c0", False, figure, mean, ends, hint, count(score.num_records))
+        return ScoreRow(score.name, "c0", False, figure, mean, ends, _draws(score), count(score.num_records))
     return ScoreRow(
         model=score.model,
         colour=colours(report).get(score.model, "c0"),
         selected=score.model == report.selection.selected,
         figure=figure,
         mean=mean,
-        interval=ends if not score.agreement else "",
-        hint=score.agreement,
+        interval=ends,
+        hint="",
         num_records=f"{count(score.num_records)}{score.in_clusters}",
     )
 
 
 def paired_groups(report: Report) -> list[PairedGroup]:
     """Return the paired differences over all tasks, by metric; of the few-shot rows, those from the best one."""
-    found, behind_examples = [], {row.name for row in report.shot_rows}
+    found, draws = [], {row.name for row in report.shot_rows}
     for metric in report.metrics:
-        best = report.best_few_shot(metric.name)
-        hidden = behind_examples - {best.median_row if best else ""}
         of_metric = [p for p in report.paired if p.metric == metric.name and p.task == ALL_TASKS]
-        pairs = [p for p in of_metric if p.against not in hidden]
+        pairs = [p for p in of_metric if p.against not in draws]
+        pairs += filter(None, (report.difference_from_shots(name, metric.name) for name in report.methods))
         if not pairs:
             continue
         values = [v for p in pairs for v in (p.low, p.difference, p.high) if v is not None]
@@ -234,7 +234,7 @@ def paired_groups(report: Report) -> list[PairedGroup]:
 
 def _verdict(report: Report, pair: Paired, *, metric: Metric) -> str:
     """Return the pair's verdict, "nothing" where both scored 0 and could not have scored less."""
-    named = [(s.model, s) for s in report.scores] + [(row.name, s) for row in report.shot_rows for s in row.scores]
+    named = [(s.model, s) for s in report.scores] + [(f.name, f) for f in report.few_shot]
     means = [s.mean for name, s in named if (s.metric, s.task) == (pair.metric, pair.task) and name in _names(pair)]
     if metric.higher_is_better and len(means) == 2 and not any(means):
         return "nothing"
@@ -311,8 +311,7 @@ def _macro_rows(report: Report, tasks: str, *, metric: Metric, places: int) -> l
             cells.append(TaskCell(decimal(None), "", "", "", ""))
             continue
         found = True
-        # Where the records of every task agree, their standard errors of 0 leave no doubt to average.
-        doubt = "" if macro.low == macro.high else f"({interval(macro.low, macro.high, places)})"
+        doubt = _doubt(macro, places=places)
         change = decimal(macro.mean - base.mean, places, signed=True) if base and name in report.methods else ""
         cells.append(TaskCell(decimal(macro.mean, places), doubt, "", "", change))
     return [TaskRow("mean of the tasks", True, "", tuple(cells))] if found else []
@@ -338,19 +337,12 @@ def _task_cell(
     if pair is not None and pair.difference is not None:
         change = decimal(pair.difference, _places_of(pair.difference, metric=pair.metric, places=places), signed=True)
     places = _places_of(score.mean, metric=score.metric, places=places)
-    if isinstance(score, FewShot):
-        doubt = score.agreement or f"({interval(*score.ends, places)})"
-        return TaskCell(decimal(score.mean, places), doubt, "", "", "")
     verdict = _verdict(report, pair, metric=metric) if pair else ""
     doubt = _doubt(score, places=places)
     return TaskCell(decimal(score.mean, places), doubt, _MARKS.get(verdict, ""), verdict, change)
 
 
-def _doubt(score: Score, *, places: int) -> str:
-    if score.agreement:
-        return score.agreement
-    if score.half_width is not None:
-        return f"± {decimal(score.half_width, places)}"
+def _doubt(score: Score | FewShot | MacroScore, *, places: int) -> str:
     return "" if score.low is None else f"({interval(score.low, score.high, places)})"
 
 

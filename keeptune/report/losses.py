@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
+from keeptune.evaluation.metrics import metric_of
 from keeptune.progress import noun
 from keeptune.report.figures import NUM_COLOURS, Mark, drift_svg, frontier_svg
 from keeptune.report.forgotten import Lost
 from keeptune.report.headline import KeyNumber, Phrase, target_score
-from keeptune.report.scores import BOUNDS, Score
+from keeptune.report.scores import Score
 from keeptune.report.tables import Report
 from keeptune.report.verdict import budget_words, left_out_words
 from keeptune.report.wording import (
@@ -112,20 +113,31 @@ def forgetting_sentence(report: Report) -> tuple[Phrase, ...]:
     of_harness = [row for row in found if row.metric not in (forgotten.metric, "loss") and not row.base_at_chance]
     parts = []
     if of_tasks:
-        row = max(of_tasks, key=lambda row: row.forgetting)
         of = f"of {count(len(of_tasks))} tasks, " if len(of_tasks) > 1 else ""
-        parts.append(f"{of}{lost_in_words(row)}")
-    parts += [lost_in_words(max(rows, key=lambda row: row.forgetting)) for rows in (of_harness, of_texts) if rows]
+        parts.append(f"{of}{_worst(of_tasks)}")
+    parts += [_worst(rows) for rows in (of_harness, of_texts) if rows]
     if not parts:
         return ()
     title = "Forgotten at worst: " if any(row.forgetting > 0 for row in found) else "No loss was measured: "
     return Phrase(title, strong=True), Phrase(f"{'; '.join(parts)}.")
 
 
-def lost_in_words(row: Lost) -> str:
-    """Return what a model lost on a suite as a clause: "ROUGE-L on boolq dropped by 0.200 (95 % interval …)"."""
+def _worst(rows: Sequence[Lost]) -> str:
+    """Return the suite that lost most as a clause; of several, with the interval that holds for whichever it is."""
+    worst = max(rows, key=lambda row: row.forgetting)
+    if len(rows) == 1:
+        return lost_in_words(worst)
+    wide = replace(worst, low=worst.worst_low, high=worst.worst_high)
+    return lost_in_words(wide, of=f" of the worst of {count(worst.num_suites)}:")
+
+
+def lost_in_words(row: Lost, *, of: str = "") -> str:
+    """Return what a model lost on a suite as a clause: "ROUGE-L on boolq dropped by 0.200 (95 % interval …)".
+
+    `of` says what the interval is of, where that is more than this suite.
+    """
     places = decimals_for(row.forgetting, row.high, row.low)
-    ends = f"95 % interval {interval(row.low, row.high, places)}" if row.low is not None else ""
+    ends = f"95 % interval{of} {interval(row.low, row.high, places)}" if row.low is not None else ""
     number = decimal(abs(row.forgetting), places)
     if row.metric == "loss":
         way = "higher" if row.forgetting >= 0 else "lower"
@@ -137,7 +149,7 @@ def lost_in_words(row: Lost) -> str:
     if row.forgetting > 0 or row.low is None or row.high is None:
         return f"{score} {'dropped' if row.forgetting > 0 else 'rose'} by {number}" + (f" ({ends})" if ends else "")
     # Of a rise, as the sentence speaks of one.
-    return f"{score} rose by {number} (95 % interval {interval(-row.high, -row.low, places)})"
+    return f"{score} rose by {number} (95 % interval{of} {interval(-row.high, -row.low, places)})"
 
 
 def forgotten_number(report: Report) -> KeyNumber | None:
@@ -213,7 +225,7 @@ def _of_base(report: Report, metric: str) -> Iterator[tuple[str, str, Mark]]:
             yield name, "■", Mark(0.0, score.mean, None, _ends(score.low, score.high), "s", 0)
     for few in report.few_shot:
         if (few.metric, few.task) == (metric, ALL_TASKS):
-            yield few.name, "▸", Mark(0.0, few.mean, None, _ends(*few.ends), ">", 0)
+            yield few.name, "▸", Mark(0.0, few.mean, None, _ends(few.low, few.high), ">", 0)
 
 
 def _ends(low: float | None, high: float | None) -> tuple[float, float] | None:
@@ -261,9 +273,7 @@ def _cell(row: Lost | None) -> Cell:
     detail = "; ".join([*picture, counts, *([f"KL {decimal(row.kl, 3)} nats"] if row.kl is not None else [])])
     if row.base_at_chance and row.metric != "loss":
         return Cell("∅", number, ends, f"{detail}; nothing to lose", "")
-    greatest = BOUNDS.get(row.metric, (0.0, 1.0))[1]
-    scale = 100.0 if greatest == 100.0 else 1.0
-    size = sum(abs(row.forgetting) >= tint * scale for tint in _TINTS)
+    size = sum(abs(row.forgetting) >= tint * metric_of(row.metric).scale for tint in _TINTS)
     if row.low is None or row.high is None or row.low <= 0 <= row.high:
         return Cell("≈", number, ends, detail, "")
     if row.forgetting < 0:

@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
-from keeptune.evaluation.scores import macro_mean
+from keeptune.evaluation.intervals import mean_of_tasks
+from keeptune.evaluation.metrics import metric_of
 from keeptune.report.reading import RunFolder, mapping, number, rows, string, whole
-from keeptune.report.scores import Score, interval_of
+from keeptune.report.scores import Score
 
 
 @dataclass(frozen=True, slots=True)
 class MacroScore:
     """The mean of `num_tasks` tasks' scores; `tasks` says which: "all" that were trained on, or "others".
 
-    [`low`, `high`] is its 95 % interval: the mean ± 1.96 standard errors, the tasks taken as independent.
+    [`low`, `high`] is its 95 % interval, from those of the tasks, which are taken as independent.
     """
 
     model: str
     tasks: str
     metric: str
     mean: float
-    standard_error: float | None
     low: float | None
     high: float | None
     num_tasks: int
@@ -65,11 +66,11 @@ def macro_scores(scores: Sequence[Score], *, untrained_tasks: frozenset[str]) ->
             tasks = OTHER_TASKS if score.task in untrained_tasks else ALL_TASKS
             found.setdefault((score.model, tasks, score.metric), []).append(score)
     for (model, tasks, metric), of_tasks in found.items():
-        known = [(score.mean, score.standard_error) for score in of_tasks if score.mean is not None]
-        if len(known) == len(of_tasks) > 1:
-            mean, error = macro_mean(known)
-            low, high = interval_of(mean, error, metric=metric)
-            yield MacroScore(model, tasks, metric, mean, error, low, high, len(known))
+        means = [score.mean for score in of_tasks if score.mean is not None]
+        if len(means) == len(of_tasks) > 1:
+            errors, ends = [score.standard_error for score in of_tasks], [(score.low, score.high) for score in of_tasks]
+            low, high = mean_of_tasks(means, errors, ends, bounds=metric_of(metric).bounds)
+            yield MacroScore(model, tasks, metric, math.fsum(means) / len(means), low, high, len(means))
 
 
 def read_validation(folder: RunFolder, methods: Sequence[str]) -> Iterator[ValidationScore]:

@@ -9,6 +9,8 @@ from itertools import groupby
 from typing import Any
 
 from keeptune.data.record import ALL_TASKS
+from keeptune.evaluation.intervals import NO_INTERVAL, mean_of_draws
+from keeptune.evaluation.metrics import metric_of
 from keeptune.report.reading import mapping, number, string, whole
 from keeptune.report.scores import Score, read_scores
 
@@ -48,10 +50,10 @@ class ShotRow:
 
 @dataclass(frozen=True, slots=True)
 class FewShot:
-    """A few-shot score: the mean over `num_draws` choices of examples, from the `lowest` choice to the `highest`.
+    """A few-shot score: the mean over `num_draws` choices of examples, with its 95 % interval [low, high].
 
-    Of a single choice these two are None, and [`low`, `high`] is the 95 % interval. `median_row` names the choice in
-    the middle, of two the better one; `agreement` what follows where all records of a single choice have one value.
+    The interval is over records and choices, of a single choice over records alone. `lowest` and `highest` are the
+    choices', None where there is one. `rows` names the choices.
     """
 
     name: str
@@ -66,13 +68,7 @@ class FewShot:
     high: float | None
     num_draws: int
     num_records: int | None
-    median_row: str
-    agreement: str = ""
-
-    @property
-    def ends(self) -> tuple[float | None, float | None]:
-        """The lowest and the highest choice, of a single one its 95 % interval."""
-        return (self.low, self.high) if self.num_draws == 1 else (self.lowest, self.highest)
+    rows: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,34 +116,40 @@ def read_shot_row(value: Mapping[str, Any]) -> ShotRow:
     )
 
 
-def few_shot_scores(rows: Sequence[ShotRow], *, higher_is_better: Mapping[str, bool]) -> Iterator[FewShot]:
+def few_shot_scores(rows: Sequence[ShotRow]) -> Iterator[FewShot]:
     """Yield one score for each number of shots, task and metric; the nearest examples have their own."""
     for name, of_one_number in _grouped(rows):
         scored = [(score, row) for row in of_one_number for score in row.scores if _is_finite(score.mean)]
         for task, metric in dict.fromkeys((score.task, score.metric) for score, _ in scored):
             found = [(score, row) for score, row in scored if (score.task, score.metric) == (task, metric)]
-            yield _few_shot(name, found, higher_is_better=higher_is_better.get(metric, True))
+            yield _few_shot(name, found)
 
 
-def _few_shot(name: str, found: Sequence[tuple[Score, ShotRow]], *, higher_is_better: bool) -> FewShot:
-    means, single = [score.mean or 0.0 for score, _ in found], len(found) == 1
-    ascending = sorted(range(len(found)), key=lambda i: means[i] if higher_is_better else -means[i])
-    score, median = found[ascending[len(found) // 2]]
+def _few_shot(name: str, found: Sequence[tuple[Score, ShotRow]]) -> FewShot:
+    means, (score, row) = [score.mean or 0.0 for score, _ in found], found[0]
+    single = len(found) == 1
+    ends = mean_of_draws(
+        means,
+        [of_draw.standard_error for of_draw, _ in found],
+        bounds=metric_of(score.metric).bounds,
+        num_clusters=score.num_clusters or 0,
+    )
+    # Draws that all gave the same, of records that all agree, leave the doubt of one.
+    low, high = (score.low, score.high) if single or ends == NO_INTERVAL else ends
     return FewShot(
         name=name,
-        shots=median.shots,
-        is_nearest=median.is_nearest,
+        shots=row.shots,
+        is_nearest=row.is_nearest,
         task=score.task,
         metric=score.metric,
         mean=math.fsum(means) / len(means),
         lowest=None if single else min(means),
         highest=None if single else max(means),
-        low=score.low if single else None,
-        high=score.high if single else None,
+        low=low,
+        high=high,
         num_draws=len(found),
         num_records=score.num_records,
-        median_row=median.name,
-        agreement=score.agreement if single else "",
+        rows=tuple(row.name for _, row in found),
     )
 
 

@@ -16,6 +16,7 @@ from keeptune.report.answers import Answers, read_answers
 from keeptune.report.audit import Audit, read_audit
 from keeptune.report.cost import Cost, read_costs
 from keeptune.report.curves import Curve, read_curve
+from keeptune.report.differences import Paired, mean_difference, read_paired
 from keeptune.report.forgotten import NOTHING_FORGOTTEN, Forgotten, read_forgotten
 from keeptune.report.growth import Growth, read_growth
 from keeptune.report.macro import (
@@ -43,29 +44,6 @@ from keeptune.report.shots import (
 BASE = "base"
 _LOWER_IS_BETTER = frozenset({"loss", "perplexity"})
 _NO_METHOD = frozenset({BASE, "curve", "data", "instruct-model", "search", "texts", "tokenizer"})
-
-
-@dataclass(frozen=True, slots=True)
-class Paired:
-    """`model` − `against`, paired by record, with its 95 % bootstrap interval [low, high]."""
-
-    model: str
-    against: str
-    task: str
-    metric: str
-    difference: float | None
-    low: float | None
-    high: float | None
-    better: int | None
-    worse: int | None
-
-    def verdict(self, *, higher_is_better: bool) -> str:
-        """Return "better" or "worse" where the interval excludes 0, "same" where no record differs, else "unclear"."""
-        if self.better == 0 == self.worse:
-            return "same"
-        if self.low is None or self.high is None or not (self.low > 0 or self.high < 0):
-            return "unclear"
-        return "better" if (self.low > 0) == higher_is_better else "worse"
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,10 +170,16 @@ class Report:
         return max(found, key=lambda f: sign * f.mean, default=None)
 
     def difference_from_shots(self, model: str, metric: str) -> Paired | None:
-        """Return a model's paired difference from the best few-shot score's middle choice, None where not measured."""
+        """Return a model's paired difference from the best few-shot score, None where not measured."""
         best = self.best_few_shot(metric)
-        wanted = (model, best.median_row if best else None, metric, ALL_TASKS)
-        return next((p for p in self.paired if (p.model, p.against, p.metric, p.task) == wanted), None)
+        if best is None:
+            return None
+        wanted = {(model, row, metric, ALL_TASKS) for row in best.rows}
+        pairs = [p for p in self.paired if (p.model, p.against, p.metric, p.task) in wanted]
+        num_picked_from = sum((f.metric, f.task) == (metric, ALL_TASKS) for f in self.few_shot)
+        if len(pairs) < len(best.rows):
+            return None
+        return mean_difference(pairs, against=best.name, num_picked_from=num_picked_from)
 
     def cost(self, model: str | None) -> Cost | None:
         """Return a method's cost, None where it was not trained to the end."""
@@ -246,7 +230,7 @@ def read_report(run: Path) -> Report:
         metrics=metrics,
         main_metric=main_metric,
         scores=scores,
-        paired=tuple(_paired(folder.object("paired.json"))),
+        paired=tuple(read_paired(folder.object("paired.json"), base=BASE)),
         costs=tuple(read_costs(folder, methods)),
         curves=tuple(curve for name in methods if (curve := read_curve(folder, name)) is not None),
         decodings=tuple(_decodings([*values, *(value for value in of_base.values() if num_shots(value))])),
@@ -268,7 +252,7 @@ def read_report(run: Path) -> Report:
         searched=read_search(folder),
         growth=read_growth(folder),
         shot_rows=shot_rows,
-        few_shot=tuple(few_shot_scores(shot_rows, higher_is_better={m.name: m.higher_is_better for m in metrics})),
+        few_shot=tuple(few_shot_scores(shot_rows)),
     )
 
 
@@ -338,21 +322,6 @@ def _main_metric(metrics: Sequence[Metric], selection: Selection) -> str | None:
     if selection.metric in names and selection.metric not in _LOWER_IS_BETTER:
         return selection.metric
     return names[0] if names else None
-
-
-def _paired(value: Mapping[str, Any]) -> Iterator[Paired]:
-    for row in rows(value.get("paired")):
-        yield Paired(
-            model=string(row.get("model")) or "?",
-            against=string(row.get("against")) or BASE,
-            task=string(row.get("task")) or ALL_TASKS,
-            metric=string(row.get("metric")) or "?",
-            difference=number(row.get("difference")),
-            low=finite(row.get("low")),
-            high=finite(row.get("high")),
-            better=whole(row.get("better")),
-            worse=whole(row.get("worse")),
-        )
 
 
 def _decodings(values: Sequence[Mapping[str, Any]]) -> Iterator[Decoding]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 from keeptune.data.record import ALL_TASKS
+from keeptune.evaluation.intervals import confidence_of_each
 from keeptune.evaluation.metrics import Answer, metric_of
 from keeptune.evaluation.scores import Paired, Score, paired_differences, score_answers
 from keeptune.retention.chance import Chance, chance_of
@@ -17,10 +18,10 @@ from keeptune.retention.drops import require_same_records
 class TaskRetention:
     """What one task forgot in one metric: base - tuned, turned so that positive = lost, in the metric's units.
 
-    `standard_error` is clustered by input, None where one cluster is all and where the metric is no mean over records
-    or tokens; [`low`, `high`] is the 95 % interval. `num_lost` and `num_gained` count the records whose own value fell
-    or rose. `retention` is (tuned - chance) / (base - chance), None where the base is not clearly above chance and of
-    losses.
+    `standard_error` is clustered by input and [`low`, `high`] is the 95 % interval; None where one cluster is all.
+    [`worst_low`, `worst_high`] is wider: it holds for whichever of `num_suites` is picked. `num_lost` and `num_gained`
+    count the records whose own value fell or rose. `retention` is (tuned - chance) / (base - chance), None where the
+    base is not clearly above chance and of losses.
     """
 
     task: str
@@ -33,6 +34,9 @@ class TaskRetention:
     standard_error: float | None
     low: float | None
     high: float | None
+    worst_low: float | None
+    worst_high: float | None
+    num_suites: int
     num_lost: int
     num_gained: int
     chance: float
@@ -54,33 +58,35 @@ class Retention:
 
 
 def measure_retention(
-    base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str, least_chance: float = 0.0
+    base: Sequence[Answer],
+    tuned: Sequence[Answer],
+    *,
+    metric: str,
+    least_chance: float = 0.0,
+    num_suites: int | None = None,
 ) -> Retention:
     """Return what each task lost in `metric` from `base` to `tuned`, in the order in which tasks come first.
 
-    Chance is what `chance_of` says; `least_chance` is what guessing scores.
+    Chance is what `chance_of` says; `least_chance` is what guessing scores. The worst is picked from `num_suites`, all
+    tasks where that is not given.
 
     Raises:
         DataError: there is no record, or the two do not answer the same records in the same order.
     """
     require_same_records(base, tuned, suite="retention")
     sign = 1.0 if metric_of(metric).higher_is_better else -1.0
-    # With what each record forgot in place of its score, mean and error are those of the paired difference: the sums
-    # that a mean is made of are linear in the value.
-    forgotten = [
-        replace(b, metrics={metric: sign * (b.metrics[metric] - t.metrics[metric])})
-        for b, t in zip(base, tuned, strict=True)
-    ]
     means = _by_task(score_answers(base, metrics=[metric]))
     tuned_means = _by_task(score_answers(tuned, metrics=[metric]))
-    # The difference of two corpus scores is no mean of differences: the bootstrap alone knows its error.
-    errors = _by_task(score_answers(forgotten, metrics=[metric])) if metric_of(metric).is_mean else {}
-    paired = _by_task(paired_differences(tuned, base, metrics=[metric], model="tuned", against="base"))
+    num_suites = num_suites or len(means) - 1
+    how = {"metrics": [metric], "model": "tuned", "against": "base"}
+    paired = _by_task(paired_differences(tuned, base, **how))
+    picked = _by_task(paired_differences(tuned, base, **how, confidence=confidence_of_each(num_suites)))
     tasks = []
     for task, score in means.items():
         own = [answer for answer in base if task in (answer.task, ALL_TASKS)]
         chance = chance_of(own, metric=metric, least=least_chance)
         low, high = _forgetting_interval(paired[task], sign=sign)
+        worst_low, worst_high = _forgetting_interval(picked[task], sign=sign)
         tasks.append(
             TaskRetention(
                 task=task,
@@ -90,9 +96,12 @@ def measure_retention(
                 base=score.mean,
                 tuned=tuned_means[task].mean,
                 forgetting=-sign * paired[task].difference + 0.0,
-                standard_error=errors[task].standard_error if task in errors else None,
+                standard_error=paired[task].standard_error,
                 low=low,
                 high=high,
+                worst_low=worst_low,
+                worst_high=worst_high,
+                num_suites=num_suites,
                 num_lost=paired[task].worse,
                 num_gained=paired[task].better,
                 chance=chance.level,

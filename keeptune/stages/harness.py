@@ -10,7 +10,7 @@ import json
 from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -317,12 +317,14 @@ def harness_rows(
     """Yield what each suite lost, a row of `forgetting.json` each; none stands among `others`."""
     from keeptune.retention.measures import measure_retention
 
-    for suite, facts in (harness.audit if harness is not None else {}).items():
+    suites = harness.audit if harness is not None else {}
+    measure = partial(measure_retention, num_suites=len(suites))
+    for suite, facts in suites.items():
         before, after = ([a for a in answers if a.task == suite] for answers in (base, tuned))
         if not before:
             continue
         first, *also = (
-            asdict(measure_retention(before, after, metric=metric, least_chance=facts["chance"]).tasks[0])
+            asdict(measure(before, after, metric=metric, least_chance=facts["chance"]).tasks[0])
             for metric in (facts["metric"], *facts["also"])
         )
         yield {"suite": first.pop("task"), **first, "kl": None, **({"also": also} if also else {})}

@@ -143,7 +143,6 @@ def _card_scores(run: Run, data: Data, point: Point) -> Iterator[CardScore]:
             base_value=base_values.get((score.task, score.metric)),
             trained=score.task not in {*others, OTHER_TASKS},
             few_shot=few_shot.get((score.task, score.metric), ""),
-            agreement=score.agreement,
         )
 
 
@@ -155,7 +154,7 @@ def _few_shot(run: Run, *, higher_is_better: Mapping[str, bool]) -> dict[tuple[s
     """Return the best few-shot score of each task and metric, with its number of examples: "0.2400 (4 shots)"."""
     values = (read_json(path) for path in sorted((run.folder / BASE).glob("*-shot-*/scores.json")))
     best: dict[tuple[str, str], FewShot] = {}
-    for found in few_shot_scores([read_shot_row(value) for value in values], higher_is_better=higher_is_better):
+    for found in few_shot_scores([read_shot_row(value) for value in values]):
         place, sign = (found.task, found.metric), 1 if higher_is_better.get(found.metric, True) else -1
         if place not in best or sign * found.mean > sign * best[place].mean:
             best[place] = found

@@ -108,7 +108,8 @@ def task_scores(run: Run, name: str, *, model: nn.Module, split: Split, bench: B
     A loss is taken over all records of the split, a metric over those that selected; nothing where there is one task.
     """
     from keeptune.evaluation.evaluate import validation_scores
-    from keeptune.evaluation.scores import macro_mean
+    from keeptune.evaluation.intervals import mean_of_tasks
+    from keeptune.evaluation.metrics import metric_of
 
     evaluation = run.recipe.evaluation
     trained = [task.name for task in run.recipe.data.tasks if task.train]
@@ -117,12 +118,14 @@ def task_scores(run: Run, name: str, *, model: nn.Module, split: Split, bench: B
     number = len(split.examples) if evaluation.select_by == "loss" else evaluation.num_validation_records
     scores = validation_scores(model, split=split, bench=bench, metric=evaluation.select_by, num_records=number)
     of_tasks = [score for task in trained for score in scores if score.task == task]
-    mean, error = macro_mean([(score.mean, score.standard_error) for score in of_tasks])
+    means, ends = [score.mean for score in of_tasks], [(score.low, score.high) for score in of_tasks]
+    errors, bounds = [score.standard_error for score in of_tasks], metric_of(evaluation.select_by).bounds
+    mean, (low, high) = math.fsum(means) / len(means), mean_of_tasks(means, errors, ends, bounds=bounds)
     listed = ", ".join(f"{score.task} {score.mean:.3f}" for score in of_tasks)
     run.context.progress.say(f"{name}: validation {evaluation.select_by}: {listed}; mean of the tasks {mean:.3f}")
     return {
         "validation_scores": [asdict(score) for score in of_tasks],
-        "validation_macro": {"metric": evaluation.select_by, "mean": mean, "standard_error": error},
+        "validation_macro": {"metric": evaluation.select_by, "mean": mean, "low": low, "high": high},
     }
 
 

@@ -197,7 +197,7 @@ def test_samples_and_scores_say_what_was_asked_answered_and_how(tokenizer: Token
     assert "nrefs:1|" in written["metrics"]["bleu"]["signature"]
     assert [(s["task"], s["metric"]) for s in written["scores"]][:2] == [("t", "rougeL"), ("t", "exact_match")]
     assert written["scores"][-1].keys() == {
-        "model", "shots", "task", "metric", "mean", "standard_error", "num_records", "num_clusters",
+        "model", "shots", "task", "metric", "mean", "standard_error", "low", "high", "num_records", "num_clusters",
     }  # fmt: skip
     assert [s["mean"] for s in written["scores"]] == [score.mean for score in scores]
     assert {s["num_clusters"] for s in written["scores"] if s["task"] == "all"} == {5}

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from sacrebleu.metrics.bleu import BLEU
 
 from keeptune.errors import DataError
-from keeptune.evaluation.metrics import METRICS, Answer
+from keeptune.evaluation.metrics import LOSS_METRICS, METRICS, Answer
 from keeptune.evaluation.scores import Paired, Score, paired_differences, score_answers
 
 
@@ -166,14 +166,36 @@ def test_pairing_sees_a_difference_that_two_separate_errors_would_hide() -> None
     assert paired.high - paired.low < 0.03
 
 
-def test_a_percentile_interval_is_near_the_normal_one_and_repeats_exactly() -> None:
+def test_of_many_records_an_interval_is_near_the_normal_one() -> None:
     rng = np.random.default_rng(3)
     moved = [float(v) for v in rng.normal(0.3, 1.0, size=400)]
-    first, second = interval(moved, [0.0] * 400), interval(moved, [0.0] * 400)
-    assert first == second
+    first = interval(moved, [0.0] * 400)
     error = np.std(moved, ddof=1) / 20
     assert first.low == pytest.approx(first.difference - 1.96 * error, abs=0.005)
     assert first.high == pytest.approx(first.difference + 1.96 * error, abs=0.005)
+
+
+def test_each_metric_has_the_interval_of_its_kind() -> None:
+    mine = [answer(i, exact=float(i % 4 > 0), loss=1.0 + i % 3, tokens=1 + i % 5) for i in range(40)]
+    exact, loss, perplexity = (only(score_answers(mine, metrics=[name])) for name in ("exact_match", *LOSS_METRICS))
+    # Wilson's for 30 of 40.
+    assert (exact.low, exact.high) == pytest.approx((0.5981, 0.8581), abs=5e-5)
+    assert loss.low is not None and loss.high is not None
+    assert loss.low * loss.high == pytest.approx(loss.mean**2)
+    assert (perplexity.low, perplexity.high) == pytest.approx((math.exp(loss.low), math.exp(loss.high)))
+    paired = interval([1.0] * 3 + [0.0] * 17, [0.0] * 20)
+    # Bonett and Price's: (4 - 1) / 22 ± 1.96 x ((5 / 22 - (3 / 22)^2) / 22)^(1/2).
+    assert (paired.low, paired.high) == pytest.approx((3 / 22 - 0.19088, 3 / 22 + 0.19088), abs=5e-5)
+    all_right = only(score_answers(answers([1.0] * 20), metrics=["exact_match"]))
+    assert (all_right.low, all_right.high) == pytest.approx((0.8389, 1.0), abs=5e-5)
+
+
+def test_of_records_that_were_picked_as_the_worst_the_interval_is_wider() -> None:
+    mine, theirs = answers([1.0] * 3 + [0.5] * 17), answers([0.5] * 20)
+    how = {"metrics": ["exact_match"], "model": "lora", "against": "base"}
+    single, of_ten = (paired_differences(mine, theirs, **how, confidence=c)[0] for c in (0.95, 0.995))
+    assert single.low is not None and of_ten.low is not None
+    assert of_ten.low < single.low and of_ten.difference == single.difference
 
 
 @pytest.mark.parametrize("clustered", [False, True])
@@ -221,4 +243,8 @@ def test_every_metric_has_scores_and_differences() -> None:
     ]
     assert len(score_answers(mine, metrics=names)) == 2 * len(names)
     for paired in paired_differences(mine, mine, metrics=names, model="a", against="b"):
-        assert (paired.difference, paired.low, paired.high, paired.better, paired.worse) == (0.0, 0.0, 0.0, 0, 0)
+        assert (paired.difference, paired.better, paired.worse) == (0.0, 0, 0)
+        # Nothing bounds what the loss of other records may be; of all else the metric's bounds do.
+        unbounded = paired.metric in (*LOSS_METRICS, "kl")
+        assert (paired.low is None) == unbounded
+        assert unbounded or (paired.low or 0.0) < 0.0 < (paired.high or 0.0)

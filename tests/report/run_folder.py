@@ -48,7 +48,9 @@ def write_lines(path: Path, values: Sequence[Any]) -> None:
 def score(model: str, task: str, metric: str, mean: float, num_records: int) -> dict[str, Any]:
     error = 0.4 * max(0.02, min(mean, 1.0)) / math.sqrt(num_records) * 2
     counts = {"num_records": num_records, "num_clusters": num_records - 3}
-    return {"model": model, "shots": 0, "task": task, "metric": metric, "mean": mean, "standard_error": error} | counts
+    ends = {"low": max(0.0, mean - 1.96 * error), "high": mean + 1.96 * error}
+    of = {"model": model, "shots": 0, "task": task, "metric": metric}
+    return of | {"mean": mean, "standard_error": error, **ends} | counts
 
 
 # How far the base's mean changes on tasks that were not trained on.
@@ -266,6 +268,7 @@ def write_shots(run: Path, *, tasks: Sequence[str] = ("ag_news",), num_records: 
             for metric, mean in means.items():
                 difference = MEANS["lora"][metric] - mean
                 ends = {"difference": difference, "low": difference - 0.05, "high": difference + 0.05}
+                ends |= {"standard_error": 0.025, "num_clusters": number - 3}
                 name = {"model": "lora", "against": shot_name(shots, draw), "task": task, "metric": metric}
                 pairs.append({**name, **ends, "better": 50, "worse": 10})
         header = {
@@ -307,6 +310,9 @@ def lost_row(
         "forgetting": forgetting,
         "low": forgetting - 0.02,
         "high": forgetting + 0.02,
+        "worst_low": forgetting - 0.03,
+        "worst_high": forgetting + 0.03,
+        "num_suites": 1 if metric == "loss" else 2,
         "num_lost": 31,
         "num_gained": 4,
         "chance": 0.1,

@@ -195,7 +195,7 @@ def test_tasks_that_were_not_trained_on_stand_apart(tmp_path: Path) -> None:
         "Trained on news 100",
         "all 200 0.118",
         "Not trained on boolq 100",
-        "others 200 0.106 ± 0.012 ≈ 0.042 ± 0.005 −0.064 ▼ 0.042 ± 0.005 −0.064",
+        "others 200 0.106 (0.094 to 0.118) ≈ 0.042 (0.037 to 0.046) −0.064 ▼ 0.042 (0.037 to 0.046) −0.064",
         "boolq not trained on 0 0 96",
         "Of 20 test answers of lora to what was trained on, ranked by",
         "Beyond the other tasks of this page, what the tuned model lost",
@@ -239,7 +239,7 @@ def test_a_run_without_other_tasks_says_that_nothing_outside_was_measured(tmp_pa
     words = page_of(write_run(tmp_path, tasks=("news", "qa"), num_steps=1)).words
     assert "What the tuned model lost outside these tasks was not measured." in words
     assert "not trained on" not in words.lower()
-    assert "all 200 0.118 ± 0.013 ▲ 0.402 ± 0.045 +0.284" in words
+    assert "all 200 0.118 (0.105 to 0.131) ▲ 0.402 (0.357 to 0.447) +0.284" in words
 
 
 def test_the_guide_tells_in_plain_words_what_was_done(tmp_path: Path) -> None:
@@ -491,7 +491,8 @@ def test_report_json_has_the_documented_fields(tmp_path: Path) -> None:
         "model", "shots", "task", "metric", "mean", "standard_error", "low", "high", "num_records", "num_clusters",
     }  # fmt: skip
     assert value["paired"][0].keys() == {
-        "model", "against", "task", "metric", "difference", "low", "high", "better", "worse",
+        "model", "against", "task", "metric", "difference", "low", "high", "better", "worse", "standard_error",
+        "num_clusters",
     }  # fmt: skip
     assert {
         "model",

@@ -12,10 +12,11 @@ from keeptune.data.leak_audit import leak_audits
 from keeptune.errors import StorageError
 from keeptune.report.audit import Parts, SplitCounts
 from keeptune.report.curves import MAX_POINTS, read_curve
+from keeptune.report.differences import Paired
 from keeptune.report.layout import paired_groups, score_groups, task_tables
 from keeptune.report.reading import RunFolder, number, whole
 from keeptune.report.scores import read_scores
-from keeptune.report.tables import Paired, read_report
+from keeptune.report.tables import read_report
 from keeptune.storage import read_json
 from tests.report.run_folder import events, sample, scores_file, write_json, write_lines, write_run
 from tests.report.test_page import page_of
@@ -96,24 +97,10 @@ def test_a_half_written_or_hidden_folder_is_no_method(tmp_path: Path) -> None:
     assert read_report(run).methods == ("full", "lora")
 
 
-def test_the_interval_of_a_score_is_196_standard_errors_wide_on_each_side() -> None:
-    row = {"model": "lora", "task": "all", "metric": "rougeL", "mean": 0.5, "standard_error": 0.1}
-    score, alone = read_scores({"scores": [row, row | {"standard_error": None}]})
-    assert score.low == pytest.approx(0.3040036)
-    assert score.high == pytest.approx(0.6959964)
-    assert score.half_width == pytest.approx(0.1959964)
-    assert alone.low is None and alone.high is None and alone.half_width is None
-
-
-def test_the_interval_of_a_perplexity_is_that_of_its_loss_and_never_below_one() -> None:
-    loss = {"model": "lora", "task": "all", "metric": "loss", "mean": 2.0, "standard_error": 0.8}
-    perplexity = loss | {"metric": "perplexity", "mean": math.exp(2.0), "standard_error": 0.8 * math.exp(2.0)}
-    other = perplexity | {"task": "a"}
-    _, score, without_loss = read_scores({"scores": [loss, perplexity, other]})
-    assert score.low == pytest.approx(math.exp(2.0 - 1.959964 * 0.8))
-    assert score.high == pytest.approx(math.exp(2.0 + 1.959964 * 0.8))
-    assert score.half_width is None
-    assert without_loss.low is None
+def test_an_interval_is_what_scores_json_says() -> None:
+    row = {"model": "lora", "task": "all", "metric": "rougeL", "mean": 0.5, "low": 0.3, "high": 0.69}
+    score, alone = read_scores({"scores": [row, row | {"low": None, "high": None}]})
+    assert (score.low, score.high, alone.low, alone.high) == (0.3, 0.69, None, None)
 
 
 def test_examples_in_the_prompt_make_no_second_base(tmp_path: Path) -> None:

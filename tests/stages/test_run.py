@@ -84,7 +84,7 @@ def test_the_report_has_the_promised_fields(done: tuple[Path, Path]) -> None:
     report = read_json(done[1] / "report.json")
     assert {score["model"] for score in report["scores"]} == {"base", "full", "lora"}
     assert set(report["scores"][0]) >= {
-        "model", "shots", "task", "metric", "mean", "standard_error", "num_records", "num_clusters"
+        "model", "shots", "task", "metric", "mean", "standard_error", "low", "high", "num_records", "num_clusters"
     }  # fmt: skip
     assert set(report["paired"][0]) >= {
         "model", "against", "task", "metric", "difference", "low", "high", "better", "worse"
