@@ -21,7 +21,6 @@ from keeptune.retention.drops import metric_scale
 _MAX_LABELS = 20
 # A base that is this share of the scale above chance has something to lose, however few records show it.
 _LEAST_ABOVE = 0.1
-# The level of the one-sided test that the base is better than chance.
 _LEVEL = 0.05
 
 
@@ -58,22 +57,22 @@ class LeftOut:
     reason: Literal["chance", "budget"] = "chance"
 
 
-def chance_of(base: Sequence[Answer], *, metric: str, least: float = 0.0) -> Chance:
+def chance_of(base: Sequence[Answer], *, metric: str, least: float = 0.0, level: float = _LEVEL) -> Chance:
     """Judge whether the base is better than chance at these answers in `metric`; `least` is what guessing scores.
 
     Where the references are 2 to 20 labels, chance is what always giving the most frequent one scores, or `least` where
-    that is more. Any score is above a chance of 0. Above another, the base is where a one-sided t test at 5 %, paired
-    and clustered by input, says so, and wherever it is a tenth of the metric's scale higher. Answers that are a single
-    cluster allow no test, and count as above.
+    that is more. Any score is above a chance of 0. Above another, the base is where a one-sided t test at `level`,
+    paired and clustered by input, says so, and wherever it is a tenth of the metric's scale higher. Answers that are a
+    single cluster allow no test, and count as above.
     """
     score = score_of(base, metric=metric)
     if not metric_of(metric).higher_is_better:
         return Chance(score, 0.0, above=True, clearly=False)
     guesses = [*_guesses(base, metric=metric, least=least)]
-    level = max((score_of(guessed, metric=metric) for guessed in guesses), default=0.0)
-    clearly = score - level >= _LEAST_ABOVE * metric_scale(metric)
-    told = score > 0.0 and all(_is_better(base, guessed, metric=metric) for guessed in guesses)
-    return Chance(score, level, above=clearly or told, clearly=clearly)
+    chance = max((score_of(guessed, metric=metric) for guessed in guesses), default=0.0)
+    clearly = score - chance >= _LEAST_ABOVE * metric_scale(metric)
+    told = score > 0.0 and all(_is_better(base, guessed, metric=metric, level=level) for guessed in guesses)
+    return Chance(score, chance, above=clearly or told, clearly=clearly)
 
 
 def _guesses(base: Sequence[Answer], *, metric: str, least: float) -> Iterator[list[Answer]]:
@@ -110,11 +109,11 @@ def _one_label(base: Sequence[Answer], metric: str) -> list[Answer]:
     ]
 
 
-def _is_better(base: Sequence[Answer], guessed: Sequence[Answer], *, metric: str) -> bool:
+def _is_better(base: Sequence[Answer], guessed: Sequence[Answer], *, metric: str, level: float) -> bool:
     """Tell whether a test finds the base better than a guess at the same records."""
     found = difference(base, guessed, metric=metric)
     if found.standard_error is None:
         return True
     if found.standard_error == 0.0:
         return found.difference > 0.0
-    return float(stdtr(found.num_clusters - 1, -found.difference / found.standard_error)) <= _LEVEL
+    return float(stdtr(found.num_clusters - 1, -found.difference / found.standard_error)) <= level

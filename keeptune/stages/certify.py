@@ -70,7 +70,13 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
     answered = [run.folder / name / "certify" for name in methods]
     _require_measured(run, methods, base=judged_by_test(asked, data))
-    left_out = at_chance(reported_answers(run), budgets=asked, tasks=data.untrained_tasks, harness=harness)
+    left_out = at_chance(
+        reported_answers(run),
+        budgets=asked,
+        tasks=data.untrained_tasks,
+        harness=harness,
+        confidence=run.recipe.retention.confidence,
+    )
     tested_budgets(asked, left_out)
     session = Session(run, data, suites.texts, harness, asked, left_out, "")
     session = replace(session, key=question_key(session, methods))

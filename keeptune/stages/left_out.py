@@ -33,9 +33,16 @@ def reported_answers(run: Run) -> list[Answer]:
 
 
 def at_chance(
-    base: Sequence[Answer], *, budgets: Mapping[str, Budget], tasks: frozenset[str], harness: Harness | None
+    base: Sequence[Answer],
+    *,
+    budgets: Mapping[str, Budget],
+    tasks: frozenset[str],
+    harness: Harness | None,
+    confidence: float,
 ) -> tuple[LeftOut, ...]:
     """Return the suites on which a base with these answers has nothing to lose, each in the metric of its own budget.
+
+    The test that tells it from chance has the level of the certificate, one minus its `confidence`.
 
     Of "others" it is each of the other `tasks` in the metric of that budget, and "others" itself where all of them are
     at chance. A suite whose base scores no more than the budget is one too: no model could break it. A suite without
@@ -50,7 +57,7 @@ def at_chance(
         answers = [answer for answer in base if answer.task in suites]
         if not answers or any(metric not in answer.metrics for answer in answers):
             return None
-        found = chance_of(answers, metric=metric, least=levels.get(named, 0.0))
+        found = chance_of(answers, metric=metric, least=levels.get(named, 0.0), level=1.0 - confidence)
         name = named if named == of or named not in budgets else f"{named} of {of}"
         return LeftOut(name, named, of, metric, found.base, found.level), found.above
 
