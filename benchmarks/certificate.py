@@ -284,7 +284,7 @@ class Measured:
         walked = walk(
             [Candidate(METHOD, tuple(self.points))],
             budgets={OTHER_TASKS: budget},
-            delta=confidence_left(1.0 - confidence, opening=1),
+            delta=confidence_left(1.0 - confidence, opening=1, num_suites=1),
             drops_at=lambda _, alpha: {OTHER_TASKS: drops(self.base["certify"], self.points[alpha]["certify"], budget)},
         )
 

@@ -78,13 +78,16 @@ def record_search(
             ledger.add(line)
 
 
-def confidence_left(delta: float, *, opening: int) -> float:
-    """Return the delta of the opening with this number; those of all openings sum to `delta`.
+def confidence_left(delta: float, *, opening: int, num_suites: int) -> float:
+    """Return the delta of the opening with this number; those of all openings sum to `delta` at most.
 
-    The first gets four fifths, as most records are opened once; each later one half of what those before it left.
+    The first gets four fifths, as most records are opened once; each later one half of what those before it left,
+    divided by the number of suites: whoever saw what each of them lost may aim at the luckiest one.
     """
     assert opening >= 1, "openings are counted from 1"
-    return _FIRST_SHARE * delta if opening == 1 else (1.0 - _FIRST_SHARE) * delta / 2 ** (opening - 1)
+    if opening == 1:
+        return _FIRST_SHARE * delta
+    return (1.0 - _FIRST_SHARE) * delta / 2 ** (opening - 1) / num_suites
 
 
 def _sorted(records: Mapping[str, Sequence[str]]) -> dict[str, list[str]]:

@@ -154,7 +154,15 @@ def counted(
         **_of_harness(harness),
     }
     return [
-        _counted(recipe, suite, text, budget=budgets.get(suite), inputs=inputs.get(suite), opening=opening)
+        _counted(
+            recipe,
+            suite,
+            text,
+            budget=budgets.get(suite),
+            inputs=inputs.get(suite),
+            opening=opening,
+            num_suites=len(asked),
+        )
         for suite, text in asked.items()
     ]
 
@@ -167,6 +175,7 @@ def _counted(
     budget: Budget | None,
     inputs: Counter[tuple[str, str]] | None,
     opening: int,
+    num_suites: int,
 ) -> CheckedBudget:
     from keeptune.retention.drops import Drops
     from keeptune.retention.ledger import confidence_left
@@ -174,7 +183,8 @@ def _counted(
 
     if budget is None:
         return CheckedBudget(suite, text, None, None)
-    delta = confidence_left(1.0 - recipe.retention.confidence, opening=opening) / len(recipe.methods)
+    delta = confidence_left(1.0 - recipe.retention.confidence, opening=opening, num_suites=num_suites)
+    delta /= len(recipe.methods)
     needed = records_needed_for_any_verdict(budget=budget.amount, delta=delta, scale=budget.scale)
     if inputs is None:
         return CheckedBudget(suite, text, None, needed)

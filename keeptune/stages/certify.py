@@ -182,7 +182,8 @@ def _walked(session: Session, methods: Mapping[str, Method], *, opening: Opening
         return drops_of(session, base, tuned)
 
     candidates = [Candidate(name, tuple(p.alpha for p in points(run, method))) for name, method in methods.items()]
-    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening.number)
+    left = 1.0 - run.recipe.retention.confidence
+    delta = confidence_left(left, opening=opening.number, num_suites=len(session.budgets))
     return walk(candidates, budgets=session.tested, delta=delta, drops_at=drops_at, watched=session.watched)
 
 

@@ -231,7 +231,8 @@ def _tested(session: Session, folder: Path, *, name: str, opening: Opening) -> W
         place = run.folder / CERTIFICATES / name
         return drops_of(session, base, certify_answers(session, model, name=name, folder=place))
 
-    delta = confidence_left(1.0 - run.recipe.retention.confidence, opening=opening.number)
+    left = 1.0 - run.recipe.retention.confidence
+    delta = confidence_left(left, opening=opening.number, num_suites=len(session.budgets))
     candidate = Candidate(name, (1.0,))
     return walk([candidate], budgets=session.tested, delta=delta, drops_at=drops_at, watched=session.watched)
 

@@ -70,6 +70,11 @@ def test_an_opening_stands_in_each_ledger_and_counts_what_any_of_them_knows(tmp_
 
 
 def test_openings_together_spend_no_more_than_delta() -> None:
-    spent = [confidence_left(0.05, opening=i) for i in range(1, 60)]
+    spent = [confidence_left(0.05, opening=i, num_suites=1) for i in range(1, 60)]
     assert spent[:3] == pytest.approx([0.04, 0.005, 0.0025])
     assert math.fsum(spent) <= 0.05
+
+
+def test_a_later_opening_pays_for_what_the_last_one_showed_of_each_suite() -> None:
+    assert confidence_left(0.05, opening=1, num_suites=4) == pytest.approx(0.04)
+    assert confidence_left(0.05, opening=2, num_suites=4) == pytest.approx(0.00125)
