@@ -32,7 +32,7 @@ def test_a_certificate_vouches_for_every_budget_at_once_and_tells_each_bound() -
     )
     assert found.sentence == (
         "With 95 % confidence over the draw of records, lora at alpha 1 stays within every budget: sst2 loses at most "
-        "0.02 of exact_match (measured 0.005, upper bound for this suite alone 0.017); text loses at most 0.02 nats "
+        "0.02 of exact_match (measured 0.005, upper bound for this suite alone 0.0167); text loses at most 0.02 nats "
         "(measured 0, upper bound for this suite alone 0.00498). A record's change beyond 1 nat counts as that."
     )
 
@@ -51,7 +51,7 @@ def test_too_few_records_are_told_how_many_would_do() -> None:
         "sst2",
         found.num_records_needed,
         "Not certified: 500 records of sst2 are too few to show that lora at alpha 0.5 loses less than 0.02 of "
-        "exact_match (measured 0.006, upper bound 0.0239). "
+        "exact_match (measured 0.006, upper bound 0.0234). "
         f"About {found.num_records_needed:,} records would be needed.",
     )
     # (1.645 + 0.842)^2 * 0.046 / 0.014^2, and more as the likeliest null has more losses.
