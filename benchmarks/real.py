@@ -64,6 +64,7 @@ def recipe(data: Path, model: Path, out: Path) -> dict[str, Any]:
         "retention": {
             "alphas": [0.2, 0.4, 0.6, 0.8, 1.0],
             "budget": {"others": "0.1 nats of loss", "self": "0.1 nats"},
+            "ledger": str(out / "ledger.jsonl"),
         },
     }
 

@@ -336,6 +336,8 @@ class RetentionFields(Section):
         in_nats = any("nat" in text.lower() for text in self.budget.values())
         if self.loss_cap != type(self).model_fields["loss_cap"].default and not in_nats:
             raise ValueError("found loss_cap without effect; expected it with a budget in nats. Remove it")
+        if not self.budget and (given := [key for key in ("ledger", "probe_fraction") if getattr(self, key)]):
+            raise ValueError(f"found {given[0]} without effect; expected it with a budget. Remove it")
         if self.alphas != "auto" and (not self.alphas or list(self.alphas) != sorted(set(self.alphas))):
             raise ValueError(f"found alphas: {list(self.alphas)}; expected different numbers that rise. Sort them")
         return self

@@ -137,6 +137,9 @@ def test_every_problem_is_reported_at_once(tmp_path: Path) -> None:
         ("methods: {'../x': {}}\n", "found the method name '../x'"),
         ("training: {eval_steps: 5, evals_per_epoch: 3}\n", "found eval_steps and evals_per_epoch; expected one"),
         ("training: {cooldown_fraction: 0.5}\n", "found cooldown_fraction without effect"),
+        ("retention: {loss_cap: 2}\n", "found loss_cap without effect; expected it with a budget in nats"),
+        ("retention: {probe_fraction: 0.1}\n", "found probe_fraction without effect; expected it with a budget"),
+        ("retention: {ledger: team.jsonl}\n", "found ledger without effect; expected it with a budget. Remove it"),
         (
             "evaluation: {baselines: [zero-shot, nearest], num_draws: 2}\n",
             "evaluation: found num_draws without effect; expected it only with few-shot among baselines.",

@@ -252,7 +252,7 @@ def test_the_instruct_model_answers_as_was_recorded_and_learns_a_new_wording(lab
     recipe["data"]["tasks"].append({"path": str(lab / "tasks/span_sentence"), "max_records": 200})
     recipe["methods"] = {"lora": {"peft_type": "LORA", "r": 16, "learning_rate": 5e-3}}
     recipe["evaluation"] = {"metrics": ["exact_match"], "baselines": ["zero-shot"]}
-    # With a budget the answers to two fifths of the records would be kept for the certificate.
+    # With a budget the answers to three fifths of the records would be kept for the certificate.
     recipe["retention"] = {"self_texts": 0}
     report = run_recipe(tmp_path, recipe)
     recorded = json.loads(RESULTS.read_text(encoding="utf-8"))["forgetting"]["alone"]
