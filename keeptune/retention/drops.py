@@ -6,8 +6,10 @@ Shape key: R records, G clusters.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,13 +26,15 @@ class Drops:
 
     Records with the same number in `clusters_R` are not independent. `strata_R` numbers the kinds of records, such as
     tasks, whose mix is taken as fixed (None: all are of one kind); a cluster is of the kind of its first record. No
-    record loses or gains more than `scale`.
+    record loses or gains more than `scale`. `largest_R` is the most records that a cluster of a record's kind is known
+    to have, here or elsewhere (None: here).
     """
 
     values_R: NDArray[np.float64]
     clusters_R: NDArray[np.int64]
     scale: float = 1.0
     strata_R: NDArray[np.int64] | None = None
+    largest_R: NDArray[np.int64] | None = None
 
     @property
     def num_records(self) -> int:
@@ -53,12 +57,20 @@ class Drops:
         return int(np.count_nonzero(self.values_R < 0))
 
 
-def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str, scale: float, suite: str) -> Drops:
+def paired_drops(
+    base: Sequence[Answer],
+    tuned: Sequence[Answer],
+    *,
+    metric: str,
+    scale: float,
+    suite: str,
+    largest: Mapping[str, int] = MappingProxyType({}),
+) -> Drops:
     """Return what `tuned` lost against `base` in each record's own value of `metric`.
 
-    What a record lost or gained beyond `scale` counts as `scale`. Of the loss it is nats per token of that record, of
-    BLEU and chrF the record's own score: their mean weighs every record alike, and is not the difference of the two
-    corpus scores.
+    `largest` is the most records of one input that each task is known to have elsewhere. What a record lost or gained
+    beyond `scale` counts as `scale`. Of the loss it is nats per token of that record, of BLEU and chrF the record's own
+    score: their mean weighs every record alike, and is not the difference of the two corpus scores.
 
     Raises:
         DataError: there is no record, a record has no finite value or one that is larger than its metric's scale, or
@@ -85,7 +97,16 @@ def paired_drops(base: Sequence[Answer], tuned: Sequence[Answer], *, metric: str
     # Numbered in the order of their names, so that the order of records decides nothing.
     clusters_R = np.unique([answer.cluster for answer in base], return_inverse=True)[1]
     strata_R = np.unique([answer.task for answer in base], return_inverse=True)[1]
-    return Drops(values_R, clusters_R.astype(np.int64), scale, strata_R.astype(np.int64))
+    largest_R = np.array([largest.get(answer.task, 1) for answer in base])
+    return Drops(values_R, clusters_R.astype(np.int64), scale, strata_R.astype(np.int64), largest_R)
+
+
+def largest_inputs(answers: Iterable[Answer]) -> dict[str, int]:
+    """Return by task how many records the input with the most of them has."""
+    found: dict[str, int] = {}
+    for (task, _), number in Counter((answer.task, answer.cluster) for answer in answers).items():
+        found[task] = max(found.get(task, 0), number)
+    return found
 
 
 def require_same_records(base: Sequence[Answer], tuned: Sequence[Answer], *, suite: str) -> None:

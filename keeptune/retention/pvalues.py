@@ -45,11 +45,15 @@ class PValue:
 
 @dataclass(frozen=True, slots=True)
 class _Clusters:
-    """What each cluster lost in sum, in units of the scale, its number of records, and the stratum that it is of."""
+    """What each cluster lost in sum, in units of the scale, its number of records, and the stratum that it is of.
+
+    `largest_G` is the most records that a cluster of its kind is known to have.
+    """
 
     sums_G: NDArray[np.float64]
     sizes_G: NDArray[np.float64]
     strata_G: NDArray[np.int64]
+    largest_G: NDArray[np.float64]
 
     @property
     def mean(self) -> float:
@@ -71,7 +75,7 @@ class _Clusters:
         """Return what the clusters of each stratum lost beyond the budget: S_g - budget n_g.
 
         The mean over records is the budget where these are 0 in expectation. At worst a cluster as large as the largest
-        of its stratum loses all.
+        known of its stratum loses all.
         """
         return [*self._strata(budget)]
 
@@ -80,7 +84,7 @@ class _Clusters:
             own_G = self.strata_G == stratum
             lost_G = np.round(self.sums_G[own_G] - budget * self.sizes_G[own_G], _DIGITS)
             values_V, counts_V = np.unique(lost_G, return_counts=True)
-            yield Stratum(values_V, counts_V.astype(np.float64), (1.0 - budget) * float(self.sizes_G[own_G].max()))
+            yield Stratum(values_V, counts_V.astype(np.float64), (1.0 - budget) * float(self.largest_G[own_G].max()))
 
 
 def p_value(drops: Drops, *, budget: float) -> PValue:
@@ -88,7 +92,7 @@ def p_value(drops: Drops, *, budget: float) -> PValue:
 
     It serves values up to the scale, of any skew, with few changes and with many: in simulation
     (`benchmarks/certificate_null.py`) its error is near the level or below it, and no theorem bounds it. It takes the
-    mix of strata as fixed, and no cluster to be larger than the largest one that came of its stratum.
+    mix of strata as fixed, and no cluster to be larger than the largest one that is known of its stratum.
     """
     clusters = _clusters(drops)
     return PValue(
@@ -156,7 +160,8 @@ def _clusters(drops: Drops) -> _Clusters:
     sums_G = np.zeros(len(sizes_G))
     np.add.at(sums_G, labels_R, values_R)
     strata_G = np.zeros_like(first_G) if drops.strata_R is None else drops.strata_R[first_G]
-    return _Clusters(sums_G, sizes_G, _large_enough(strata_G))
+    largest_G = sizes_G if drops.largest_R is None else np.maximum(sizes_G, drops.largest_R[first_G])
+    return _Clusters(sums_G, sizes_G, _large_enough(strata_G), largest_G)
 
 
 def _large_enough(strata_G: NDArray[np.int64]) -> NDArray[np.int64]:

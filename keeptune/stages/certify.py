@@ -45,7 +45,7 @@ LIMITS = (
     "about anything that no suite asks.",
     "It is about these weights with this chat template and this way of decoding. Once they are merged, quantised or "
     "changed otherwise, the model needs a new one.",
-    "It takes no input to have more records than the largest one among those that were tested.",
+    "It takes no input to have more records than the largest one among those that were tested or reported on.",
     "Its confidence is over the draw of records. Training again with another seed makes another model.",
 )
 
@@ -59,6 +59,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     Raises:
         DataError: there is no budget, a suite has too few records, or a method is not trained and measured yet.
     """
+    from keeptune.retention.drops import largest_inputs
     from keeptune.retention.verdict import verdict
     from keeptune.retention.walk import choose
 
@@ -70,15 +71,16 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     methods = {name: method_of(run.recipe, name) for name in run.recipe.methods}
     answered = [run.folder / name / "certify" for name in methods]
     _require_measured(run, methods, base=judged_by_test(asked, data))
+    reported = reported_answers(run)
     left_out = at_chance(
-        reported_answers(run),
+        reported,
         budgets=asked,
         tasks=data.untrained_tasks,
         harness=harness,
         confidence=run.recipe.retention.confidence,
     )
     tested_budgets(asked, left_out)
-    session = Session(run, data, suites.texts, harness, asked, left_out, "")
+    session = Session(run, data, suites.texts, harness, asked, left_out, largest_inputs(reported), "")
     session = replace(session, key=question_key(session, methods))
     # A delivered model that someone changed or removed is delivered again.
     before = intact_record(path, say=run.context.progress.say)

@@ -69,6 +69,8 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         RecipeError: the folder is no model, or reads the records otherwise than the run's models.
         StorageError: a file in the folder is not as its manifest says.
     """
+    from keeptune.retention.drops import largest_inputs
+
     require_budget(run.recipe)
     require_unchanged(folder)
     data = prepare(run)
@@ -90,7 +92,7 @@ def certify_artifact(run: Run, folder: Path) -> ArtifactCertificate:
         left_out=[one.name for one in left_out],
         **policy_of(run.recipe).answers_key(),
     )
-    session = Session(run, data, texts, harness, budgets, left_out, key)
+    session = Session(run, data, texts, harness, budgets, left_out, largest_inputs(reported_answers(run)), key)
     if (certified := _delivered(session, folder, hashes=hashes)) is not None:
         return certified
     name = f"{folder.resolve().name}-{stage_key(artifact=hashes)[:_KEY_DIGITS]}"

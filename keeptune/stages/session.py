@@ -41,7 +41,8 @@ _CERTIFY = "certify"
 class Session:
     """What is measured in one opening, and against what; `key` is that of the candidates and all that they are asked.
 
-    `budgets` are those of the recipe; `left_out` are the suites with nothing to lose.
+    `budgets` are those of the recipe; `left_out` are the suites with nothing to lose. `largest` is the most records of
+    one input in each task's report part.
     """
 
     run: Run
@@ -50,6 +51,7 @@ class Session:
     harness: Harness | None
     budgets: Mapping[str, Budget]
     left_out: Sequence[LeftOut]
+    largest: Mapping[str, int]
     key: str
 
     @property
@@ -203,6 +205,7 @@ def drops_of(session: Session, base: Sequence[Answer], tuned: Sequence[Answer]) 
             metric=budget.metric,
             scale=budget.scale,
             suite=suite,
+            largest=session.largest,
         )
         for suite, budget in {**session.tested, **session.watched}.items()
     }

@@ -8,7 +8,7 @@ import pytest
 
 from keeptune.errors import DataError
 from keeptune.evaluation.metrics import METRICS, Answer
-from keeptune.retention.drops import metric_scale, paired_drops
+from keeptune.retention.drops import largest_inputs, metric_scale, paired_drops
 
 
 def answer(number: int, *, cluster: str = "", **metrics: float) -> Answer:
@@ -104,3 +104,11 @@ def test_a_record_without_a_finite_value_is_refused(metrics: dict[str, Any]) -> 
             "sst2: found 1 of 3 records without a finite exact_match of base or tuned model, the first of them id1; "
             "expected one of each. Evaluate both again."
         )
+
+
+def test_the_largest_input_of_a_task_is_counted_and_handed_on() -> None:
+    reported = [answer(i, cluster="same" if i < 3 else "", exact_match=1.0) for i in range(6)]
+    assert largest_inputs(reported) == {"sst2": 3}
+    asked = [answer(9, exact_match=1.0)]
+    drops = paired_drops(asked, asked, metric="exact_match", scale=1.0, suite="s", largest=largest_inputs(reported))
+    assert drops.largest_R is not None and drops.largest_R.tolist() == [3]

@@ -91,6 +91,21 @@ def test_tasks_apart_give_more_power_than_their_records_together() -> None:
     assert certified(drawn, budget=0.05) > certified(together, budget=0.05) + 0.1
 
 
+def test_a_large_input_that_is_known_of_elsewhere_is_taken_to_be_lost() -> None:
+    """Of 1,000 inputs one in 2,000 has 50 records and loses them all: most samples have none of these."""
+    rng, num = np.random.default_rng(7), 1000
+    mean = 50 * 0.0005 / (1 - 0.0005 + 50 * 0.0005)
+    found = []
+    for _ in range(100):
+        is_large = rng.random(num) < 0.0005
+        sizes = np.where(is_large, 50, 1)
+        values, clusters = np.repeat(is_large.astype(float), sizes), np.repeat(np.arange(num), sizes)
+        known = Drops(values, clusters, largest_R=np.full(len(values), 50))
+        found.append([p_value(drops, budget=mean).p for drops in (Drops(values, clusters), known)])
+    unknown, known = (np.array(found) <= DELTA).mean(axis=0)
+    assert unknown > 0.4 and known <= DELTA
+
+
 def test_small_strata_are_put_together() -> None:
     rng = np.random.default_rng(5)
     values = flips(rng, 200, churn=0.3, mean=0.0)
