@@ -91,9 +91,9 @@ def test_a_folder_gets_a_certificate_that_names_it_by_its_hashes(copied: Made, t
     assert str(tuned) in lines[2] and str(path) in lines[-1]
 
 
-def test_it_is_one_more_opening_at_half_of_the_error_that_is_left(copied: Made, tuned: Path) -> None:
+def test_it_is_one_more_opening_whose_error_its_two_suites_share(copied: Made, tuned: Path) -> None:
     value, path, _ = certified(copied, tuned)
-    assert value["opening"] == 2 and value["delta"] == pytest.approx(0.005)
+    assert value["opening"] == 2 and value["delta"] == pytest.approx(0.0025)
     assert [line["opening"] for line in ledger(copied)] == [1, 2]
     assert ledger(copied)[1]["candidates"] == [path.stem]
     assert {cell["delta"] for cell in value["cells"]} == {value["delta"]}

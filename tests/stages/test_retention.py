@@ -183,7 +183,7 @@ def test_another_budget_opens_the_records_again_and_spends_some_of_what_is_left(
     retention = copied.recipe.retention.model_copy(update={"budget": {"self": "0.8 nats", "wiki": "0.95 nats"}})
     with stages.open_run(copied.recipe.model_copy(update={"retention": retention}), context=context()) as run:
         value = json.loads(stages.certify(run).read_text(encoding="utf-8"))
-    assert value["opening"] == 2 and value["delta"] == pytest.approx(0.005)
+    assert value["opening"] == 2 and value["delta"] == pytest.approx(0.0025)
     assert len((copied.folder / LEDGER).read_text(encoding="utf-8").splitlines()) == 2
 
 
