@@ -67,10 +67,18 @@ class Spread:
         wide = float(np.sqrt((np.square(self.pulls_G).sum() + 2 * farthest**2) / ((num + 1) * (num + 2))))
         return max(wide, self.standard_error or 0.0)
 
-    def shift(self, quantile: float) -> float:
-        """Return how far an interval of so many wide errors lies towards the longer tail (Johnson 1978)."""
-        skewness = float((self.pulls_G**3).sum()) / ((self.num_clusters + 2) * self.wide_error) ** 2
-        return skewness * (1 / 6 + quantile**2 / 3) / (self.num_clusters + 2)
+    def leaning(self, quantile: float) -> tuple[float, float]:
+        """Return half the width of an interval, and how far it lies towards the longer tail (Johnson 1978).
+
+        Four clusters more pull as far as the farthest does, three of them its way: what a few records show of a long
+        tail is less than what there is.
+        """
+        farthest = self.pulls_G[np.abs(self.pulls_G).argmax()]
+        pulls = np.append(self.pulls_G, farthest * np.array([-1.0, 1.0, 1.0, 1.0]))
+        num = len(pulls)
+        error = float(np.sqrt(np.square(pulls).sum() / (num * (num - 1))))
+        skewness = float((pulls**3).sum()) / (num * error) ** 2
+        return quantile * error, skewness * (1 / 6 + quantile**2 / 3) / num
 
     def effective_number(self, variance: float) -> float:
         """Return how many independent records of this variance would tell as much; of singleton clusters, all.
@@ -147,8 +155,8 @@ def score_interval(spread: Spread, *, bounds: Bounds, binary: bool, confidence: 
 def difference_interval(spread: Spread, *, bounds: Bounds, confidence: float = CONFIDENCE) -> Ends:
     """Return the interval of a paired difference, `bounds` being those of the difference.
 
-    It is Student's, of the wide error, moved towards the longer tail. Where all clusters differ alike there is none
-    without bounds.
+    It is Student's, widened and moved towards the longer tail. Where all clusters differ alike there is none without
+    bounds.
 
     Source: Johnson 1978, "Modified t tests and confidence intervals for asymmetrical populations", JASA 73(363).
     """
@@ -156,8 +164,8 @@ def difference_interval(spread: Spread, *, bounds: Bounds, confidence: float = C
         return NO_INTERVAL
     if spread.is_alike(_scale(bounds)):
         return _of_alike(spread, bounds=bounds, confidence=confidence)
-    quantile = _quantile(spread, binary=False, confidence=confidence)
-    middle, half = spread.value + spread.shift(quantile), quantile * spread.wide_error
+    half, shift = spread.leaning(_quantile(spread, binary=False, confidence=confidence))
+    middle = spread.value + shift
     return max(middle - half, bounds[0]), min(middle + half, bounds[1])
 
 

@@ -96,9 +96,13 @@ def test_a_paired_difference_is_students_about_a_middle_towards_the_longer_tail(
     low, high = intervals.difference_interval(of, bounds=DIFFERENCE)
     assert low is not None and high is not None
     t = stats.t.ppf(0.975, 7)
-    assert high - low == pytest.approx(2 * t * of.wide_error)
-    third = float((of.pulls_G**3).sum()) / 10
-    assert (low + high) / 2 - of.value == pytest.approx(third / (of.wide_error**2 * 100) * (1 / 6 + t**2 / 3))
+    # Four more as far from the mean as the farthest, three of them on its side.
+    farthest = -0.9 - of.value
+    more = np.append(of.pulls_G, [farthest, farthest, farthest, -farthest])
+    error = math.sqrt(np.square(more).sum() / 12 / 11)
+    assert high - low == pytest.approx(2 * t * error)
+    third = float((more**3).mean()) / (error**2 * 12)
+    assert (low + high) / 2 - of.value == pytest.approx(third * (1 / 6 + t**2 / 3) / 12)
     assert (low + high) / 2 < of.value
 
 

@@ -68,7 +68,7 @@ def test_of_a_loss_a_rise_is_forgetting_and_tokens_are_its_weights() -> None:
     assert found.low is not None
     assert found.high is not None
     assert found.standard_error is not None
-    assert found.high - found.low == pytest.approx(2 * 1.99 * found.standard_error, rel=0.1)
+    assert found.high - found.low == pytest.approx(2 * 1.99 * found.standard_error, rel=0.2)
     assert (found.chance, found.base_at_chance, found.retention) == (0.0, False, None)
 
 
