@@ -147,7 +147,9 @@ def clustered(*, largest: int, churn: float, mean: float) -> Kind:
 
 def tasks(*, num: int, spread: float, churn: float, mean: float) -> Kind:
     """Return accuracy-like records of `num` tasks alike in size, whose means lie up to `spread` about `mean`."""
-    means = mean + np.linspace(-spread, spread, num)
+    rising = np.linspace(-spread, spread, num)
+    # The lowest, the highest, the next ones: whichever tasks have a record more, the mean over records stays.
+    means = mean + np.stack([rising, rising[::-1]], axis=1).ravel()[:num]
 
     def draw(rng: np.random.Generator, num_records: int) -> Drops:
         parts = np.array_split(np.arange(num_records), num)
