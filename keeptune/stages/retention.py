@@ -199,9 +199,7 @@ def _forgetting(
             how = {"budgets": budgets, "left_out": left_out, "tasks": data.untrained_tasks}
             budgeted += [facts | row for row in under_budget(before, after, **how)]
             metrics = [*run.recipe.evaluation.metrics, "loss"]
-            elsewhere += [
-                facts | row for row in left_out_elsewhere(before, after, metrics=metrics, left_out=left_out)
-            ]
+            elsewhere += [facts | row for row in left_out_elsewhere(before, after, metrics=metrics, left_out=left_out)]
             broken += [facts | asdict(c) for c in canaries(answers).values()]
     return {
         "metric": metric,

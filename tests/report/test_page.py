@@ -230,7 +230,7 @@ def test_what_became_of_another_task_is_said_by_its_interval(
     scores = json.loads((run / "base/zero-shot/scores.json").read_text(encoding="utf-8"))
     scores["scores"] = [row | {"mean": 0.0} for row in scores["scores"]]
     write_json(run / "base/zero-shot/scores.json", scores)
-    assert "). The base scored 0 there, and had nothing to lose." in page_of(run).words
+    assert "). The base scored 0 there, and had no ROUGE-L to lose." in page_of(run).words
     write_json(run / "paired.json", {"paired": []})
     assert "it reaches ROUGE-L 0.042; the base was not scored there." in page_of(run).words
 
