@@ -116,8 +116,8 @@ def test_no_ten_seconds_pass_without_a_line_whatever_the_work_tells() -> None:
         "Answers: 105 records, 4 s so far",
         "Answers: 105 records, 14 s so far",
         "Answers: 105 records, 24 s so far",
-        "Answers: 30/105 records, 0.9/s, 85 s left",
-        "Answers: 30/105 records, 0.7/s, 110 s left",
+        "Answers: 30/105 records, 1.2/s, 54 s left",
+        "Answers: 30/105 records, 1.2/s, 44 s left",
     ]
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
-from keeptune.report.broken import broken_sentence
+from keeptune.report.broken import broken_base_sentence, broken_elsewhere_sentence, broken_sentence
 from keeptune.report.cost import Cost
 from keeptune.report.differences import Paired
 from keeptune.report.scores import Score
@@ -116,6 +116,18 @@ def headline(report: Report) -> tuple[Phrase, ...]:
 def _broken(report: Report) -> list[Phrase]:
     first, colon, rest = broken_sentence(report).partition(":")
     return [Phrase(first, strong=True), Phrase(f"{colon}{rest} ")] if first else []
+
+
+def broken_sentences(report: Report) -> tuple[Phrase, ...]:
+    """Return that the base's answers are broken, or the chosen model's to other tasks; nothing where neither are."""
+    base, elsewhere = broken_base_sentence(report), broken_elsewhere_sentence(report)
+    found = [Phrase("The base model’s answers are broken", strong=True), Phrase(f": {base} ")] if base else []
+    if base:
+        found.append(Phrase("A gain over its scores may mean no more than that answers end. "))
+    if elsewhere:
+        where = "On tasks that it was not trained on, the model’s answers are broken"
+        found += [Phrase(where, strong=True), Phrase(f": {elsewhere}")]
+    return tuple(found)
 
 
 def target_score(report: Report, model: str, alpha: float, *, metric: str, task: str = ALL_TASKS) -> Score | None:

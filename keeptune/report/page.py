@@ -18,10 +18,19 @@ from keeptune import __version__
 from keeptune.progress import noun
 from keeptune.report import explained, losses, wording
 from keeptune.report.broken import broken_rows, broken_sentence, label_sentences
+from keeptune.report.curve_panels import curve_panels
 from keeptune.report.growth import growth_panels, read_growth
 from keeptune.report.guide import guide
-from keeptune.report.headline import KeyNumber, Phrase, headline, key_numbers, others_sentence, shots_sentence
-from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
+from keeptune.report.headline import (
+    KeyNumber,
+    Phrase,
+    broken_sentences,
+    headline,
+    key_numbers,
+    others_sentence,
+    shots_sentence,
+)
+from keeptune.report.layout import colours, paired_groups, score_groups, task_tables
 from keeptune.report.looks import looks_sentence, num_looks
 from keeptune.report.lost_words import forgotten_numbers
 from keeptune.report.reading import RunFolder
@@ -30,7 +39,7 @@ from keeptune.report.search_figures import search_panels
 from keeptune.report.shots import few_shot_left_out
 from keeptune.report.tables import Report, read_report
 from keeptune.report.tested import tested_rows
-from keeptune.report.verdict import alpha_sentence, verdict_sentence
+from keeptune.report.verdict import alpha_sentence, opening_sentence, verdict_sentence
 from keeptune.storage import write_atomic
 
 VERSION = 1
@@ -152,7 +161,7 @@ def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
     delivered = report.forgotten.delivered
     # The scores of other tasks are the trained model's: of one delivered on the way to it, its own losses are said.
     of_trained = (others_sentence,) if delivered is None or delivered[1] == 1.0 else ()
-    sentences = (alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
+    sentences = (broken_sentences, alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
     sentences += (explained.tied_sentence, explained.unfinished_sentence)
     return [found for sentence in sentences if (found := sentence(report))]
 
@@ -165,6 +174,7 @@ def _forgotten(report: Report) -> dict[str, Any]:
     return {
         "show_forgotten": bool(forgotten.rows or forgotten.certificate),
         "verdict": _verdict_sentence(report),
+        "opening": opening_sentence(forgotten.certificate) if forgotten.certificate else "",
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
         "tested": tested_rows(forgotten.certificate) if forgotten.certificate else [],

@@ -98,6 +98,27 @@ def _kept(certificate: Certificate, *, others: frozenset[str]) -> str:
     return "; ".join(parts)
 
 
+def opening_sentence(certificate: Certificate) -> str:
+    """Return which opening of the certify records this was, who counted it, and what confidence it left; else empty."""
+    number, total, spent = certificate.opening, certificate.confidence, certificate.delta
+    if number is None or total is None:
+        return ""
+    where = f"all openings that {certificate.ledger} knows" if certificate.ledger else "this run folder alone"
+    known = "" if certificate.ledger else "; openings in other run folders are not known"
+    at = f" at {100 * (1 - spent):.5g}{NO_BREAK}% confidence" if spent else ""
+    asked = f"the recipe asks for {100 * total:.4g}{NO_BREAK}% over all openings of these records together"
+    if number == 1:
+        return (
+            f"This was the first time that a model was tested on these records, counted over {where}{known}. It was "
+            f"tested{at}, because {asked}, and the rest is kept for later ones."
+        )
+    return (
+        f"This was opening {count(number)} of these records, counted over {where}{known}. Earlier models were tested "
+        f"on them, which left less room for error: this time the budget had to be shown{at}, because {asked}. That "
+        "takes more records than a first opening."
+    )
+
+
 def budget_words(budget: Budget) -> str:
     """Return a budget as the page says it: points in units of the score, in which all losses stand."""
     if budget.unit != "points" or budget.amount is None or budget.metric is None:

@@ -11,6 +11,7 @@ import pytest
 
 from keeptune.report.answers import read_flips
 from keeptune.report.figures import Mark, frontier_svg
+from keeptune.report.layout import colours, score_groups, task_tables
 from keeptune.report.losses import drift_panels, frontier, matrix, not_measured
 from keeptune.report.lost_words import forgotten_numbers
 from keeptune.report.page import write_report
@@ -201,6 +202,52 @@ def test_a_reported_figure_of_other_tasks_than_the_certified_ones_does_not_stand
     assert certified.note.startswith("on all other tasks; at most 0.038")
 
 
+def test_the_delivered_model_stands_in_the_tables_of_models(tmp_path: Path) -> None:
+    report = read_report(a_run(tmp_path, verdict="CERTIFIED"))
+    rows = {row.model: (row.mean, row.selected) for row in score_groups(report)[0].rows}
+    name = "lora at alpha 0.3 (delivered)"
+    assert (rows[name], rows["lora"]) == (("0.345", False), ("0.431", False))
+    (table, *_) = task_tables(report)
+    assert table.columns == ("base", name, "full", "lora")
+    assert colours(report)[name] == colours(report)["lora"]
+
+
+def test_the_section_says_who_counted_the_openings_and_what_a_later_one_costs(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    words = page_of(run).words.replace("\u00a0", " ")
+    assert (
+        "This was opening 2 of these records, counted over all openings that /home/ada/.keeptune/ledger.jsonl knows. "
+        "Earlier models were tested on them, which left less room for error: this time the budget had to be shown at "
+        "97.5 % confidence, because the recipe asks for 95 % over all openings of these records together. That takes "
+        "more records than a first opening." in words
+    )
+    value = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
+    write_json(run / "certificate.json", value | {"opening": 1, "delta": 0.04, "ledger": None})
+    words = page_of(run).words.replace("\u00a0", " ")
+    assert (
+        "This was the first time that a model was tested on these records, counted over this run folder alone; "
+        "openings in other run folders are not known. It was tested at 96 % confidence, because" in words
+    )
+
+
+def test_broken_answers_of_the_base_and_on_other_tasks_are_said_on_the_first_screen(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    counts = {"num_records": 100, "num_unended": 60, "num_empty": 0, "num_looping": 60}
+    none = dict.fromkeys(counts, 0) | {"num_records": 100}
+    value["canaries"] = [
+        {"model": "base", "alpha": None, "task": "ag_news", **counts},
+        {"model": "base", "alpha": None, "task": "boolq", **none},
+        {"model": "lora", "alpha": 0.3, "task": "ag_news", **none},
+        {"model": "lora", "alpha": 0.3, "task": "boolq", **counts},
+    ]
+    write_json(run / "forgetting.json", value)
+    first = page_of(run).words.partition("How to read this page")[0]
+    assert "The base model’s answers are broken: 60 of 100 test answers never end: they are cut off after" in first
+    assert "On tasks that it was not trained on, the model’s answers are broken: 60 of 100 test answers" in first
+    assert "(base: 0 of 100)" in first
+
+
 def test_a_gain_is_called_one(tmp_path: Path) -> None:
     run = a_run(tmp_path)
     write_json(run / "selection.json", {"selected": "lora", "alpha": 1.0, "values": {"lora": 0.4}})
@@ -354,15 +401,14 @@ def test_a_run_that_delivers_nothing_says_why(tmp_path: Path) -> None:
 def test_the_first_sentence_speaks_of_the_delivered_model_and_not_of_the_whole_training(tmp_path: Path) -> None:
     words = page_of(a_run(tmp_path, verdict="CERTIFIED")).words.replace("\u00a0", " ")
     # 0.8 of the whole training's 0.431, which the run folder holds at alpha 0.3.
+    assert "and scaled to 30 % of its change, reaches ROUGE-L 0.345 (95 % interval" in words
     assert (
-        "and scaled to 30 % of its change, reaches ROUGE-L 0.345 (95 % interval" in words
-    )
-    assert (
-        "reaches 0.431 (0.412 to 0.450), and loses 0.200 (0.180 to 0.220) of ROUGE-L on all other tasks but wiki," in words
+        "reaches 0.431 (0.363 to 0.499), and loses 0.200 (0.180 to 0.220) of ROUGE-L on all other tasks but wiki,"
+        in words
     )
     assert "where this model loses 0.040 (0.020 to 0.060). Scores on this page without an alpha are those of" in words
     assert "; base 0.118; 100 test records of ag_news Forgotten, on test 0.040 " in words
-    assert "ROUGE-L of the whole training 0.431 95 %: 0.412 to 0.450; not delivered; 100 test records" in words
+    assert "ROUGE-L of the whole training 0.431 95 %: 0.363 to 0.499; not delivered; 100 test records" in words
 
 
 def test_the_frontier_stands_on_the_first_screen(tmp_path: Path) -> None:
@@ -420,7 +466,8 @@ def test_a_p_value_has_the_digits_that_matter(value: float | None, words: str) -
 def test_what_is_delivered_and_what_the_way_reaches_are_in_the_numbers(tmp_path: Path) -> None:
     value = report_json(a_run(tmp_path, verdict="CERTIFIED"))
     assert value["delivered"] == {"model": "lora", "alpha": 0.3}
-    reached = {(row["model"], row["alpha"]): row["mean"] for row in value["on_the_way"] if row["metric"] == "rougeL"}
+    of_all = [row for row in value["on_the_way"] if (row["metric"], row["task"]) == ("rougeL", "all")]
+    reached = {(row["model"], row["alpha"]): row["mean"] for row in of_all}
     assert reached == {("full", 0.3): pytest.approx(0.3216), ("lora", 0.3): pytest.approx(0.3448)}
 
 

@@ -454,7 +454,7 @@ def test_a_method_that_changes_no_score_is_not_called_unclear(tmp_path: Path) ->
         "tasks: it stays 0.118",
         "On another task, boolq, which it was not trained on, it changes no record’s score: ROUGE-L went from",
         "0 0 = no score changed",
-        "≈ unclear, = no record’s score changed, ∅ both have 0, and the base had no score to lose.",
+        "≈ unclear, = no record’s score changed, ∅ both have 0 in this metric, and the base had none of it to lose.",
     ):
         assert words in page.words, words
     assert "≈ unclear 0" not in page.words and "0 ≈ unclear" not in page.words
