@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from keeptune.progress import noun
 from keeptune.report.certificate import Budget, Tested
@@ -26,8 +26,12 @@ _MOST_BUDGETS = 2
 
 def suite_words(row: Lost) -> str:
     """Return the suite of a row with the tasks that it leaves out: "all other tasks but headline"."""
-    but = f" but {series(row.without, of='of them')}" if row.without else ""
-    return f"{suite_label(row.suite)}{but}"
+    return f"{suite_label(row.suite)}{but(row.without)}"
+
+
+def but(without: Sequence[str]) -> str:
+    """Return the tasks that a suite leaves out, " but headline", with a space before it; empty without any."""
+    return f" but {series(without, of='of them')}" if without else ""
 
 
 def lost_in_words(row: Lost, *, of: str = "") -> str:

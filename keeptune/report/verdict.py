@@ -9,7 +9,7 @@ from keeptune.progress import noun
 from keeptune.report.certificate import Budget, Certificate, LeftOut
 from keeptune.report.forgotten import Lost
 from keeptune.report.headline import Phrase, series
-from keeptune.report.lost_words import changed_words, lost_in_words, suite_words
+from keeptune.report.lost_words import but, changed_words, lost_in_words, suite_words
 from keeptune.report.scores import Score
 from keeptune.report.tables import Report
 from keeptune.report.wording import (
@@ -93,8 +93,8 @@ def _kept(certificate: Certificate, *, others: frozenset[str]) -> str:
     outside = [one.suite for one in certificate.left_out_at_chance if one.budget == OTHER_TASKS and one.suite in others]
     parts = []
     for budget in certificate.budgets:
-        but = f" but {series(outside, of='of them')}" if outside and budget.suite == OTHER_TASKS else ""
-        parts.append(f"at most {budget_words(budget)} on {suite_label(budget.suite)}{but}")
+        suite = f"{suite_label(budget.suite)}{but(outside) if budget.suite == OTHER_TASKS else ''}"
+        parts.append(f"at most {budget_words(budget)} on {suite}")
     return "; ".join(parts)
 
 
