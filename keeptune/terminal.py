@@ -244,6 +244,10 @@ def show_scores(console: Console, report: Path) -> None:
             interval = "" if gain["low"] is None else _ends(gain["low"], gain["high"], places=places)
             difference = f"{_signed(gain['difference'], places)}{interval}"
         rows.append((score["model"], score["metric"], _with_doubt(score), difference))
+    place = {"task": ALL_TASKS, **(value["delivered"] or {"model": None})}
+    for score in (score for score in value["on_the_way"] if place.items() <= score.items()):
+        name = f"{score['model']} at alpha {score['alpha']:g} (delivered)"
+        rows.append((name, score["metric"], _with_doubt(score), ""))
     title = "Test split; [ ] show the 95 % interval"
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
     _show_few_shot(console, value)
