@@ -46,7 +46,7 @@ def left_out_words(left_out: Sequence[LeftOut]) -> str:
         name, label, base = suite_label(one.name), metric_label(one.metric), decimal(one.base)
         if one.reason == "budget":
             kept.append(f"{name} ({label} {base})")
-        elif one.base == 0:
+        elif one.base == 0 == one.chance:
             nothing.setdefault(label, []).append(name)
         else:
             low.append(f"{name} ({label} {base}, chance {decimal(one.chance)})")

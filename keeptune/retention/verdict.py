@@ -60,7 +60,7 @@ def left_out_sentence(left_out: Sequence[LeftOut]) -> str:
     for one in left_out:
         if not _is_low(one):
             kept.append(f"{one.name} ({one.metric} {one.base:.3g})")
-        elif one.base == 0:
+        elif one.base == 0 == one.chance:
             nothing.setdefault(one.metric, []).append(one.name)
         else:
             low.append(f"{one.name} ({one.metric} {one.base:.3g}, chance {one.chance:.3g})")
