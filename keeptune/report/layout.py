@@ -11,7 +11,7 @@ from keeptune.evaluation.metrics import metric_of
 from keeptune.report.differences import Paired
 from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg
 from keeptune.report.headline import target_score
-from keeptune.report.macro import MacroScore
+from keeptune.report.macro import MacroScore, macro_scores
 from keeptune.report.scores import Score
 from keeptune.report.shots import FewShot, few_shot_left_out
 from keeptune.report.tables import Metric, Report
@@ -236,15 +236,11 @@ def paired_groups(report: Report) -> list[PairedGroup]:
 
 def _verdict(report: Report, pair: Paired, *, metric: Metric) -> str:
     """Return the pair's verdict, "nothing" where both scored 0 and could not have scored less."""
-    named = [(s.model, s) for s in report.scores] + [(f.name, f) for f in report.few_shot]
-    means = [s.mean for name, s in named if (s.metric, s.task) == (pair.metric, pair.task) and name in _names(pair)]
+    shown = [_shown(report, name, pair.metric, task=pair.task) for name in (pair.model, pair.against)]
+    means = [score.mean for score in shown if score is not None]
     if metric.higher_is_better and len(means) == 2 and not any(means):
         return "nothing"
     return pair.verdict(higher_is_better=metric.higher_is_better)
-
-
-def _names(pair: Paired) -> tuple[str, str]:
-    return pair.model, pair.against
 
 
 def _paired_row(report: Report, pair: Paired, *, metric: Metric, axis: Axis | None, places: int) -> PairedRow:
@@ -308,15 +304,24 @@ def _macro_rows(report: Report, tasks: str, *, metric: Metric, places: int) -> l
     base = next((m for m in of_base if (m.metric, m.tasks) == (metric.name, tasks)), None)
     cells, found = [], False
     for name in _task_columns(report):
-        macro = report.macro_score(name, metric.name, tasks=tasks)
+        macro = _macro(report, name, metric=metric.name, tasks=tasks)
         if macro is None:
             cells.append(TaskCell(decimal(None), "", "", "", ""))
             continue
         found = True
         doubt = _doubt(macro, places=places)
-        change = decimal(macro.mean - base.mean, places, signed=True) if base and name in report.methods else ""
+        change = decimal(macro.mean - base.mean, places, signed=True) if base and name != base.model else ""
         cells.append(TaskCell(decimal(macro.mean, places), doubt, "", "", change))
     return [TaskRow("mean of the tasks", True, "", tuple(cells))] if found else []
+
+
+def _macro(report: Report, name: str, *, metric: str, tasks: str) -> MacroScore | None:
+    """Return the mean over tasks of a model's scores, of a delivered one between the base and the trained one too."""
+    if name != delivered_name(report):
+        return report.macro_score(name, metric, tasks=tasks)
+    scores = [score for alpha, score in report.forgotten.targets if (score.model, alpha) == report.forgotten.delivered]
+    found = macro_scores(scores, untrained_tasks=report.untrained_tasks)
+    return next((macro for macro in found if (macro.metric, macro.tasks) == (metric, tasks)), None)
 
 
 def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> TaskRow:

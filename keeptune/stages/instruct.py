@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -154,11 +155,19 @@ def _directions(value: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _few_shot(run: Run, *, higher_is_better: Mapping[str, bool]) -> dict[tuple[str, str], str]:
-    """Return the best few-shot score of each task and metric, with its number of examples: "0.2400 (4 shots)"."""
+    """Return the best few-shot score of each task and metric, with its number of examples: "0.2400 (4 shots)".
+
+    Where it was picked from several, the words say so.
+    """
     values = (read_json(path) for path in sorted((run.folder / BASE).glob("*-shot-*/scores.json")))
     best: dict[tuple[str, str], FewShot] = {}
+    num_tried: Counter[tuple[str, str]] = Counter()
     for found in few_shot_scores([read_shot_row(value) for value in values]):
         place, sign = (found.task, found.metric), 1 if higher_is_better.get(found.metric, True) else -1
+        num_tried[place] += 1
         if place not in best or sign * found.mean > sign * best[place].mean:
             best[place] = found
-    return {place: f"{found.mean:.4f} ({found.name.removeprefix('base, ')})" for place, found in best.items()}
+    picked = {place: f", the best of {tried}" if tried > 1 else "" for place, tried in num_tried.items()}
+    return {
+        place: f"{found.mean:.4f} ({found.name.removeprefix('base, ')}{picked[place]})" for place, found in best.items()
+    }
