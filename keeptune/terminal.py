@@ -109,11 +109,12 @@ class PlainProgress:
         with self._lock:
             self._title, self._unit, self._total = title, unit, total
             self._done, self._note = 0, ""
-            self._begun = self._clock()
+            self._begun = self._advanced = self._clock()
 
     def advance(self, count: int = 1, *, note: str = "") -> None:
         with self._lock:
             self._done += count
+            self._advanced = self._clock() if count else self._advanced
             self._note = note or self._note
             # The last unit needs no line of its own: that of the end follows.
             if self._done < self._total:
@@ -153,10 +154,11 @@ class PlainProgress:
         if not self._done or not seconds:
             self._print(f"{self._title}: {self._total:,} {noun(self._total, self._unit)}, {seconds:,.0f} s so far")
             return
-        rate = self._done / seconds
-        left = max(0, self._total - self._done) / rate
+        # Of what is done, not of the batch that is being worked on: it may take minutes.
+        rate = self._done / max(self._advanced - self._begun, _LIVE_SECONDS)
+        left = max(0, self._total - self._done) / rate - (now - self._advanced)
         done = f"{self._title}: {self._done:,}/{self._total:,} {self._unit}"
-        self._print(", ".join(filter(None, (done, _rate(rate), f"{left:,.0f} s left"))))
+        self._print(", ".join(filter(None, (done, _rate(rate), f"{left:,.0f} s left" if left > 0 else ""))))
 
     def _print(self, line: str) -> None:
         note = f", {self._note}" if self._note else ""
@@ -242,6 +244,10 @@ def show_scores(console: Console, report: Path) -> None:
             interval = "" if gain["low"] is None else _ends(gain["low"], gain["high"], places=places)
             difference = f"{_signed(gain['difference'], places)}{interval}"
         rows.append((score["model"], score["metric"], _with_doubt(score), difference))
+    place = {"task": ALL_TASKS, **(value["delivered"] or {"model": None})}
+    for score in (score for score in value["on_the_way"] if place.items() <= score.items()):
+        name = f"{score['model']} at alpha {score['alpha']:g} (delivered)"
+        rows.append((name, score["metric"], _with_doubt(score), ""))
     title = "Test split; [ ] show the 95 % interval"
     show_table(console, title, ("model", "metric", "score", "difference from base"), rows=rows)
     _show_few_shot(console, value)
@@ -325,24 +331,27 @@ def _show_lost(console: Console, value: Mapping[str, Any]) -> None:
     points = list(dict.fromkeys((row["model"], 1.0) for row in value["forgetting"]))
     if delivered is not None and delivered["alpha"] < 1.0:
         points.append((delivered["model"], delivered["alpha"]))
-    lost = {(row["suite"], row["model"], row["alpha"]): row for row in value["forgetting"]}
-    suites = dict.fromkeys(row["suite"] for row in value["forgetting"])
-    single = {task for task in value["untrained_tasks"] if OTHER_TASKS in suites}
-    rows = []
-    for suite in suites:
-        found = [lost.get((suite, *point)) for point in points]
-        if suite in single or not any(found):
-            continue
-        of = next(row["metric"] for row in found if row)
-        unit = "nats per token" if of == "loss" else of
-        rows.append((_MEANS.get(suite, suite), unit, *("–" if row is None else _lost(row) for row in found)))
+    others = [row for row in value["forgetting"] if row["suite"] == OTHER_TASKS]
+    single = {*value["untrained_tasks"]} if others else set()
+    shown = [row for row in value["forgetting"] if row["suite"] not in single]
+    # Where a budget speaks of other tasks or another metric, and where none is certified, in the other metrics.
+    shown += [*value["forgetting_under_budget"], *value["forgetting_left_out"]]
+    lost: dict[tuple[str, str], dict[tuple[str, float], Mapping[str, Any]]] = {}
+    for row in shown:
+        without = f" but {', '.join(row['without'])}" if row["without"] else ""
+        unit = "nats per token" if row["metric"] == "loss" else row["metric"]
+        place = (f"{_MEANS.get(row['suite'], row['suite'])}{without}", unit)
+        lost.setdefault(place, {})[row["model"], row["alpha"]] = row
+    rows = [(*place, *(_lost(of.get(point)) for point in points)) for place, of in lost.items()]
     names = [name if alpha == 1.0 else f"{name} at alpha {alpha:g} (delivered)" for name, alpha in points]
     if rows:
         title = "What was lost, [ ] the 95 % interval; below 0: gained"
         show_table(console, title, ("suite", "of", *names), rows=rows, num_left=2)
 
 
-def _lost(row: Mapping[str, Any]) -> str:
+def _lost(row: Mapping[str, Any] | None) -> str:
+    if row is None:
+        return "–"
     places = decimals_for(row["forgetting"])
     ends = "" if row["low"] is None else _ends(row["low"], row["high"], places=places)
     return f"{_signed(row['forgetting'], places)}{ends}"

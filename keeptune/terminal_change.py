@@ -51,7 +51,7 @@ def _delivered(value: Mapping[str, Any], delivered: Mapping[str, Any], *, metric
     def is_it(row: Mapping[str, Any]) -> bool:
         return (row["model"], row["alpha"], row["metric"]) == (delivered["model"], delivered["alpha"], metric)
 
-    learned = next((row["mean"] for row in value["on_the_way"] if is_it(row)), None)
+    learned = next((row["mean"] for row in value["on_the_way"] if is_it(row) and row["task"] == ALL_TASKS), None)
     of_others = (row for row in value["forgetting"] if is_it(row) and row["suite"] == OTHER_TASKS)
     lost = next(of_others, {"base": None, "tuned": None})
     name = f"Delivered, {delivered['model']} at alpha {delivered['alpha']:g}"

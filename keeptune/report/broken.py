@@ -51,14 +51,36 @@ def broken_rows(report: Report) -> list[Canaries]:
 
 def broken_sentence(report: Report) -> str:
     """Return what is wrong with the chosen model's answers to the trained tasks, as `describe` says it."""
+    return _chosen_on(report, report.tasks)
+
+
+def broken_base_sentence(report: Report) -> str:
+    """Return what is wrong with the base's answers to the trained tasks, where nothing is wrong with the chosen one's.
+
+    What tuning gains over such a base may be an end to its answers and no more.
+    """
+    base = count_broken(report.forgotten.canaries, model=BASE, alpha=None, tasks=report.tasks)
+    found = describe(base, base=None, limit=_limit(report))
+    return "" if broken_sentence(report) else found
+
+
+def broken_elsewhere_sentence(report: Report) -> str:
+    """Return what is wrong with the chosen model's answers to tasks that were not trained on."""
+    return _chosen_on(report, report.other_tasks)
+
+
+def _chosen_on(report: Report, tasks: Collection[str]) -> str:
     model, alpha = report.forgotten.delivered or (report.selection.selected, 1.0)
     if model is None:
         return ""
-    canaries, tasks = report.forgotten.canaries, report.tasks
-    found = count_broken(canaries, model=model, alpha=alpha, tasks=tasks)
-    base = count_broken(canaries, model=BASE, alpha=None, tasks=tasks)
+    found = count_broken(report.forgotten.canaries, model=model, alpha=alpha, tasks=tasks)
+    base = count_broken(report.forgotten.canaries, model=BASE, alpha=None, tasks=tasks)
+    return describe(found, base=base, limit=_limit(report))
+
+
+def _limit(report: Report) -> str | None:
     of_methods = (dict(decoding.settings) for decoding in report.decodings if decoding.model in report.methods)
-    return describe(found, base=base, limit=next(of_methods, {}).get("max_new_tokens"))
+    return next(of_methods, {}).get("max_new_tokens")
 
 
 def label_sentences(report: Report) -> list[str]:

@@ -64,7 +64,8 @@ class LeftOut:
 class Certificate:
     """A verdict on the budgets; `model` at `alpha` is delivered, else the base behind `fallback_shots` examples.
 
-    `fallback` says in words what validation measured of that, empty where a model is delivered.
+    `fallback` says in words what validation measured of that, empty where a model is delivered. `opening` is the number
+    of this opening of the certify records, as the file `ledger` counted it; None: as the run folder's own did.
     """
 
     verdict: str
@@ -82,12 +83,18 @@ class Certificate:
     left_out_at_chance: tuple[LeftOut, ...]
     sha256: tuple[tuple[str, str], ...]
     tests: tuple[Tested, ...]
+    ledger: str | None = None
 
     @property
     def heading(self) -> str:
         """The verdict in capitals, with the suites that it does not speak of."""
         but = ", ".join(one.name for one in self.left_out_at_chance) if self.verdict == "CERTIFIED" else ""
         return f"{self.verdict}, EXCEPT FOR {but}" if but else self.verdict
+
+    def test(self, budget: Budget) -> Tested | None:
+        """Return the test of a budget that the delivered model passed, None where there is none."""
+        place = (self.model, self.alpha, budget.suite)
+        return next((test for test in self.tests if (test.model, test.alpha, test.suite) == place), None)
 
 
 def read_certificate(value: Mapping[str, Any]) -> Certificate | None:
@@ -115,6 +122,7 @@ def read_certificate(value: Mapping[str, Any]) -> Certificate | None:
         ),
         sha256=tuple((k, v) for k, v in mapping(artifact.get("sha256")).items() if isinstance(v, str)),
         tests=tuple(tested for tested in map(_tested, rows(value.get("cells"))) if tested is not None),
+        ledger=string(value.get("ledger")),
     )
 
 

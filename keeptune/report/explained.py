@@ -5,8 +5,9 @@ from __future__ import annotations
 from keeptune.report.cost import Cost
 from keeptune.report.curves import Curve
 from keeptune.report.headline import Phrase, series, telling_metric
+from keeptune.report.lost_words import suite_words
 from keeptune.report.tables import Report
-from keeptune.report.wording import count, decimal, decimals_for, metric_label, num_bytes, suite_label, unit_label
+from keeptune.report.wording import count, decimal, decimals_for, metric_label, num_bytes, unit_label
 
 # A smaller fall of the validation loss from one check to the next is no sign of an unfinished training.
 _LEAST_FALL_NATS = 0.01
@@ -108,11 +109,10 @@ def forgot_more_sentence(report: Report) -> str:
 
     Source: Biderman et al. 2024, "LoRA Learns Less and Forgets Less" (arXiv 2405.09673).
     """
-    forgotten, suite = report.forgotten, report.forgotten.main_suite
-    rows = {cost.model: forgotten.lost(cost.model, 1.0, suite) for cost in report.costs}
+    rows = {cost.model: report.forgotten.main_lost(cost.model, 1.0) for cost in report.costs}
     full = next((cost for cost in report.costs if cost.peft_type is None and rows[cost.model] is not None), None)
     of_full = rows[full.model] if full is not None else None
-    if full is None or of_full is None or suite is None:
+    if full is None or of_full is None:
         return ""
     more = [(c, row) for c in report.costs if c.peft_type and (row := rows[c.model]) and row.low is not None]
     more = [(cost, row) for cost, row in more if row.forgetting > max(0.0, of_full.forgetting)]
@@ -123,7 +123,7 @@ def forgot_more_sentence(report: Report) -> str:
     lost = " against ".join(decimal(r.forgetting, places) for r in (row, of_full))
     rates = _rates(cost, full)
     return (
-        f"{cost.model} forgot more than {full.model} on {suite_label(suite)} ({lost} {unit_label(row.metric)} lost). "
+        f"{cost.model} forgot more than {full.model} on {suite_words(row)} ({lost} {unit_label(row.metric)} lost). "
         f"Few trained parameters do not by themselves keep a model near its base; the learning rate{rates} and the "
         "number of steps decide how far it moves. Compare methods at learning rates that learn the task equally well."
     )

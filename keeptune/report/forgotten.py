@@ -9,10 +9,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from keeptune.data.record import ALL_TASKS, OTHER_TASKS, SELF_TEXTS
+from keeptune.data.record import OTHER_TASKS, SELF_TEXTS
 from keeptune.report.answers import Answer, read_flips
-from keeptune.report.certificate import Certificate, read_certificate
-from keeptune.report.reading import RunFolder, finite, mapping, number, rows, string, whole
+from keeptune.report.certificate import Budget, Certificate, read_certificate
+from keeptune.report.reading import RunFolder, finite, mapping, number, rows, string, strings, whole
 from keeptune.report.scores import Score, read_scores
 
 
@@ -22,6 +22,7 @@ class Lost:
 
     [`worst_low`, `worst_high`] is wider: of the `num_suites` of a kind, it holds for the one that lost most.
     `num_lost` and `num_gained` count records; `kl` is the divergence from the base in nats per token, of texts alone.
+    `without` names the tasks of "others" that this row leaves out.
     """
 
     model: str
@@ -44,6 +45,7 @@ class Lost:
     base_at_chance: bool
     retention: float | None
     kl: float | None
+    without: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,11 +90,14 @@ class Noise:
 class Forgotten:
     """All that the run tells of what was forgotten; `targets` holds (alpha, score) of points between base and trained.
 
-    `delivered` is the (method, alpha) that the run chose.
+    `delivered` is the (method, alpha) that the run chose. `under_budget` holds what was lost on the tasks and in the
+    metric that a certificate speaks of; `left_out` what was lost in other metrics where it does not speak.
     """
 
     metric: str | None = None
     rows: tuple[Lost, ...] = ()
+    under_budget: tuple[Lost, ...] = ()
+    left_out: tuple[Lost, ...] = ()
     canaries: tuple[Canaries, ...] = ()
     noise: Noise | None = None
     certificate: Certificate | None = None
@@ -114,6 +119,40 @@ class Forgotten:
         suites = with_something_to_lose or [row.suite for row in self.rows]
         return next((s for s in (OTHER_TASKS, SELF_TEXTS) if s in suites), next(iter(suites), None))
 
+    @property
+    def main_budget(self) -> Budget | None:
+        """The budget that one figure stands for: that of all other tasks, else the first that was measured."""
+        budgets = self.certificate.budgets if self.certificate else ()
+        found = [budget for budget in budgets if any(self._speaks_of(budget, row) for row in self._all_rows)]
+        return next((b for b in found if b.suite == OTHER_TASKS), next(iter(found), None))
+
+    @property
+    def main_rows(self) -> tuple[Lost, ...]:
+        """What every model lost under the main budget, or without one on the main suite."""
+        budget = self.main_budget
+        if budget is None:
+            return tuple(row for row in self.rows if row.suite == self.main_suite)
+        found = {(row.model, row.alpha): row for row in self._all_rows if self._speaks_of(budget, row)}
+        return tuple(found.values())
+
+    def main_lost(self, model: str, alpha: float) -> Lost | None:
+        """Return what a model lost under the main budget, or without one on the main suite."""
+        return next((row for row in self.main_rows if (row.model, row.alpha) == (model, alpha)), None)
+
+    def kept(self, budget: Budget, *, model: str, alpha: float) -> Lost | None:
+        """Return what a model lost on the tasks and in the metric of a budget, None where it was not measured."""
+        found = (row for row in self._all_rows if self._speaks_of(budget, row))
+        return next((row for row in found if (row.model, row.alpha) == (model, alpha)), None)
+
+    @property
+    def _all_rows(self) -> tuple[Lost, ...]:
+        return (*self.under_budget, *self.rows)
+
+    def _speaks_of(self, budget: Budget, row: Lost) -> bool:
+        left_out = self.certificate.left_out_at_chance if self.certificate else ()
+        without = {one.suite for one in left_out if one.budget == budget.suite}
+        return (row.suite, row.metric, {*row.without}) == (budget.suite, budget.metric, without)
+
     def lost(self, model: str, alpha: float, suite: str | None) -> Lost | None:
         """Return what a model lost on a suite, None where it was not measured."""
         return next((r for r in self.rows if (r.model, r.alpha, r.suite) == (model, alpha, suite)), None)
@@ -134,7 +173,10 @@ def read_forgotten(
     """
     value = folder.object("forgetting.json", expected=False)
     selection = folder.object("selection.json", expected=False)
-    lost = tuple(row for row in read_lost(value) if row.model in methods)
+    lost, under_budget, left_out = (
+        tuple(row for row in read_lost(value, part=part) if row.model in methods)
+        for part in ("rows", "under_budget", "left_out")
+    )
     metric = string(value.get("metric"))
     certificate = read_certificate(folder.object("certificate.json", expected=False))
     selected, alpha = string(selection.get("selected")), number(selection.get("alpha"))
@@ -151,6 +193,8 @@ def read_forgotten(
     return Forgotten(
         metric=metric,
         rows=lost,
+        under_budget=under_budget,
+        left_out=left_out,
         canaries=read_canaries(value),
         noise=_noise(mapping(value.get("noise"))),
         certificate=certificate,
@@ -160,9 +204,9 @@ def read_forgotten(
     )
 
 
-def read_lost(value: Mapping[str, Any]) -> tuple[Lost, ...]:
-    """Return what `forgetting.json` says was lost, by every model on every suite."""
-    return tuple(row for row in map(_lost, rows(value.get("rows"))) if row is not None)
+def read_lost(value: Mapping[str, Any], *, part: str = "rows") -> tuple[Lost, ...]:
+    """Return what a part of `forgetting.json` says was lost, by every model on every suite."""
+    return tuple(row for row in map(_lost, rows(value.get(part))) if row is not None)
 
 
 def read_canaries(value: Mapping[str, Any]) -> tuple[Canaries, ...]:
@@ -177,7 +221,7 @@ def _answers_of(method: str, alpha: float) -> str:
 def _targets(folder: RunFolder, places: Sequence[tuple[str, float]]) -> Iterator[tuple[float, Score]]:
     for method, alpha in places:
         for score in read_scores(folder.object(f"{method}/path/{alpha:g}/test/scores.json", expected=False)):
-            if score.task == ALL_TASKS and score.model == method:
+            if score.model == method:
                 yield alpha, score
 
 
@@ -207,6 +251,7 @@ def _lost(row: Mapping[str, Any]) -> Lost | None:
         base_at_chance=row.get("base_at_chance") is True,
         retention=finite(row.get("retention")),
         kl=finite(row.get("kl")),
+        without=strings(row.get("without")),
     )
 
 

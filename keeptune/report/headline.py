@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.progress import noun
-from keeptune.report.broken import broken_sentence
+from keeptune.report.broken import broken_base_sentence, broken_elsewhere_sentence, broken_sentence
 from keeptune.report.cost import Cost
 from keeptune.report.differences import Paired
 from keeptune.report.scores import Score
@@ -118,11 +118,24 @@ def _broken(report: Report) -> list[Phrase]:
     return [Phrase(first, strong=True), Phrase(f"{colon}{rest} ")] if first else []
 
 
-def target_score(report: Report, model: str, alpha: float, *, metric: str) -> Score | None:
-    """Return the score over what was trained on of a method at `alpha`, None where it was not measured."""
+def broken_sentences(report: Report) -> tuple[Phrase, ...]:
+    """Return that the base's answers are broken, or the chosen model's to other tasks; nothing where neither are."""
+    base, elsewhere = broken_base_sentence(report), broken_elsewhere_sentence(report)
+    found = [Phrase("The base model’s answers are broken", strong=True), Phrase(f": {base} ")] if base else []
+    if base:
+        found.append(Phrase("A gain over its scores may mean no more than that answers end. "))
+    if elsewhere:
+        where = "On tasks that it was not trained on, the model’s answers are broken"
+        found += [Phrase(where, strong=True), Phrase(f": {elsewhere}")]
+    return tuple(found)
+
+
+def target_score(report: Report, model: str, alpha: float, *, metric: str, task: str = ALL_TASKS) -> Score | None:
+    """Return a method's score at `alpha`, None where it was not measured."""
     if alpha == 1.0:
-        return report.score(model, metric)
-    found = (s for a, s in report.forgotten.targets if (a, s.model, s.metric) == (alpha, model, metric))
+        return report.score(model, metric, task=task)
+    wanted = (alpha, model, metric, task)
+    found = (s for a, s in report.forgotten.targets if (a, s.model, s.metric, s.task) == wanted)
     return next(found, None)
 
 
@@ -134,12 +147,12 @@ def _reached(report: Report, model: str, alpha: float) -> list[Phrase]:
         return [Phrase("has not been scored on the test split")]
     base = next((s for name in report.models if name not in report.methods and (s := report.score(name, metric))), None)
     places = decimals_for(score.mean, base.mean if base else None)
-    before = f"base {decimal(base.mean, places)}; " if base else ""
+    before = f" (base {decimal(base.mean, places)})" if base else ""
     records = records_of(score) + _of_the_same_tasks(report)
     return [
         Phrase(f"reaches {metric_label(metric)} "),
         Phrase(decimal(score.mean, places), strong=True),
-        Phrase(f" on {records} ({before}95{NO_BREAK}% interval {interval(score.low, score.high, places)})"),
+        Phrase(f" (95{NO_BREAK}% interval {interval(score.low, score.high, places)}) on {records}{before}"),
     ]
 
 
@@ -189,7 +202,7 @@ def others_sentence(report: Report) -> tuple[Phrase, ...]:
     span = f"{label} went from {decimal(base.mean, places)} to {decimal(score.mean, places)}"
     # Where 0 is the worst score, a base that has it makes "no clear change" say nothing.
     at_worst = base.mean == 0 and report.higher_is_better(metric)
-    note = " The base scored 0 there, and had nothing to lose." if at_worst and score.mean != 0 else ""
+    note = f" The base scored 0 there, and had no {label} to lose." if at_worst and score.mean != 0 else ""
     return (*phrases, Phrase(found, strong=True), Phrase(f": {span} ({change}, {doubt}).{note}"))
 
 
@@ -326,7 +339,7 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
     base = report.score(paired.against, metric) if paired else None
     places = decimals_for(score.mean, base.mean if base else None)
     before = f"base {decimal(base.mean, places)}" if base else "base not scored"
-    note = f"{before}, {records_of(score)}{_of_tasks(report)}"
+    note = f"{_doubt(score, places)}{before}; {records_of(score)}{_of_tasks(report)}"
     delivered = report.forgotten.delivered
     if delivered is not None and delivered[1] < 1.0:
         return _on_the_way(report, *delivered, metric=metric, before=before)
@@ -341,13 +354,18 @@ def _score_numbers(report: Report, method: str, metric: str) -> list[KeyNumber]:
 
 def _on_the_way(report: Report, model: str, alpha: float, *, metric: str, before: str) -> list[KeyNumber]:
     """Return the delivered model's score, and that of the whole training, which is not delivered."""
-    found = []
-    for label, at, note in ((metric_label(metric), alpha, before), ("… of the whole training", 1.0, "not delivered")):
+    found, whole = [], f"{metric_label(metric)} of the whole training"
+    for label, at, note in ((metric_label(metric), alpha, before), (whole, 1.0, "not delivered")):
         score = target_score(report, model, at, metric=metric)
         if score is not None:
-            number = decimal(score.mean, decimals_for(score.mean))
-            found.append(KeyNumber(label, number, f"{note}, {records_of(score)}{_of_tasks(report)}"))
+            places = decimals_for(score.mean)
+            note = f"{_doubt(score, places)}{note}; {records_of(score)}{_of_tasks(report)}"
+            found.append(KeyNumber(label, decimal(score.mean, places), note))
     return found
+
+
+def _doubt(score: Score, places: int) -> str:
+    return f"95 %: {interval(score.low, score.high, places)}; " if score.low is not None else ""
 
 
 def _difference_number(paired: Paired, label: str, *, places: int) -> KeyNumber:

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from markupsafe import Markup
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.evaluation.metrics import metric_of
-from keeptune.progress import noun
 from keeptune.report.differences import Paired
-from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg, loss_limits, loss_svg
-from keeptune.report.macro import MacroScore
+from keeptune.report.figures import Axis, axis_for, axis_svg, interval_svg
+from keeptune.report.headline import target_score
+from keeptune.report.macro import MacroScore, macro_scores
 from keeptune.report.scores import Score
 from keeptune.report.shots import FewShot, few_shot_left_out
 from keeptune.report.tables import Metric, Report
@@ -122,20 +121,18 @@ class TaskTable:
     groups: tuple[TaskGroup, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class CurvePanel:
-    """A method's loss curve with the sentence that goes with it."""
-
-    model: str
-    colour: str
-    figure: Markup
-    caption: str
-
-
 def colours(report: Report) -> dict[str, str]:
     """Return each model's colour class: grey for what was not tuned, then one after the other."""
     found = dict.fromkeys([*report.models, *(f.name for f in report.few_shot)], "c0")
-    return found | {name: f"c{1 + i % _NUM_COLOURS}" for i, name in enumerate(report.methods)}
+    found |= {name: f"c{1 + i % _NUM_COLOURS}" for i, name in enumerate(report.methods)}
+    name, delivered = delivered_name(report), report.forgotten.delivered
+    return found | ({name: found[delivered[0]]} if name and delivered else {})
+
+
+def delivered_name(report: Report) -> str:
+    """Return the name that tables give a delivered model between the base and the trained one; empty for any other."""
+    delivered = report.forgotten.delivered
+    return f"{delivered[0]} at alpha {delivered[1]:g} (delivered)" if delivered and delivered[1] < 1.0 else ""
 
 
 def _better(metric: Metric) -> str:
@@ -176,10 +173,15 @@ def _left_out_rows(report: Report) -> list[ScoreRow]:
 def _columns(report: Report, *, few_shot: bool) -> tuple[str, ...]:
     """Return the base's names, those of its few-shot scores where asked for, then the methods'."""
     of_base = [name for name in report.models if name not in report.methods]
-    return tuple(dict.fromkeys([*of_base, *(f.name for f in report.few_shot if few_shot), *report.methods]))
+    shots, delivered = [f.name for f in report.few_shot if few_shot], delivered_name(report)
+    return tuple(dict.fromkeys([*of_base, *shots, *([delivered] if delivered else []), *report.methods]))
 
 
 def _shown(report: Report, name: str, metric: str, *, task: str) -> Score | FewShot | None:
+    delivered = report.forgotten.delivered
+    if delivered is not None and name == delivered_name(report):
+        score = target_score(report, *delivered, metric=metric, task=task)
+        return replace(score, model=name) if score else None
     few_shot = (f for f in report.few_shot if (f.name, f.metric, f.task) == (name, metric, task))
     return next(few_shot, None) or report.score(name, metric, task=task)
 
@@ -204,7 +206,7 @@ def _score_row(report: Report, score: Score | FewShot, *, axis: Axis, places: in
     return ScoreRow(
         model=score.model,
         colour=colours(report).get(score.model, "c0"),
-        selected=score.model == report.selection.selected,
+        selected=score.model == report.selection.selected and not delivered_name(report),
         figure=figure,
         mean=mean,
         interval=ends,
@@ -234,15 +236,11 @@ def paired_groups(report: Report) -> list[PairedGroup]:
 
 def _verdict(report: Report, pair: Paired, *, metric: Metric) -> str:
     """Return the pair's verdict, "nothing" where both scored 0 and could not have scored less."""
-    named = [(s.model, s) for s in report.scores] + [(f.name, f) for f in report.few_shot]
-    means = [s.mean for name, s in named if (s.metric, s.task) == (pair.metric, pair.task) and name in _names(pair)]
+    shown = [_shown(report, name, pair.metric, task=pair.task) for name in (pair.model, pair.against)]
+    means = [score.mean for score in shown if score is not None]
     if metric.higher_is_better and len(means) == 2 and not any(means):
         return "nothing"
     return pair.verdict(higher_is_better=metric.higher_is_better)
-
-
-def _names(pair: Paired) -> tuple[str, str]:
-    return pair.model, pair.against
 
 
 def _paired_row(report: Report, pair: Paired, *, metric: Metric, axis: Axis | None, places: int) -> PairedRow:
@@ -306,15 +304,24 @@ def _macro_rows(report: Report, tasks: str, *, metric: Metric, places: int) -> l
     base = next((m for m in of_base if (m.metric, m.tasks) == (metric.name, tasks)), None)
     cells, found = [], False
     for name in _task_columns(report):
-        macro = report.macro_score(name, metric.name, tasks=tasks)
+        macro = _macro(report, name, metric=metric.name, tasks=tasks)
         if macro is None:
             cells.append(TaskCell(decimal(None), "", "", "", ""))
             continue
         found = True
         doubt = _doubt(macro, places=places)
-        change = decimal(macro.mean - base.mean, places, signed=True) if base and name in report.methods else ""
+        change = decimal(macro.mean - base.mean, places, signed=True) if base and name != base.model else ""
         cells.append(TaskCell(decimal(macro.mean, places), doubt, "", "", change))
     return [TaskRow("mean of the tasks", True, "", tuple(cells))] if found else []
+
+
+def _macro(report: Report, name: str, *, metric: str, tasks: str) -> MacroScore | None:
+    """Return the mean over tasks of a model's scores, of a delivered one between the base and the trained one too."""
+    if name != delivered_name(report):
+        return report.macro_score(name, metric, tasks=tasks)
+    scores = [score for alpha, score in report.forgotten.targets if (score.model, alpha) == report.forgotten.delivered]
+    found = macro_scores(scores, untrained_tasks=report.untrained_tasks)
+    return next((macro for macro in found if (macro.metric, macro.tasks) == (metric, tasks)), None)
 
 
 def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> TaskRow:
@@ -322,10 +329,24 @@ def _task_row(report: Report, task: str, *, metric: Metric, places: int) -> Task
     scores = [_shown(report, name, metric.name, task=task) for name in names]
     counts = dict.fromkeys(count(s.num_records) for s in scores if s is not None)
     cells = tuple(
-        _task_cell(report, score, report.difference(name, metric.name, task=task), metric=metric, places=places)
+        _task_cell(report, score, _difference(report, name, metric=metric, task=task), metric=metric, places=places)
         for name, score in zip(names, scores, strict=True)
     )
     return TaskRow(task, task in (ALL_TASKS, OTHER_TASKS), " / ".join(counts), cells)
+
+
+def _difference(report: Report, name: str, *, metric: Metric, task: str) -> Paired | None:
+    """Return a model's paired difference from the base; a delivered one's is what it lost, turned round."""
+    delivered = report.forgotten.delivered
+    if delivered is None or name != delivered_name(report):
+        return report.difference(name, metric.name, task=task)
+    row = report.forgotten.lost(*delivered, task)
+    if row is None or row.metric != metric.name or row.low is None or row.high is None:
+        return None
+    sign = -1.0 if metric.higher_is_better else 1.0
+    low, high = sorted((sign * row.low, sign * row.high))
+    base = next((n for n in report.models if n not in report.methods), "base")
+    return Paired(name, base, task, metric.name, sign * row.forgetting, low, high, row.num_gained, row.num_lost)
 
 
 def _task_cell(
@@ -344,42 +365,3 @@ def _task_cell(
 
 def _doubt(score: Score | FewShot | MacroScore, *, places: int) -> str:
     return "" if score.low is None else f"({interval(score.low, score.high, places)})"
-
-
-def curve_panels(report: Report) -> list[CurvePanel]:
-    """Return a loss figure for every method that logged a loss, all with the same vertical axis."""
-    drawn = [curve for curve in report.curves if not curve.is_empty]
-    limits = loss_limits(drawn)
-    return [
-        CurvePanel(
-            model=curve.model,
-            colour=colours(report)[curve.model],
-            figure=Markup(loss_svg(curve, limits=limits, name=f"curve-{i}")),
-            caption=" ".join(_curve_sentences(report, i)),
-        )
-        for i, curve in enumerate(report.curves)
-        if not curve.is_empty
-    ]
-
-
-def _curve_sentences(report: Report, index: int) -> Sequence[str]:
-    curve = report.curves[index]
-    found = [f"{count(curve.num_steps)} {noun(curve.num_steps, 'steps')}."]
-    if curve.best_step is not None:
-        found.append(f"The weights of step {count(curve.best_step)} (dotted) are kept.")
-    if curve.values and curve.value_metric:
-        places = decimals_for(curve.values[-1][1])
-        first, last = (decimal(curve.values[i][1], places) for i in (0, -1))
-        found.append(f"{metric_label(curve.value_metric)} on validation: {first} at first, {last} at last.")
-    if curve.steps_per_point > 1:
-        found.append(f"Each point is the mean of {count(curve.steps_per_point)} steps.")
-    if curve.num_left_out:
-        values = noun(curve.num_left_out, "values")
-        found.append(f"{count(curve.num_left_out)} {values} left out: not finite, or beyond the axis.")
-    if curve.num_resumed:
-        found.append(f"Resumed {count(curve.num_resumed)} {noun(curve.num_resumed, 'times')}.")
-    if curve.stopped_at is not None:
-        found.append(f"Stopped before step {count(curve.stopped_at)}: loss or gradient not finite.")
-    if report.cost(curve.model) is None:
-        found.append("This training has not finished.")
-    return found

@@ -12,7 +12,8 @@ from keeptune.evaluation.metrics import metric_of
 from keeptune.progress import noun
 from keeptune.report.figures import NUM_COLOURS, Mark, drift_svg, frontier_svg
 from keeptune.report.forgotten import Lost
-from keeptune.report.headline import KeyNumber, Phrase, target_score
+from keeptune.report.headline import Phrase, target_score
+from keeptune.report.lost_words import lost_in_words, suite_words
 from keeptune.report.scores import Score
 from keeptune.report.tables import Report
 from keeptune.report.verdict import budget_words, left_out_words
@@ -108,9 +109,9 @@ def forgetting_sentence(report: Report) -> tuple[Phrase, ...]:
             () if report.other_tasks else (Phrase("What it may have forgotten elsewhere: nothing else was measured."),)
         )
     found = [row for s in forgotten.suites if s != OTHER_TASKS and (row := forgotten.lost(*forgotten.delivered, s))]
-    of_tasks = [row for row in found if row.metric == forgotten.metric and not row.base_at_chance]
+    of_tasks = [row for row in found if row.metric == forgotten.metric]
     of_texts = [row for row in found if row.metric == "loss"]
-    of_harness = [row for row in found if row.metric not in (forgotten.metric, "loss") and not row.base_at_chance]
+    of_harness = [row for row in found if row.metric not in (forgotten.metric, "loss")]
     parts = []
     if of_tasks:
         of = f"of {count(len(of_tasks))} tasks, " if len(of_tasks) > 1 else ""
@@ -131,50 +132,13 @@ def _worst(rows: Sequence[Lost]) -> str:
     return lost_in_words(wide, of=f" of the worst of {count(worst.num_suites)}:")
 
 
-def lost_in_words(row: Lost, *, of: str = "") -> str:
-    """Return what a model lost on a suite as a clause: "ROUGE-L on boolq dropped by 0.200 (95 % interval …)".
-
-    `of` says what the interval is of, where that is more than this suite.
-    """
-    places = decimals_for(row.forgetting, row.high, row.low)
-    ends = f"95 % interval{of} {interval(row.low, row.high, places)}" if row.low is not None else ""
-    number = decimal(abs(row.forgetting), places)
-    if row.metric == "loss":
-        way = "higher" if row.forgetting >= 0 else "lower"
-        picture = "; ".join(filter(None, [likelihood(row.forgetting), ends]))
-        return f"on {suite_label(row.suite)}, the tuned model’s loss is {number} nats per token {way} ({picture})"
-    score = f"{metric_label(row.metric)} on {suite_label(row.suite)}"
-    if row.forgetting == 0:
-        return f"{score} stayed the same" + (f" ({ends})" if ends else "")
-    if row.forgetting > 0 or row.low is None or row.high is None:
-        return f"{score} {'dropped' if row.forgetting > 0 else 'rose'} by {number}" + (f" ({ends})" if ends else "")
-    # Of a rise, as the sentence speaks of one.
-    return f"{score} rose by {number} (95 % interval{of} {interval(-row.high, -row.low, places)})"
-
-
-def forgotten_number(report: Report) -> KeyNumber | None:
-    """Return the tile "Forgotten" of the delivered model, None where it was not measured."""
-    forgotten = report.forgotten
-    row = forgotten.lost(*forgotten.delivered, forgotten.main_suite) if forgotten.delivered else None
-    if row is None:
-        return None
-    places = decimals_for(row.base if row.metric != "loss" else row.forgetting)
-    ends = f"; 95 %: {interval(row.low, row.high, places, signed=True)}" if row.low is not None else ""
-    note = f"drop of {metric_label(row.metric)} on {suite_label(row.suite)}{ends}"
-    if row.metric == "loss":
-        note = f"nats per token more loss on {suite_label(row.suite)}{ends}; {likelihood(row.forgetting)}"
-    return KeyNumber("Forgotten", decimal(row.forgetting, places, signed=True), note)
-
-
 def frontier(report: Report) -> Frontier | None:
     """Return the frontier on the main suite, None where it was not measured or the target was not scored."""
     forgotten, metric = report.forgotten, report.main_metric
-    suite = forgotten.main_suite
     points = [(row, s) for row, s in _points(report) if s.mean is not None]
-    if metric is None or suite is None or not points:
+    if metric is None or not points:
         return None
-    lost_metric = points[0][0].metric
-    budget = _budget(report, suite, lost_metric)
+    of, budget = points[0][0], forgotten.main_budget
     marks = [*_of_base(report, metric)]
     names = {name: i for i, name in enumerate(report.methods)}
     rows = [FrontierRow(n, "c0", g, "", _reached(m.score, m.score_ends), decimal(0.0, 3), False) for n, g, m in marks]
@@ -197,13 +161,12 @@ def frontier(report: Report) -> Frontier | None:
                 is_delivered,
             )
         )
-    amount = budget[0] if budget else None
     kinds = dict.fromkeys((row.colour, row.glyph) for row in rows)
     alike = {kind: dict.fromkeys(row.name for row in rows if (row.colour, row.glyph) == kind) for kind in kinds}
     legend = tuple(("; ".join(found), *kind) for kind, found in alike.items())
-    figure = Markup(frontier_svg(drawn, budget=amount, name="frontier"))
-    words = budget[1] if budget else ""
-    names_of = (suite_label(suite), unit_label(lost_metric), metric_label(metric))
+    figure = Markup(frontier_svg(drawn, budget=budget.amount if budget else None, name="frontier"))
+    words = budget_words(budget) if budget else ""
+    names_of = (suite_words(of), unit_label(of.metric), metric_label(metric))
     has_ways = len(points) > len({row.model for row, _ in points})
     return Frontier(figure, tuple(rows), *names_of, words, legend, has_ways)
 
@@ -211,7 +174,7 @@ def frontier(report: Report) -> Frontier | None:
 def _points(report: Report) -> Iterator[tuple[Lost, Score]]:
     forgotten, metric = report.forgotten, report.main_metric
     for name in report.methods:
-        of_one = [r for r in forgotten.rows if (r.model, r.suite) == (name, forgotten.main_suite)]
+        of_one = [row for row in forgotten.main_rows if row.model == name]
         for row in sorted(of_one, key=lambda row: row.alpha):
             score = target_score(report, name, row.alpha, metric=metric) if metric else None
             if score is not None:
@@ -238,28 +201,34 @@ def _reached(mean: float | None, ends: tuple[float, float] | None, *, signed: bo
     return f"{number} ({interval(*ends, 3, signed=signed)})" if ends and ends[0] < ends[1] else number
 
 
-def _budget(report: Report, suite: str, metric: str) -> tuple[float, str] | None:
-    certificate = report.forgotten.certificate
-    for budget in certificate.budgets if certificate else ():
-        if (budget.suite, budget.metric) == (suite, metric) and budget.amount is not None:
-            return budget.amount, budget_words(budget)
-    return None
-
-
 def matrix(report: Report) -> Matrix | None:
     """Return what each method lost on each suite, at alpha 1 and as delivered; None where nothing was measured."""
     columns, forgotten = _columns(report), report.forgotten
     if not columns:
         return None
-    rows = []
-    for suite in forgotten.suites:
-        lost = [forgotten.lost(*place, suite) for place in columns]
-        known = next((row for row in lost if row is not None), None)
-        if known is not None:
-            base = decimal(known.base, decimals_for(known.base))
-            rows.append(MatrixRow(suite_label(suite), unit_label(known.metric), base, tuple(map(_cell, lost))))
+    of_suites = [[forgotten.lost(*place, suite) for place in columns] for suite in forgotten.suites]
+    rows = [row for lost in (*of_suites, *_elsewhere(report, columns)) if (row := _matrix_row(lost)) is not None]
     named = tuple((n, "" if a == 1.0 else f"delivered, alpha {a:g}") for n, a in columns)
     return Matrix(named, tuple(rows))
+
+
+def _matrix_row(lost: Sequence[Lost | None]) -> MatrixRow | None:
+    known = next((row for row in lost if row is not None), None)
+    if known is None:
+        return None
+    base = decimal(known.base, decimals_for(known.base))
+    return MatrixRow(suite_words(known), unit_label(known.metric), base, tuple(map(_cell, lost)))
+
+
+def _elsewhere(report: Report, columns: Sequence[tuple[str, float]]) -> Iterator[list[Lost | None]]:
+    """Yield what was lost on the tasks that a budget is certified on, and in other metrics where it is not."""
+    forgotten = report.forgotten
+    told = {(row.suite, row.metric, row.without) for row in forgotten.rows}
+    further = (*forgotten.under_budget, *forgotten.left_out)
+    found = {(row.model, row.alpha, row.suite, row.metric, row.without): row for row in further}
+    for place in dict.fromkeys((row.suite, row.metric, row.without) for row in further):
+        if place not in told:
+            yield [found.get((*column, *place)) for column in columns]
 
 
 def _cell(row: Lost | None) -> Cell:
@@ -272,13 +241,18 @@ def _cell(row: Lost | None) -> Cell:
     picture = [likelihood(row.forgetting)] if row.metric == "loss" else []
     detail = "; ".join([*picture, counts, *([f"KL {decimal(row.kl, 3)} nats"] if row.kl is not None else [])])
     if row.base_at_chance and row.metric != "loss":
-        return Cell("∅", number, ends, f"{detail}; nothing to lose", "")
+        return Cell("∅", number, ends, f"{detail}; {_nothing_to_lose(row)}", "")
     size = sum(abs(row.forgetting) >= tint * metric_of(row.metric).scale for tint in _TINTS)
     if row.low is None or row.high is None or row.low <= 0 <= row.high:
         return Cell("≈", number, ends, detail, "")
     if row.forgetting < 0:
         return Cell("▲", number, ends, detail, f"gain{size}")
     return Cell("▼" * max(1, size), number, ends, detail, f"loss{size}")
+
+
+def _nothing_to_lose(row: Lost) -> str:
+    label = metric_label(row.metric)
+    return f"no {label} to lose" if row.base == 0 else f"base no better than chance ({decimal(row.chance)})"
 
 
 def drift_panels(report: Report) -> dict[str, tuple[Markup, str]]:

@@ -18,18 +18,28 @@ from keeptune import __version__
 from keeptune.progress import noun
 from keeptune.report import explained, losses, wording
 from keeptune.report.broken import broken_rows, broken_sentence, label_sentences
+from keeptune.report.curve_panels import curve_panels
 from keeptune.report.growth import growth_panels, read_growth
 from keeptune.report.guide import guide
-from keeptune.report.headline import Phrase, headline, key_numbers, others_sentence, shots_sentence
-from keeptune.report.layout import colours, curve_panels, paired_groups, score_groups, task_tables
+from keeptune.report.headline import (
+    KeyNumber,
+    Phrase,
+    broken_sentences,
+    headline,
+    key_numbers,
+    others_sentence,
+    shots_sentence,
+)
+from keeptune.report.layout import colours, paired_groups, score_groups, task_tables
 from keeptune.report.looks import looks_sentence, num_looks
+from keeptune.report.lost_words import forgotten_numbers
 from keeptune.report.reading import RunFolder
 from keeptune.report.search import read_search, setting
 from keeptune.report.search_figures import search_panels
 from keeptune.report.shots import few_shot_left_out
 from keeptune.report.tables import Report, read_report
 from keeptune.report.tested import tested_rows
-from keeptune.report.verdict import alpha_sentence, verdict_sentence
+from keeptune.report.verdict import alpha_sentence, opening_sentence, verdict_sentence
 from keeptune.storage import write_atomic
 
 VERSION = 1
@@ -80,7 +90,7 @@ def render_page(report: Report) -> str:
         headline=headline(report),
         more_sentences=_more_sentences(report),
         guide=guide(report),
-        key_numbers=[*key_numbers(report), *filter(None, [losses.forgotten_number(report)])],
+        key_numbers=_tiles(report),
         **_forgotten(report),
         colours=colours(report),
         score_groups=score_groups(report),
@@ -141,11 +151,17 @@ def _rendered(template: str, **content: Any) -> str:
     )
 
 
+def _tiles(report: Report) -> list[KeyNumber]:
+    """Return the key numbers: what was learned, what was forgotten, then the rest."""
+    found = key_numbers(report)
+    return [*found[:1], *forgotten_numbers(report), *found[1:]]
+
+
 def _more_sentences(report: Report) -> list[tuple[Phrase, ...]]:
     delivered = report.forgotten.delivered
     # The scores of other tasks are the trained model's: of one delivered on the way to it, its own losses are said.
     of_trained = (others_sentence,) if delivered is None or delivered[1] == 1.0 else ()
-    sentences = (alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
+    sentences = (broken_sentences, alpha_sentence, shots_sentence, *of_trained, losses.forgetting_sentence)
     sentences += (explained.tied_sentence, explained.unfinished_sentence)
     return [found for sentence in sentences if (found := sentence(report))]
 
@@ -158,6 +174,7 @@ def _forgotten(report: Report) -> dict[str, Any]:
     return {
         "show_forgotten": bool(forgotten.rows or forgotten.certificate),
         "verdict": _verdict_sentence(report),
+        "opening": opening_sentence(forgotten.certificate) if forgotten.certificate else "",
         "frontier": losses.frontier(report),
         "matrix": losses.matrix(report),
         "tested": tested_rows(forgotten.certificate) if forgotten.certificate else [],
@@ -207,6 +224,8 @@ def report_json(report: Report) -> str:
         "decoding": [{**dataclasses.asdict(d), "settings": dict(d.settings)} for d in report.decodings],
         "answers": _answers(report),
         "forgetting": [dataclasses.asdict(row) for row in report.forgotten.rows],
+        "forgetting_under_budget": [dataclasses.asdict(row) for row in report.forgotten.under_budget],
+        "forgetting_left_out": [dataclasses.asdict(row) for row in report.forgotten.left_out],
         "canaries": [dataclasses.asdict(canary) for canary in report.forgotten.canaries],
         "noise": dataclasses.asdict(report.forgotten.noise) if report.forgotten.noise else None,
         "certificate": _certificate(report),
@@ -237,7 +256,11 @@ def _verdict(report: Report) -> str:
 
 def _verdict_sentence(report: Report) -> str:
     certificate = report.forgotten.certificate
-    return verdict_sentence(certificate, others=report.untrained_tasks) if certificate else ""
+    if certificate is None:
+        return ""
+    delivered = report.forgotten.delivered
+    elsewhere = [row for row in report.forgotten.left_out if (row.model, row.alpha) == delivered]
+    return verdict_sentence(certificate, others=report.untrained_tasks, elsewhere=elsewhere)
 
 
 def _text(phrases: Sequence[Phrase]) -> str:

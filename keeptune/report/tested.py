@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from keeptune.report.certificate import Certificate, Tested
+from keeptune.report.lost_words import but
 from keeptune.report.wording import decimal, suite_label, unit_label
 
 
@@ -25,11 +26,15 @@ class TestedRow:
 def tested_rows(certificate: Certificate) -> list[TestedRow]:
     """Return a row for each test, in the order in which they were made."""
     budgets = {budget.suite: budget.amount for budget in certificate.budgets}
+    left_out = certificate.left_out_at_chance
+    without = {
+        suite: [one.suite for one in left_out if one.budget == suite and one.suite != suite] for suite in budgets
+    }
     return [
         TestedRow(
             test=test,
             alpha=f"{test.alpha:g}",
-            suite=suite_label(test.suite),
+            suite=f"{suite_label(test.suite)}{but(without.get(test.suite, ()))}",
             metric=unit_label(test.metric or "?"),
             lost=decimal(test.lost, signed=True),
             bound="none" if test.bound is None else decimal(test.bound, signed=True),

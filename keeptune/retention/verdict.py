@@ -55,16 +55,19 @@ def verdict(
 
 def left_out_sentence(left_out: Sequence[LeftOut]) -> str:
     """Return the sentence that says which suites nothing is certified for, and why."""
-    low = [f"{one.name} ({one.metric} {one.base:.3g}, chance {one.chance:.3g})" for one in left_out if _is_low(one)]
-    kept = [f"{one.name} ({one.metric} {one.base:.3g})" for one in left_out if not _is_low(one)]
-    sentences = (
-        [f"Not certified for {', '.join(low)}: the base model scores no better than chance there."] if low else []
-    )
-    if kept:
-        sentences.append(
-            f"Not certified for {', '.join(kept)}: the base model scores no more than the budget allows to lose there."
-        )
-    return " ".join(sentences)
+    nothing: dict[str, list[str]] = {}
+    low, kept = [], []
+    for one in left_out:
+        if not _is_low(one):
+            kept.append(f"{one.name} ({one.metric} {one.base:.3g})")
+        elif one.base == 0 == one.chance:
+            nothing.setdefault(one.metric, []).append(one.name)
+        else:
+            low.append(f"{one.name} ({one.metric} {one.base:.3g}, chance {one.chance:.3g})")
+    parts = [(names, f"the base model has no {metric} to lose there") for metric, names in nothing.items()]
+    parts += [(low, "the base model scores no better than chance there")] if low else []
+    parts += [(kept, "the base model scores no more than the budget allows to lose there")] if kept else []
+    return " ".join(f"Not certified for {', '.join(names)}: {why}." for names, why in parts)
 
 
 def _is_low(one: LeftOut) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
 from keeptune.report.broken import count_broken, describe
 from keeptune.report.forgotten import read_canaries, read_lost
-from keeptune.report.losses import lost_in_words
+from keeptune.report.lost_words import lost_in_words
 from keeptune.report.reading import RunFolder, mapping
 from keeptune.report.scores import read_scores
 from keeptune.report.shots import FewShot, few_shot_scores, read_shot_row
@@ -63,7 +64,10 @@ def model_card(run: Run, data: Data, point: Point, *, certificate: Sequence[str]
     at = "" if point.alpha == 1.0 else f" at alpha {point.alpha:g}"
     forgetting = RunFolder(run.folder).object("forgetting.json", expected=False)
     found = {"model": method.name, "alpha": point.alpha}
-    lost = [row for row in read_lost(forgetting) if {"model": row.model, "alpha": row.alpha} == found]
+    rows = [row for part in ("rows", "under_budget", "left_out") for row in read_lost(forgetting, part=part)]
+    lost = {
+        (row.suite, row.metric, row.without): row for row in rows if {"model": row.model, "alpha": row.alpha} == found
+    }
     beyond = "the suites above" if lost else "the tasks above"
     return ModelCard(
         name=f"{Path(data.base.name.partition('@')[0]).name}, tuned by {method.name}{at}",
@@ -77,7 +81,7 @@ def model_card(run: Run, data: Data, point: Point, *, certificate: Sequence[str]
         total_parameters=trained["total_parameters"],
         scores=tuple(_card_scores(run, data, point)),
         recipe=run.recipe.to_yaml(),
-        forgotten=tuple(_capitalised(f"{lost_in_words(row)}.") for row in lost),
+        forgotten=tuple(_capitalised(f"{lost_in_words(row)}.") for row in lost.values()),
         limits=(
             *_broken(forgetting, point, data=data),
             "Scores hold for records like those of the test split.",
@@ -151,11 +155,19 @@ def _directions(value: Mapping[str, Any]) -> dict[str, bool]:
 
 
 def _few_shot(run: Run, *, higher_is_better: Mapping[str, bool]) -> dict[tuple[str, str], str]:
-    """Return the best few-shot score of each task and metric, with its number of examples: "0.2400 (4 shots)"."""
+    """Return the best few-shot score of each task and metric, with its number of examples: "0.2400 (4 shots)".
+
+    Where it was picked from several, the words say so.
+    """
     values = (read_json(path) for path in sorted((run.folder / BASE).glob("*-shot-*/scores.json")))
     best: dict[tuple[str, str], FewShot] = {}
+    num_tried: Counter[tuple[str, str]] = Counter()
     for found in few_shot_scores([read_shot_row(value) for value in values]):
         place, sign = (found.task, found.metric), 1 if higher_is_better.get(found.metric, True) else -1
+        num_tried[place] += 1
         if place not in best or sign * found.mean > sign * best[place].mean:
             best[place] = found
-    return {place: f"{found.mean:.4f} ({found.name.removeprefix('base, ')})" for place, found in best.items()}
+    picked = {place: f", the best of {tried}" if tried > 1 else "" for place, tried in num_tried.items()}
+    return {
+        place: f"{found.mean:.4f} ({found.name.removeprefix('base, ')}{picked[place]})" for place, found in best.items()
+    }

@@ -12,10 +12,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from keeptune.data.record import ALL_TASKS, OTHER_TASKS
-from keeptune.stages.budgets import main_metric
+from keeptune.stages.budget_rows import left_out_elsewhere, under_budget
+from keeptune.stages.budgets import budgets_of, main_metric
 from keeptune.stages.computing import policy_of
 from keeptune.stages.data import Data, evaluation_split, max_new_tokens_on_test
 from keeptune.stages.harness import Harness, ask_all, harness_answers, harness_rows
+from keeptune.stages.left_out import at_chance
 from keeptune.stages.methods import method_of
 from keeptune.stages.openings import record_opening
 from keeptune.stages.run import Run, is_done, stage_key
@@ -177,23 +179,34 @@ def _forgetting(
     base = _others(all_of_base, data)
     base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
     asked = harness_answers(run, None)
+    budgets = budgets_of(run.recipe, harness=harness)
+    left_out = at_chance([*all_of_base, *asked], budgets=budgets, tasks=data.untrained_tasks, harness=harness)
     rows: list[dict[str, Any]] = []
+    budgeted: list[dict[str, Any]] = []
+    elsewhere: list[dict[str, Any]] = []
     broken = [{"model": BASE, "alpha": None, **asdict(c)} for c in canaries(all_of_base).values()]
     for method in methods:
         for point in points(run, method):
             answers = read_answers(point.test)
             tuned = _others(answers, data) if base else []
+            weighed = read_answers(point.texts) if base_texts else []
+            of_harness = harness_answers(run, point)
             facts = {"model": method.name, "alpha": point.alpha}
             rows += [facts | row for row in lost_rows(base, tuned, metric=metric)]
-            if base_texts:
-                weighed = read_answers(point.texts)
-                rows += [facts | row for row in lost_rows(base_texts, weighed, metric="loss")]
-            rows += [facts | row for row in harness_rows(asked, harness_answers(run, point), harness=harness)]
+            rows += [facts | row for row in lost_rows(base_texts, weighed, metric="loss")]
+            rows += [facts | row for row in harness_rows(asked, of_harness, harness=harness)]
+            before, after = (*base, *base_texts, *asked), (*tuned, *weighed, *of_harness)
+            how = {"budgets": budgets, "left_out": left_out, "tasks": data.untrained_tasks}
+            budgeted += [facts | row for row in under_budget(before, after, **how)]
+            metrics = [*run.recipe.evaluation.metrics, "loss"]
+            elsewhere += [facts | row for row in left_out_elsewhere(before, after, metrics=metrics, left_out=left_out)]
             broken += [facts | asdict(c) for c in canaries(answers).values()]
     return {
         "metric": metric,
         "suites": sorted({row["suite"] for row in rows}),
         "rows": rows,
+        "under_budget": budgeted,
+        "left_out": elsewhere,
         "canaries": broken,
         "noise": _noise(run, base, data, metric=metric),
         "texts": dict(texts.audit) if texts is not None else {},

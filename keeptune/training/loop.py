@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn
 
@@ -153,20 +153,44 @@ def train(
     return _finished(run, state)
 
 
+@dataclass(frozen=True, slots=True)
+class _EpochLoss:
+    """The loss over the target tokens of an epoch so far, from the step on at which this process began."""
+
+    nats: float = 0.0
+    num_targets: int = 0
+    epoch: int = 0
+
+    @property
+    def mean(self) -> float:
+        """In nats per target token."""
+        return self.nats / self.num_targets
+
+    def after(self, loss: float, *, step: Step, epoch: int) -> _EpochLoss:
+        """Return it after a step of `epoch` with the mean `loss`."""
+        nats, num_targets = loss * step.num_targets, step.num_targets
+        if epoch != self.epoch:
+            return _EpochLoss(nats, num_targets, epoch)
+        return _EpochLoss(self.nats + nats, self.num_targets + num_targets, epoch)
+
+
 def _steps_taken(run: Run, state: TrainingState) -> TrainingState:
     """Take the steps that are left; the loop itself.
 
     Raises:
         Interrupted: a stop was asked for; the state after the last whole step is saved.
     """
-    saved = state
+    saved, shown = state, _EpochLoss()
     try:
         # A stop amid the validation after a step left that validation to this start.
         state, saved = settled(run, state, saved=saved)
         for step in _steps_after(run, state.step):
             if run.selection.out_of_patience(state.validations):
                 break
-            state = _taken(run, state, step=step)
+            state, loss = _taken(run, state, step=step)
+            shown = shown.after(loss, step=step, epoch=int(run.plan.epochs_done(state.step - 1)))
+            note = f"step {state.step}, mean train loss {shown.mean:.3f}"
+            run.progress.advance(step.num_tokens, note=note)
             state, saved = settled(run, state, saved=saved)
     except (Stopped, Interrupted) as error:
         if state != saved:
@@ -230,8 +254,8 @@ def _steps_after(run: Run, step: int) -> Iterator[Step]:
         yield from steps
 
 
-def _taken(run: Run, state: TrainingState, *, step: Step) -> TrainingState:
-    """Return the state after one update of the trained parameters."""
+def _taken(run: Run, state: TrainingState, *, step: Step) -> tuple[TrainingState, float]:
+    """Return the state after one update of the trained parameters, and the step's loss before it."""
     started = time.perf_counter()
     work, settings, number = run.work, run.settings, state.step + 1
     torch.manual_seed(step_seed(settings.seed, step=number, rank=work.world.rank))
@@ -269,8 +293,7 @@ def _taken(run: Run, state: TrainingState, *, step: Step) -> TrainingState:
         orthogonality=orthogonality,
     )
     run.note("step", record=event)
-    run.progress.advance(step.num_tokens, note=f"step {number}, train loss {accumulated.loss:.3f}")
-    return state
+    return state, accumulated.loss
 
 
 def _finished(run: Run, state: TrainingState) -> TrainingResult:

@@ -323,13 +323,18 @@ def lost_row(
 
 
 def write_forgetting(run: Path, *, verdict: str | None = None) -> Path:
-    """Add to a run with the other tasks boolq and wiki what it forgot; with a verdict, its choice too."""
-    rows = []
+    """Add to a run with the other tasks boolq and wiki what it forgot; with a verdict, its choice too.
+
+    The budget on all other tasks leaves wiki out.
+    """
+    rows, under_budget, left_out = [], [], []
     for alpha, share in ((0.3, 0.2), (1.0, 1.0)):
         for model, most in (("full", 0.3), ("lora", 0.2)):
             for suite, part in (("boolq", 1.0), ("wiki", 0.4), ("others", 0.7)):
                 rows.append(lost_row(model, suite, most * part * share, alpha=alpha))
             rows.append(lost_row(model, "self", most * share / 2, alpha=alpha, metric="loss"))
+            under_budget.append(lost_row(model, "others", most * share, alpha=alpha) | {"without": ["wiki"]})
+            left_out.append(lost_row(model, "wiki", most * share * 2, alpha=alpha, metric="token_f1"))
     counts = {"num_records": 100, "num_unended": 7, "num_empty": 0, "num_looping": 3}
     canaries = [
         {"model": "base", "alpha": None, "task": "boolq", **dict.fromkeys(counts, 0), "num_records": 100},
@@ -337,6 +342,7 @@ def write_forgetting(run: Path, *, verdict: str | None = None) -> Path:
     ]
     noise = {"num_records": 200, "num_answers_changed": 3, "num_scores_changed": 1, "largest_loss_change": 0.0004}
     value = {"metric": "rougeL", "suites": ["boolq", "others", "self", "wiki"], "rows": rows, "canaries": canaries}
+    value |= {"under_budget": under_budget, "left_out": left_out} if verdict else {}
     write_json(run / "forgetting.json", value | {"noise": noise, "texts": {}})
     for model in ("full", "lora"):
         scores = scores_file(model, ["ag_news"])
@@ -394,6 +400,7 @@ def write_certificate(run: Path, verdict: str) -> Path:
         "certified": [],
         "limits": ["It names these weights."],
         "opening": 2,
+        "ledger": "/home/ada/.keeptune/ledger.jsonl",
         "delta": 0.025,
         "confidence": 0.95,
         "items": {"others": 400},

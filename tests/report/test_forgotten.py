@@ -11,7 +11,9 @@ import pytest
 
 from keeptune.report.answers import read_flips
 from keeptune.report.figures import Mark, frontier_svg
-from keeptune.report.losses import drift_panels, forgotten_number, frontier, matrix, not_measured
+from keeptune.report.layout import colours, score_groups, task_tables
+from keeptune.report.losses import drift_panels, frontier, matrix, not_measured
+from keeptune.report.lost_words import forgotten_numbers
 from keeptune.report.page import write_report
 from keeptune.report.reading import RunFolder
 from keeptune.report.tables import read_report
@@ -130,12 +132,12 @@ def test_the_frontier_has_a_point_a_method_and_alpha_and_the_base_at_zero(tmp_pa
     assert found is not None
     assert [(row.name, row.alpha, row.lost[:6], row.delivered) for row in found.rows] == [
         ("base", "", "0.000", False),
-        ("full", "0.3", "+0.042", False),
-        ("full", "1", "+0.210", False),
-        ("lora", "0.3", "+0.028", True),
-        ("lora", "1", "+0.140", False),
+        ("full", "0.3", "+0.060", False),
+        ("full", "1", "+0.300", False),
+        ("lora", "0.3", "+0.040", True),
+        ("lora", "1", "+0.200", False),
     ]
-    assert (found.suite, found.metric, found.budget) == ("all other tasks", "ROUGE-L", "0.05 of ROUGE-L")
+    assert (found.suite, found.metric, found.budget) == ("all other tasks but wiki", "ROUGE-L", "0.05 of ROUGE-L")
     assert "lora" not in found.figure
 
 
@@ -168,7 +170,7 @@ def test_the_matrix_says_without_colour_how_much_was_lost(tmp_path: Path) -> Non
     cells = {row.suite: row.cells[0] for row in found.rows}
     assert (cells["boolq"].mark, cells["boolq"].tint) == ("▼▼▼", "loss3")
     assert (cells["wiki"].mark, cells["gain"].mark) == ("≈", "▲")
-    assert cells["riddles"].mark == "∅" and "nothing to lose" in cells["riddles"].detail
+    assert cells["riddles"].mark == "∅" and cells["riddles"].detail.endswith("; base no better than chance (0.100)")
     assert cells["text that the base wrote"].detail == (
         "a token becomes 1.1 times less likely; 31 records lost, 4 gained; KL 0.134 nats"
     )
@@ -176,9 +178,132 @@ def test_the_matrix_says_without_colour_how_much_was_lost(tmp_path: Path) -> Non
 
 def test_the_delivered_alpha_has_a_column_and_a_tile_of_its_own(tmp_path: Path) -> None:
     report = read_report(a_run(tmp_path, verdict="CERTIFIED"))
-    found, tile = matrix(report), forgotten_number(report)
+    found = matrix(report)
     assert found is not None and found.columns == (("lora", "delivered, alpha 0.3"), ("full", ""), ("lora", ""))
-    assert tile is not None and (tile.label, tile.value) == ("Forgotten", "+0.028")
+
+
+def test_the_certified_figure_stands_beside_the_reported_one_of_the_same_tasks(tmp_path: Path) -> None:
+    reported, certified = forgotten_numbers(read_report(a_run(tmp_path, verdict="CERTIFIED")))
+    assert (reported.label, reported.value) == ("Forgotten, on test", "0.040")
+    assert reported.note == "ROUGE-L lost on all other tasks but wiki; 95 %: 0.020 to 0.060; 100 records"
+    assert (certified.label, certified.value) == ("Forgotten, certified", "0.012")
+    assert certified.note.replace("\u00a0", " ") == (
+        "on the same tasks; at most 0.038 with 98.75 % confidence; budget 0.050; 800 records set aside for this"
+    )
+
+
+def test_a_reported_figure_of_other_tasks_than_the_certified_ones_does_not_stand_beside_them(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    for row in value["under_budget"]:
+        row["without"] = []
+    write_json(run / "forgetting.json", value)
+    (certified,) = forgotten_numbers(read_report(run))
+    assert certified.note.startswith("on all other tasks; at most 0.038")
+
+
+def test_the_delivered_model_stands_in_the_tables_of_models(tmp_path: Path) -> None:
+    report = read_report(a_run(tmp_path, verdict="CERTIFIED"))
+    rows = {row.model: (row.mean, row.selected) for row in score_groups(report)[0].rows}
+    name = "lora at alpha 0.3 (delivered)"
+    assert (rows[name], rows["lora"]) == (("0.345", False), ("0.431", False))
+    (table, *_) = task_tables(report)
+    assert table.columns == ("base", name, "full", "lora")
+    assert colours(report)[name] == colours(report)["lora"]
+
+
+def test_the_section_says_who_counted_the_openings_and_what_a_later_one_costs(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    words = page_of(run).words.replace("\u00a0", " ")
+    assert (
+        "This was opening 2 of these records, counted over all openings that /home/ada/.keeptune/ledger.jsonl knows. "
+        "Earlier models were tested on them, which left less room for error: this time the budget had to be shown at "
+        "97.5 % confidence, because the recipe asks for 95 % over all openings of these records together. That takes "
+        "more records than a first opening." in words
+    )
+    value = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
+    write_json(run / "certificate.json", value | {"opening": 1, "delta": 0.04, "ledger": None})
+    words = page_of(run).words.replace("\u00a0", " ")
+    assert (
+        "This was the first time that a model was tested on these records, counted over this run folder alone; "
+        "openings in other run folders are not known. It was tested at 96 % confidence, because" in words
+    )
+
+
+def test_broken_answers_of_the_base_and_on_other_tasks_are_said_on_the_first_screen(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    counts = {"num_records": 100, "num_unended": 60, "num_empty": 0, "num_looping": 60}
+    none = dict.fromkeys(counts, 0) | {"num_records": 100}
+    value["canaries"] = [
+        {"model": "base", "alpha": None, "task": "ag_news", **counts},
+        {"model": "base", "alpha": None, "task": "boolq", **none},
+        {"model": "lora", "alpha": 0.3, "task": "ag_news", **none},
+        {"model": "lora", "alpha": 0.3, "task": "boolq", **counts},
+    ]
+    write_json(run / "forgetting.json", value)
+    first = page_of(run).words.partition("How to read this page")[0]
+    assert "The base model’s answers are broken: 60 of 100 test answers never end: they are cut off after" in first
+    assert "On tasks that it was not trained on, the model’s answers are broken: 60 of 100 test answers" in first
+    assert "(base: 0 of 100)" in first
+
+
+def test_a_gain_is_called_one(tmp_path: Path) -> None:
+    run = a_run(tmp_path)
+    write_json(run / "selection.json", {"selected": "lora", "alpha": 1.0, "values": {"lora": 0.4}})
+    rows = [lost_row("lora", "boolq", -0.16), lost_row("lora", "others", -0.16)]
+    write_json(run / "forgetting.json", {"metric": "rougeL", "rows": rows, "noise": None})
+    (tile,) = forgotten_numbers(read_report(run))
+    assert (tile.label, tile.value) == ("Gained", "0.160")
+    assert tile.note == "ROUGE-L gained on all other tasks; 95 %: 0.140 to 0.180; 100 records"
+
+
+def test_what_was_lost_in_another_metric_is_said_where_nothing_is_certified(tmp_path: Path) -> None:
+    run = a_run(tmp_path, verdict="CERTIFIED")
+    said = "In another metric: Token F1 on wiki dropped by 0.080 (95 % interval 0.060 to 0.100)."
+    assert said in page_of(run).words
+    value = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
+    value["left_out_at_chance"] = {
+        "wiki": {"suite": "wiki", "budget": "others", "metric": "rougeL", "base": 0.0, "chance": 0.0}
+    }
+    write_json(run / "certificate.json", value)
+    assert f"Not certified for wiki: the base model has no ROUGE-L to lose there. {said}" in page_of(run).words
+    found = matrix(read_report(run))
+    assert found is not None
+    assert [(row.suite, row.metric) for row in found.rows[-2:]] == [
+        ("all other tasks but wiki", "ROUGE-L"),
+        ("wiki", "Token F1"),
+    ]
+
+
+def budget_of(run: Path, suite: str, *, metric: str) -> Path:
+    value = json.loads((run / "certificate.json").read_text(encoding="utf-8"))
+    budget = {"text": f"5 points of {metric}", "amount": 0.05, "unit": "points", "metric": metric}
+    write_json(run / "certificate.json", value | {"budgets": {suite: budget}, "left_out_at_chance": {}})
+    return run
+
+
+def test_a_budget_on_a_single_task_is_drawn_with_that_task(tmp_path: Path) -> None:
+    found = frontier(read_report(budget_of(a_run(tmp_path, verdict="CERTIFIED"), "boolq", metric="rougeL")))
+    assert found is not None
+    assert (found.suite, found.metric, found.budget) == ("boolq", "ROUGE-L", "0.05 of ROUGE-L")
+    assert ">budget<" in found.figure
+    assert [row.lost for row in found.rows if row.delivered] == ["+0.040 (+0.020 to +0.060)"]
+
+
+def test_a_budget_in_another_metric_is_drawn_in_that_metric_or_not_at_all(tmp_path: Path) -> None:
+    run = budget_of(a_run(tmp_path, verdict="CERTIFIED"), "wiki", metric="token_f1")
+    found = frontier(read_report(run))
+    assert found is not None
+    assert (found.suite, found.metric, found.budget) == ("all other tasks", "ROUGE-L", "")
+    assert ">budget<" not in found.figure
+    value = json.loads((run / "forgetting.json").read_text(encoding="utf-8"))
+    value["under_budget"] = [lost_row("lora", "wiki", 0.03, alpha=0.3, metric="token_f1")]
+    write_json(run / "forgetting.json", value)
+    found = frontier(read_report(run))
+    assert found is not None
+    assert (found.suite, found.metric, found.budget) == ("wiki", "Token F1", "0.05 of Token F1")
+    assert ">budget<" in found.figure
 
 
 def test_the_drift_stands_beside_the_loss(tmp_path: Path) -> None:
@@ -276,15 +401,14 @@ def test_a_run_that_delivers_nothing_says_why(tmp_path: Path) -> None:
 def test_the_first_sentence_speaks_of_the_delivered_model_and_not_of_the_whole_training(tmp_path: Path) -> None:
     words = page_of(a_run(tmp_path, verdict="CERTIFIED")).words.replace("\u00a0", " ")
     # 0.8 of the whole training's 0.431, which the run folder holds at alpha 0.3.
+    assert "and scaled to 30 % of its change, reaches ROUGE-L 0.345 (95 % interval" in words
     assert (
-        "and scaled to 30 % of its change, reaches ROUGE-L 0.345 on 100 test records of the same task (base 0.118; "
-        "95 % interval" in words
+        "reaches 0.431 (0.363 to 0.499), and loses 0.200 (0.180 to 0.220) of ROUGE-L on all other tasks but wiki,"
+        in words
     )
-    assert (
-        "The whole training (alpha 1) reaches 0.431, and loses 0.140 (0.120 to 0.160) of ROUGE-L on all other" in words
-    )
-    assert "where this model loses 0.028 (0.008 to 0.048). Scores on this page without an alpha are those of" in words
-    assert "ROUGE-L 0.345 base 0.118, 100 test records of ag_news … of the whole training 0.431 not delivered" in words
+    assert "where this model loses 0.040 (0.020 to 0.060). Scores on this page without an alpha are those of" in words
+    assert "; base 0.118; 100 test records of ag_news Forgotten, on test 0.040 " in words
+    assert "ROUGE-L of the whole training 0.431 95 %: 0.363 to 0.499; not delivered; 100 test records" in words
 
 
 def test_the_frontier_stands_on_the_first_screen(tmp_path: Path) -> None:
@@ -322,8 +446,8 @@ def test_every_point_of_the_frontier_has_its_interval(tmp_path: Path) -> None:
 def test_each_test_of_the_certificate_is_in_the_page_and_in_the_numbers(tmp_path: Path) -> None:
     run = a_run(tmp_path, verdict="CERTIFIED")
     words = page_of(run).words
-    assert "lora 0.3 all other tasks ROUGE-L +0.012 +0.038 0.050 0.0021 64 of 800 ▲ kept" in words
-    assert "full 0.3 all other tasks ROUGE-L +0.012 +0.071 0.050 0.3100 64 of 800 ▼ not shown" in words
+    assert "lora 0.3 all other tasks but wiki ROUGE-L +0.012 +0.038 0.050 0.0021 64 of 800 ▲ kept" in words
+    assert "full 0.3 all other tasks but wiki ROUGE-L +0.012 +0.071 0.050 0.3100 64 of 800 ▼ not shown" in words
     tests = report_json(run)["certificate"]["tests"]
     assert tests[0] == {
         "model": "lora", "alpha": 0.3, "suite": "others", "metric": "rougeL", "lost": 0.012, "bound": 0.038,
@@ -342,7 +466,8 @@ def test_a_p_value_has_the_digits_that_matter(value: float | None, words: str) -
 def test_what_is_delivered_and_what_the_way_reaches_are_in_the_numbers(tmp_path: Path) -> None:
     value = report_json(a_run(tmp_path, verdict="CERTIFIED"))
     assert value["delivered"] == {"model": "lora", "alpha": 0.3}
-    reached = {(row["model"], row["alpha"]): row["mean"] for row in value["on_the_way"] if row["metric"] == "rougeL"}
+    of_all = [row for row in value["on_the_way"] if (row["metric"], row["task"]) == ("rougeL", "all")]
+    reached = {(row["model"], row["alpha"]): row["mean"] for row in of_all}
     assert reached == {("full", 0.3): pytest.approx(0.3216), ("lora", 0.3): pytest.approx(0.3448)}
 
 

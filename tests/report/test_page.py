@@ -230,7 +230,7 @@ def test_what_became_of_another_task_is_said_by_its_interval(
     scores = json.loads((run / "base/zero-shot/scores.json").read_text(encoding="utf-8"))
     scores["scores"] = [row | {"mean": 0.0} for row in scores["scores"]]
     write_json(run / "base/zero-shot/scores.json", scores)
-    assert "). The base scored 0 there, and had nothing to lose." in page_of(run).words
+    assert "). The base scored 0 there, and had no ROUGE-L to lose." in page_of(run).words
     write_json(run / "paired.json", {"paired": []})
     assert "it reaches ROUGE-L 0.042; the base was not scored there." in page_of(run).words
 
@@ -454,7 +454,7 @@ def test_a_method_that_changes_no_score_is_not_called_unclear(tmp_path: Path) ->
         "tasks: it stays 0.118",
         "On another task, boolq, which it was not trained on, it changes no record’s score: ROUGE-L went from",
         "0 0 = no score changed",
-        "≈ unclear, = no record’s score changed, ∅ both have 0, and the base had no score to lose.",
+        "≈ unclear, = no record’s score changed, ∅ both have 0 in this metric, and the base had none of it to lose.",
     ):
         assert words in page.words, words
     assert "≈ unclear 0" not in page.words and "0 ≈ unclear" not in page.words

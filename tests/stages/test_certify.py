@@ -128,7 +128,7 @@ def test_others_leaves_out_tasks_at_chance_and_says_so(run: Scripted) -> None:
     assert found["verdict"] == "CERTIFIED"
     assert {cell["measured"]["mean"] for cell in found["cells"]} == {0.0}
     assert found["left_out_at_chance"] == {"riddles": left_out("riddles")}
-    first = "Not certified for riddles (exact_match 0, chance 0): the base model scores no better than"
+    first = "Not certified for riddles: the base model has no exact_match to lose there. "
     assert found["sentence"].startswith(first)
     num_left = sum(1 for line in certify_lines(run) if line["task"] != "riddles")
     assert found["items"] == {"others": num_left}
@@ -298,7 +298,7 @@ def test_the_terminal_names_what_is_not_certified_first(run: Scripted) -> None:
     show_certificate(console, run.folder / "certificate.json")
     lines = console.file.getvalue().strip().splitlines()  # pyright: ignore[reportAttributeAccessIssue]
     assert lines[0] == "CERTIFIED, EXCEPT FOR riddles"
-    assert lines[1].startswith("Not certified for riddles (exact_match 0, chance 0): the base model scores no better")
+    assert lines[1].startswith("Not certified for riddles: the base model has no exact_match to lose there.")
 
 
 def test_where_nothing_is_certified_the_prompt_that_is_best_on_validation_is_named(

@@ -426,7 +426,11 @@ def test_each_step_and_each_validation_says_which_loss_it_shows(tmp_path: Path) 
             said.append(text)
 
     result = run(make_model(), tmp_path, progress=Listener(), validate=lambda _: 0.25, select_by="rougeL")
-    assert re.fullmatch(r"step 1, train loss \d+\.\d{3}", notes[0])
+    assert re.fullmatch(r"step 1, mean train loss \d+\.\d{3}", notes[0])
+    lines = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text(encoding="utf-8").splitlines()]
+    steps = [line for line in lines if line["event"] == "step" and 1.0 < line["epoch"] <= 2.0]
+    mean = sum(s["loss"] * s["num_targets"] for s in steps) / sum(s["num_targets"] for s in steps)
+    assert notes[steps[-1]["step"] - 1] == f"step {steps[-1]['step']}, mean train loss {mean:.3f}"
     expected = [
         f"After step {v.step}: validation loss {v.loss:.3f}" + ("" if v.metric is None else ", validation rougeL 0.250")
         for v in result.validation
