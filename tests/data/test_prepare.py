@@ -408,9 +408,10 @@ def test_dialogsum_is_split_with_its_near_duplicates_together() -> None:
     result = prepared(source)
     lines = [[int(o.split(":")[1]) for o in (p.first, p.second)] for p in result.audit.near_duplicates.examples]
     assert lines == [[114, 435], [263, 408]]
-    assert result.audit.groups.num_groups == 496
+    # Five more pairs share most of a dialogue.
+    assert result.audit.groups.num_groups == 491
     split_of = {int(r.origin.split(":")[1]): split for split in SPLIT_NAMES for r in result.records[split]}
-    for first, second in ([44, 117], [165, 192], *lines):
+    for first, second in ([44, 117], [165, 192], [34, 298], *lines):
         assert split_of[first] == split_of[second]
     assert result.audit.leaks["exact"].num_train_records == result.audit.leaks["near"].num_train_records == 0
 
