@@ -72,13 +72,7 @@ def certify(run: Run, *, data: Data | None = None) -> Path:
     answered = [run.folder / name / "certify" for name in methods]
     _require_measured(run, methods, base=judged_by_test(asked, data))
     reported = reported_answers(run)
-    left_out = at_chance(
-        reported,
-        budgets=asked,
-        tasks=data.untrained_tasks,
-        harness=harness,
-        confidence=run.recipe.retention.confidence,
-    )
+    left_out = at_chance(run, data, reported, budgets=asked, harness=harness)
     tested_budgets(asked, left_out)
     session = Session(run, data, suites.texts, harness, asked, left_out, largest_inputs(reported), "")
     session = replace(session, key=question_key(session, methods))

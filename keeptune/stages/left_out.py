@@ -33,18 +33,13 @@ def reported_answers(run: Run) -> list[Answer]:
 
 
 def at_chance(
-    base: Sequence[Answer],
-    *,
-    budgets: Mapping[str, Budget],
-    tasks: frozenset[str],
-    harness: Harness | None,
-    confidence: float,
+    run: Run, data: Data, base: Sequence[Answer], *, budgets: Mapping[str, Budget], harness: Harness | None
 ) -> tuple[LeftOut, ...]:
     """Return the suites on which a base with these answers has nothing to lose, each in the metric of its own budget.
 
-    The test that tells it from chance has the level of the certificate, one minus its `confidence`.
+    The test that tells it from chance has the level of the certificate, one minus its confidence.
 
-    Of "others" it is each of the other `tasks` in the metric of that budget, and "others" itself where all of them are
+    Of "others" it is each of the other tasks in the metric of that budget, and "others" itself where all of them are
     at chance. A suite whose base scores no more than the budget is one too: no model could break it. A suite without
     scored answers stays, and so does any under a budget in nats: a loss has no chance level, and no end.
     """
@@ -57,19 +52,21 @@ def at_chance(
         answers = [answer for answer in base if answer.task in suites]
         if not answers or any(metric not in answer.metrics for answer in answers):
             return None
-        found = chance_of(answers, metric=metric, least=levels.get(named, 0.0), level=1.0 - confidence)
+        found = chance_of(
+            answers, metric=metric, least=levels.get(named, 0.0), level=1.0 - run.recipe.retention.confidence
+        )
         name = named if named == of or named not in budgets else f"{named} of {of}"
         return LeftOut(name, named, of, metric, found.base, found.level), found.above
 
     left_out: list[LeftOut] = []
     for name, budget in budgets.items():
-        members = sorted(tasks) if name == OTHER_TASKS else [name]
+        members = sorted(data.untrained_tasks) if name == OTHER_TASKS else [name]
         found = [judged([suite], named=suite, of=name) for suite in members]
         low = [one[0] for one in found if one is not None and not one[1]]
         left_out += low
         tested = set(members) - {one.suite for one in low}
         answers = [answer for answer in base if answer.task in tested and budget.metric in answer.metrics]
-        if name == OTHER_TASKS and not tested and (all_ := judged(tasks, named=name, of=name)):
+        if name == OTHER_TASKS and not tested and (all_ := judged(data.untrained_tasks, named=name, of=name)):
             left_out.append(all_[0])
         elif answers and budget.unit == "points":
             # The mean of the records' own scores, which the budget is of, as is no corpus score.

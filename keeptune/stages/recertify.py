@@ -137,13 +137,7 @@ def _left_out(run: Run, data: Data, *, budgets: Mapping[str, Budget], harness: H
         answer_base(run, data)
     if harness is not None:
         ask_base(run, data, harness=harness)
-    found = at_chance(
-        reported_answers(run),
-        budgets=budgets,
-        tasks=data.untrained_tasks,
-        harness=harness,
-        confidence=run.recipe.retention.confidence,
-    )
+    found = at_chance(run, data, reported_answers(run), budgets=budgets, harness=harness)
     tested_budgets(budgets, found)
     return found
 

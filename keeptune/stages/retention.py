@@ -180,13 +180,7 @@ def _forgetting(
     base_texts = read_answers(run.folder / BASE / "texts") if texts is not None else []
     asked = harness_answers(run, None)
     budgets = budgets_of(run.recipe, harness=harness)
-    left_out = at_chance(
-        [*all_of_base, *asked],
-        budgets=budgets,
-        tasks=data.untrained_tasks,
-        harness=harness,
-        confidence=run.recipe.retention.confidence,
-    )
+    left_out = at_chance(run, data, [*all_of_base, *asked], budgets=budgets, harness=harness)
     rows: list[dict[str, Any]] = []
     budgeted: list[dict[str, Any]] = []
     elsewhere: list[dict[str, Any]] = []
